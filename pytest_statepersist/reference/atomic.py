@@ -1,0 +1,257 @@
+"""Durable file operations: the only place of the package's stores that syncs and renames.
+
+The law: a name in a directory shows either the whole old content or the whole new content,
+at every instant and after every crash, and once a function here has returned, what it did
+survives power loss. For that each function
+
+* fsyncs a file's data *before* a rename makes it reachable,
+* fsyncs a directory *after* a name in it changed (``fsync(file)`` does not make names durable),
+* creates files as 0600 and directories as 0700 at once, never by a later ``chmod``.
+
+Left-over temporaries of a crash have a shape of their own (`is_temporary`) and are never data.
+All errors of the operating system surface as `StorageError` with the path in question.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+from pathlib import Path
+
+from pytest_statepersist.reference.errors import DamagedData, NotFound, StorageError
+
+__all__ = [
+    "FILE_MODE",
+    "PRIVATE_DIRECTORY_MODE",
+    "create_temporary",
+    "fsync_directory",
+    "is_temporary",
+    "make_directory",
+    "read_bounded",
+    "remove_durably",
+    "remove_temporaries",
+    "temporary_name",
+    "write_atomic",
+]
+
+FILE_MODE = 0o600
+PRIVATE_DIRECTORY_MODE = 0o700
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp~", re.DOTALL)
+_LONGEST_STEM = 200  # bytes of the final name kept in the temporary's: NAME_MAX is 255
+
+PathLike = str | os.PathLike[str]
+
+
+def write_atomic(path: PathLike, data: bytes, *, mode: int = FILE_MODE) -> None:
+    """Replace the content of ``path`` by ``data``: atomic, and durable on return.
+
+    A crash at any moment leaves the old file (or none) or the new one. After an error the
+    old content is still there, with one exception: if only the last directory sync failed,
+    the new content is in place but may not survive a power loss; call again. A symbolic link
+    at ``path`` is replaced, not followed. The directory must exist.
+
+    Raises `StorageError`.
+    """
+    target = Path(path)
+    temporary = create_temporary(target, data, mode=mode)
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        _discard(temporary)
+        raise StorageError(target, error) from error
+    except BaseException:
+        _discard(temporary)
+        raise
+    fsync_directory(target.parent)
+
+
+def create_temporary(target: PathLike, data: bytes, *, mode: int = FILE_MODE) -> Path:
+    """Write ``data``, synced, to a new temporary beside ``target`` and return its path.
+
+    The content is durable on return; the temporary's *name* is not until its directory is
+    synced. Raises `StorageError`, and leaves no temporary then.
+    """
+    goal = Path(target)
+    temporary = goal.parent / temporary_name(goal.name)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    flags |= getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(temporary, flags, mode)
+    except OSError as error:
+        raise StorageError(temporary, error) from error
+    try:
+        try:
+            _write_completely(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        _discard(temporary)
+        raise StorageError(temporary, error) from error
+    except BaseException:
+        _discard(temporary)
+        raise
+    return temporary
+
+
+def _write_completely(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # a write may be short: a signal, a nearly full disk
+        view = view[os.write(descriptor, view) :]
+
+
+def _discard(temporary: Path) -> None:
+    try:
+        os.unlink(temporary)
+    except OSError:
+        pass  # the error under way matters more; `remove_temporaries` will find this file
+
+
+def fsync_directory(path: PathLike) -> None:
+    """Make every name in the directory durable. Raises `StorageError`.
+
+    Windows cannot sync directories; there, names are as durable as NTFS makes them.
+    """
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(path, error) from error
+
+
+def make_directory(path: PathLike, mode: int = PRIVATE_DIRECTORY_MODE) -> None:
+    """Create a directory and its missing parents; each new name is durable on return.
+
+    A crash leaves some prefix of the chain, which the next call completes. The parent of
+    ``path`` is synced even when ``path`` exists: whoever created it may have been killed
+    before it could. Raises `StorageError` (also when a file is in the way).
+    """
+    target = Path(path)
+    missing: list[Path] = []
+    probe = target
+    while not probe.is_dir():
+        missing.append(probe)
+        if probe.parent == probe:
+            break
+        probe = probe.parent
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, mode)
+        except FileExistsError as error:
+            if not directory.is_dir():  # else another process was faster
+                raise StorageError(directory, error) from error
+        except OSError as error:
+            raise StorageError(directory, error) from error
+        fsync_directory(directory.parent)
+    if not missing:
+        fsync_directory(target.parent)
+
+
+def remove_durably(path: PathLike, *, missing_ok: bool = False) -> None:
+    """Remove a file; on return it stays removed after any crash.
+
+    Raises `NotFound` (unless ``missing_ok``) or `StorageError`.
+    """
+    target = Path(path)
+    try:
+        os.unlink(target)
+    except FileNotFoundError:
+        if not missing_ok:
+            raise NotFound(f"{target}: there is no such file to remove") from None
+    except OSError as error:
+        raise StorageError(target, error) from error
+    fsync_directory(target.parent)
+
+
+def temporary_name(name: str) -> str:
+    """Return a fresh temporary's name for a file called ``name``."""
+    stem = name.encode("utf-8", "surrogateescape")[:_LONGEST_STEM].decode("utf-8", "ignore")
+    return f".{stem}.{secrets.token_hex(8)}.tmp~"
+
+
+def is_temporary(name: PathLike) -> bool:
+    """Tell whether a file name (or the last part of a path) has a temporary's shape."""
+    return _TEMPORARY.fullmatch(os.path.basename(os.fspath(name))) is not None
+
+
+def remove_temporaries(directory: PathLike) -> tuple[Path, ...]:
+    """Remove the temporaries of crashed writers in one directory; return what was removed.
+
+    Call it only under the lock that all writers of this directory take: a live writer's
+    temporary looks the same. Sub-directories are not entered, and directories of the shape
+    are left alone. A missing directory holds none. Not synced: if a crash brings one back,
+    the next call removes it again. Raises `StorageError`.
+    """
+    removed: list[Path] = []
+    try:
+        with os.scandir(directory) as entries:
+            found = [
+                Path(entry.path)
+                for entry in entries
+                if is_temporary(entry.name) and not entry.is_dir(follow_symlinks=False)
+            ]
+        for path in sorted(found):
+            os.unlink(path)
+            removed.append(path)
+    except FileNotFoundError:
+        return tuple(removed)
+    except OSError as error:
+        raise StorageError(directory, error) from error
+    return tuple(removed)
+
+
+def read_bounded(path: PathLike, limit: int, *, follow_symlinks: bool = True) -> bytes:
+    """Return the content of a regular file of at most ``limit`` bytes.
+
+    Raises `NotFound`; `DamagedData` for a larger file, a pipe, a directory, or (with
+    ``follow_symlinks=False``) a symbolic link: none of them can be what we wrote;
+    `StorageError` for the rest.
+    """
+    # O_NONBLOCK: a pipe in the place of a file would otherwise stop us for ever.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags |= getattr(os, "O_BINARY", 0)
+    if not follow_symlinks:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise NotFound(f"{os.fspath(path)}: there is no such file") from None
+    except OSError as error:
+        if not follow_symlinks and error.errno in (errno.ELOOP, errno.EMLINK):
+            raise DamagedData(
+                f"{os.fspath(path)}: is a symbolic link, which this store never writes and "
+                "does not follow; put the file itself in its place"
+            ) from error
+        raise StorageError(path, error) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DamagedData(f"{os.fspath(path)}: is not a regular file")
+        return _read_all(descriptor, path, limit)
+    except OSError as error:
+        raise StorageError(path, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _read_all(descriptor: int, path: PathLike, limit: int) -> bytes:
+    pieces: list[bytes] = []
+    left = limit + 1
+    while left > 0:
+        piece = os.read(descriptor, min(left, 1 << 20))
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        left -= len(piece)
+    raise DamagedData(
+        f"{os.fspath(path)}: holds more than {limit} bytes, the most that is accepted here; "
+        "it was not written by this store, or the limit is too small"
+    )

@@ -1,0 +1,96 @@
+"""One writer at a time: the lock that every store of this package takes.
+
+The law: a `StoreLock` excludes other threads *and* other processes, and a thread that holds
+it may take it again. It is an operating-system lock, so a killed holder releases it; the lock
+file stays behind, empty, and means nothing by its mere existence.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from pytest_statepersist.reference.errors import LockTimeout, StorageError
+
+__all__ = ["StoreLock"]
+
+# Where flock is missing, newer filelock would fall back to "the file exists", which a killed
+# holder never releases. Older versions have no such fallback and no such option.
+_OPTIONS: Mapping[str, Any] = (
+    {"fallback_to_soft": False}
+    if "fallback_to_soft" in inspect.signature(filelock.FileLock.__init__).parameters
+    else {}
+)
+
+
+class StoreLock:
+    """An exclusive lock on ``path``, for use in ``with``; reentrant in one thread.
+
+    ``timeout`` is in seconds; 0 tries once. Entering raises `LockTimeout` when it passes, and
+    `StorageError` when the lock file cannot be opened. The directory must exist. Two
+    `StoreLock` objects on one path exclude each other, in one thread too: share the object.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
+        self.path = Path(path)
+        self.timeout = timeout
+        self._between_threads = threading.RLock()
+        self._between_processes = filelock.FileLock(
+            str(self.path), mode=0o600, thread_local=False, **_OPTIONS
+        )
+        self._depth = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether some thread holds the lock through this object."""
+        return self._depth > 0
+
+    def acquire(self) -> None:
+        """Take the lock, waiting up to ``timeout`` seconds. Raises `LockTimeout`."""
+        deadline = time.monotonic() + self.timeout
+        if not self._between_threads.acquire(timeout=max(0.0, self.timeout)):
+            raise self._timed_out("another thread")
+        try:
+            if self._depth == 0:
+                self._between_processes.acquire(
+                    timeout=max(0.0, deadline - time.monotonic()), poll_interval=0.01
+                )
+            self._depth += 1
+        except filelock.Timeout:
+            self._between_threads.release()
+            raise self._timed_out("another process or store object") from None
+        except OSError as error:
+            self._between_threads.release()
+            raise StorageError(self.path, error) from error
+        except BaseException:
+            self._between_threads.release()
+            raise
+
+    def release(self) -> None:
+        """Give back one `acquire`; the last one lets others in."""
+        try:
+            self._depth -= 1
+            if self._depth == 0:
+                self._between_processes.release()
+        finally:
+            self._between_threads.release()
+
+    def __enter__(self) -> StoreLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def _timed_out(self, holder: str) -> LockTimeout:
+        return LockTimeout(
+            f"{self.path}: {holder} kept the lock for more than {self.timeout:g} s; "
+            "wait for it to finish, or open the store with a larger timeout"
+        )
