@@ -1,0 +1,280 @@
+"""What the sync calls of a trace make durable, and what they let overtake the order.
+
+Belongs here: from `Effects` to two facts about each effect. Rules:
+
+1. ``forced[e]`` are the crash points at which effect e must be on disk, as half-open spans. A sync
+   at index i forces from crash point i + 1: one that is still running forces nothing.
+2. ``exempt[e]`` is the first crash point at which the order of metadata no longer binds e: a log
+   may write it with the sync that was called there.
+3. A forced set is closed under what its members need, except under an order that is waived.
+4. A sync never forces data of another file, nor the data of a directory's children.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.effects import Cell, Effects, Kind
+from pytest_statepersist.core.models import FsyncDirectory, FsyncFile, MetadataOrder, SyncCall
+from pytest_statepersist.core.tree import Directory
+
+__all__ = ["NEVER", "Forcing", "force"]
+
+NEVER = 1 << 60
+"""A crash point after every trace."""
+
+_OWN = frozenset({Kind.DATA, Kind.ZERO_TAIL, Kind.RAISE, Kind.SET_SIZE})
+
+
+class Forcing:
+    """The result: ``forced[e]`` and ``exempt[e]`` for each effect, and where either changes."""
+
+    def __init__(self, effects: Effects) -> None:
+        self.forced: list[list[tuple[int, int]]] = [[] for _ in range(len(effects))]
+        self.exempt: dict[int, int] = {}
+        self.loosened: dict[int, set[int]] = defaultdict(set)
+        """Crash point → effects that are bound less from there on than one point earlier."""
+
+    def forced_at(self, effect: int, point: int) -> bool:
+        """Say whether an effect must be on disk at a crash point."""
+        return any(begin <= point < end for begin, end in self.forced[effect])
+
+
+def force(effects: Effects) -> Forcing:
+    """Work out what the syncs of a trace force; time is linear in the number of effects."""
+    return _Forcer(effects).run()
+
+
+class _Forcer:
+    def __init__(self, effects: Effects) -> None:
+        self.effects = effects
+        self.model = effects.model
+        self.out = Forcing(effects)
+        self.for_good: list[bool] = [False] * len(effects)
+        self.eager: list[int] = []
+        self.eager_done = 0
+        self.own: dict[int, list[int]] = defaultdict(list)
+        self.soft: dict[int, list[int]] = defaultdict(list)
+        self.entries_of: dict[int, list[int]] = defaultdict(list)
+        self.names_of: dict[int, list[int]] = defaultdict(list)
+        self.last_change: dict[int, int] = {}
+        self.synced: set[int] = set()
+        self.in_log: list[int] = []
+        self.everything_done = 0
+        self.directories = {op.ROOT}
+
+    def run(self) -> Forcing:
+        trace = self.effects.trace
+        self.directories |= {n for n, node in trace.base.nodes.items() if isinstance(node, Directory)}
+        for index, operation in enumerate(trace.operations):
+            if isinstance(operation, op.Mkdir):
+                self.directories.add(operation.inode)
+            self._note(index)
+            if self.model.page_cache_survives:
+                self._force(self.effects.of_operation[index], index)
+                continue
+            match operation:
+                case op.Fsync(failed=False):
+                    self._fsync(index, operation)
+                case op.Write() if operation.durability is not op.Durability.NONE:
+                    self._durable_write(index, operation)
+                case op.SyncRange():
+                    end = operation.offset + operation.length
+                    self._range(index, operation.inode, operation.offset, end)
+                case op.SyncAll():
+                    self._sync_all(index)
+                case _:
+                    pass
+        return self.out
+
+    # -- what a later sync may force ------------------------------------------------------------
+
+    def _note(self, operation: int) -> None:
+        for index in self.effects.of_operation[operation]:
+            effect = self.effects.effects[index]
+            if self.effects.is_eager(index):
+                self.eager.append(index)
+            if effect.kind in _OWN:
+                self.own[effect.inode].append(index)
+            elif effect.kind is not Kind.ENTRY:
+                self.soft[effect.inode].append(index)
+            if effect.kind in (Kind.RAISE, Kind.SET_SIZE, Kind.ATTRIBUTES):
+                self.last_change[effect.inode] = index
+            if effect.kind is Kind.ENTRY:
+                self._note_entry(index, operation)
+
+    def _note_entry(self, index: int, operation: int) -> None:
+        effect = self.effects.effects[index]
+        inodes = {effect.inode}
+        for cell, inode in effect.entries:
+            self.entries_of[cell.inode].append(index)
+            self.last_change[cell.inode] = index
+            if inode is not None:
+                inodes.add(inode)
+        removed = self.effects.trace.operations[operation]
+        if isinstance(removed, op.Rename) and removed.replaced is not None:
+            inodes.add(removed.replaced)
+        for inode in inodes:
+            self.names_of[inode].append(index)
+            self.last_change[inode] = index
+        if self.model.waives_order:
+            parents = {cell.inode for cell, _ in effect.entries}
+            if (inodes | parents) & self.synced:
+                self.in_log.append(index)
+            moved_synced = isinstance(removed, op.Rename) and removed.inode in self.synced
+            if self.model.log_forgets and not moved_synced:
+                self._forget(index, operation)
+
+    def _forget(self, index: int, operation: int) -> None:
+        """An entry that a sync forced is forced no longer once a later operation changed the name.
+
+        Never seen where the file that takes the name over had been synced before.
+        """
+        for cell, _ in self.effects.effects[index].entries:
+            chain = self.effects.chains[cell]
+            earlier_ones = chain[: bisect_left(chain, index)]
+            if not earlier_ones or self._names(earlier_ones[-1], cell) is None:
+                continue
+            for earlier in earlier_ones:
+                spans = self.out.forced[earlier]
+                if spans and spans[-1][1] == NEVER and not self.for_good[earlier]:
+                    begin = spans.pop()[0]
+                    if begin < operation:
+                        spans.append((begin, operation))
+                        self.out.loosened[operation].add(earlier)
+
+    def _names(self, index: int, cell: Cell) -> int | None:
+        return dict(self.effects.effects[index].entries)[cell]
+
+    def _newest(self, entries: list[int]) -> list[int]:
+        """Leave out what later entries need anyway, so that long traces stay linear."""
+        chains = self.effects.chains
+        return [
+            index
+            for index in entries
+            if any(chains[cell][-1] == index for cell, _ in self.effects.effects[index].entries)
+        ]
+
+    # -- forcing --------------------------------------------------------------------------------
+
+    def _force(self, wanted: Iterable[int], sync: int, *, for_good: bool = True) -> None:
+        """Force effects, and what they need, from the return of the sync at an index."""
+        stack = list(wanted)
+        while stack:
+            index = stack.pop()
+            spans = self.out.forced[index]
+            if self.for_good[index] or (not for_good and spans and spans[-1][1] == NEVER):
+                continue
+            if not spans or spans[-1][1] != NEVER:
+                spans.append((sync + 1, NEVER))
+            self.for_good[index] = for_good
+            stack.extend(self.effects.needs[index])
+            if self.model.metadata_order is MetadataOrder.JOURNAL and (
+                index in self.effects.after_metadata or self.effects.is_eager(index)
+            ):
+                stack.extend(self._eager_up_to(index))
+
+    def _eager_up_to(self, index: int) -> list[int]:
+        begin = self.eager_done
+        while self.eager_done < len(self.eager) and self.eager[self.eager_done] <= index:
+            self.eager_done += 1
+        return self.eager[begin : self.eager_done]
+
+    def _fsync(self, sync: int, call: op.Fsync) -> None:
+        if call.inode in self.directories:
+            self._fsync_directory(sync, call.inode)
+        else:
+            self._fsync_file(sync, call.inode, data_only=call.data_only)
+        self.synced.add(call.inode)
+
+    def _fsync_file(self, sync: int, inode: int, *, data_only: bool) -> None:
+        wanted = self.own.pop(inode, [])
+        full = not data_only or self.model.fdatasync_is_fsync
+        if full:
+            wanted = wanted + self.soft.pop(inode, [])
+        if self.model.waives_order:
+            self.names_of[inode] = self._newest(self.names_of[inode])
+            self._log(sync, wanted, self.names_of[inode])
+            return
+        if full and self.model.fsync_file is FsyncFile.EARLIER_METADATA:
+            wanted += self._eager_up_to(self.last_change.get(inode, -1))
+        self._force(wanted, sync)
+
+    def _fsync_directory(self, sync: int, inode: int) -> None:
+        wanted = self.soft.pop(inode, [])
+        match self.model.fsync_directory:
+            case FsyncDirectory.ENTRIES:
+                wanted += self.entries_of.pop(inode, [])
+            case FsyncDirectory.EVERYTHING:
+                wanted += self._eager_up_to(NEVER)
+            case FsyncDirectory.EARLIER_METADATA:
+                wanted += self._eager_up_to(self.last_change.get(inode, -1))
+            case FsyncDirectory.ENTRIES_AND_NAME:
+                own_name = [
+                    index
+                    for index in self.names_of.get(inode, [])
+                    if any(named == inode for _, named in self.effects.effects[index].entries)
+                ]
+                self.entries_of[inode] = self._newest(self.entries_of[inode])
+                self._log(sync, wanted, self.entries_of[inode] + own_name)
+                return
+        self._force(wanted, sync)
+
+    def _log(self, sync: int, contents: list[int], names: list[int]) -> None:
+        """Write a file or directory to the log: forced out of order, names until they change."""
+        names = [index for index in names if not self.for_good[index]]
+        for index in (*contents, *names, *self.in_log):
+            if self.out.exempt.setdefault(index, sync) == sync:
+                self.out.loosened[sync].add(index)
+        self.in_log.clear()
+        self._force(contents, sync)
+        self._force(names, sync, for_good=False)
+
+    def _durable_write(self, sync: int, call: op.Write) -> None:
+        own = self.effects.of_operation[sync]
+        wanted = [i for i in own if self.effects.effects[i].kind is not Kind.TIMES]
+        if self.model.waives_order:
+            names = self.names_of.get(call.inode, [])
+            self._log(sync, wanted, names)
+            self.synced.add(call.inode)
+            return
+        if (
+            call.durability is op.Durability.FULL
+            and self.model.fsync_file is FsyncFile.EARLIER_METADATA
+        ):
+            wanted += self._eager_up_to(self.last_change.get(call.inode, -1))
+        self._force(wanted, sync)
+
+    def _range(self, sync: int, inode: int, begin: int, end: int) -> None:
+        unit = self.model.unit
+        wanted = [
+            index
+            for index in self.own.get(inode, [])
+            if self.effects.effects[index].kind is Kind.DATA
+            and begin // unit <= self.effects.effects[index].unit <= (end - 1) // unit
+        ]
+        if self.model.waives_order:
+            self._log(sync, wanted, [])
+        else:
+            self._force(wanted, sync)
+
+    def _sync_all(self, sync: int) -> None:
+        if self.model.sync is SyncCall.NOTHING:
+            return
+        end = self.effects.of_operation[sync].stop
+        begin, self.everything_done = self.everything_done, end
+        waiting = [i for i in range(begin, end) if not self.for_good[i]]
+        metadata = [
+            i for i in waiting if self.effects.is_eager(i) or self.effects.effects[i].kind is Kind.RAISE
+        ]
+        if self.model.sync is SyncCall.IF_METADATA_PENDING and not metadata:
+            # xfs writes the data but flushes the device only along with its log.
+            self.everything_done = begin
+            return
+        self.own.clear()
+        self.soft.clear()
+        self.entries_of.clear()
+        self._force(waiting, sync)
