@@ -1,0 +1,361 @@
+"""Values to bytes and back, in formats that can be told apart by their content.
+
+The law: a `Serializer` is deterministic (equal values, equal bytes), strict (what JSON cannot
+say is refused, not approximated) and bounded (unpacking stops at a limit). `load_any` reads
+every format whatever the current setting is, so the setting may change at any time.
+
+What can be stored is the JSON data model: None, bool, int, finite float, str, list, and dict
+with str keys. The binary format takes bytes too. Anything else raises `ValidationError`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from pytest_statepersist.reference import cbor
+from pytest_statepersist.reference.errors import DamagedData, DecompressionBomb, ValidationError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = [
+    "DEFAULT_LIMIT",
+    "AdaptiveSerializer",
+    "BinarySerializer",
+    "CompactJsonSerializer",
+    "Format",
+    "GzipJsonSerializer",
+    "JsonSerializer",
+    "Serializer",
+    "ZstdJsonSerializer",
+    "detect_format",
+    "load_any",
+    "serializer_for",
+]
+
+DEFAULT_LIMIT = 256 << 20  # bytes after unpacking
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_CHUNK = 1 << 20
+# A zstd window of 2**27 bytes at most: a small file may ask for far more memory otherwise.
+_LARGEST_WINDOW_LOG = 27
+
+
+class Format(Enum):
+    """The formats that `detect_format` knows."""
+
+    JSON = "json"
+    COMPACT_JSON = "compact-json"
+    GZIP_JSON = "gzip-json"
+    ZSTD_JSON = "zstd-json"
+    BINARY = "binary"
+
+
+class Serializer(Protocol):
+    """What a store needs to know about a format; write your own with these three names.
+
+    ``loads`` must raise `DamagedData` for bytes that ``dumps`` cannot have written.
+    """
+
+    @property
+    def format(self) -> Format:
+        """The format that ``dumps`` writes."""
+
+    def dumps(self, value: object) -> bytes:
+        """Return the bytes of a value. Raises `ValidationError`."""
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value of the bytes. Raises `DamagedData`."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSerializer:
+    """JSON for people: sorted keys, two spaces, one final newline, so that it diffs well."""
+
+    format: Format = field(default=Format.JSON, init=False)
+
+    def dumps(self, value: object) -> bytes:
+        """Return indented JSON in UTF-8. Raises `ValidationError`."""
+        return _dump_json(value, indent=2, separators=(",", ": ")) + b"\n"
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value of strict JSON. Raises `DamagedData`."""
+        return _load_json(data)
+
+
+@dataclass(frozen=True, slots=True)
+class CompactJsonSerializer:
+    """JSON without a byte to spare: sorted keys, no white space."""
+
+    format: Format = field(default=Format.COMPACT_JSON, init=False)
+
+    def dumps(self, value: object) -> bytes:
+        """Return JSON in UTF-8 on one line. Raises `ValidationError`."""
+        return _dump_json(value, indent=None, separators=(",", ":"))
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value of strict JSON. Raises `DamagedData`."""
+        return _load_json(data)
+
+
+@dataclass(frozen=True, slots=True)
+class GzipJsonSerializer:
+    """Compact JSON in gzip, readable with any tool; no time stamp, so equal values stay equal.
+
+    ``limit`` is the most bytes that ``loads`` unpacks.
+    """
+
+    level: int = 6
+    limit: int = DEFAULT_LIMIT
+    format: Format = field(default=Format.GZIP_JSON, init=False)
+
+    def dumps(self, value: object) -> bytes:
+        """Return gzip bytes. Raises `ValidationError`."""
+        return gzip.compress(CompactJsonSerializer().dumps(value), self.level, mtime=0)
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value. Raises `DamagedData`, `DecompressionBomb`."""
+        return _load_json(_gunzip(data, self.limit))
+
+
+@dataclass(frozen=True, slots=True)
+class ZstdJsonSerializer:
+    """Compact JSON in a Zstandard frame with its checksum on: smaller and faster than gzip.
+
+    ``limit`` is the most bytes that ``loads`` unpacks.
+    """
+
+    level: int = 3
+    limit: int = DEFAULT_LIMIT
+    format: Format = field(default=Format.ZSTD_JSON, init=False)
+
+    def dumps(self, value: object) -> bytes:
+        """Return one zstd frame. Raises `ValidationError`."""
+        parameter = zstd.CompressionParameter
+        options: Mapping[int, int] = {
+            parameter.compression_level: self.level,
+            parameter.checksum_flag: 1,
+        }
+        return zstd.compress(CompactJsonSerializer().dumps(value), options=options)
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value. Raises `DamagedData`, `DecompressionBomb`."""
+        return _load_json(_unzstd(data, self.limit))
+
+
+@dataclass(frozen=True, slots=True)
+class BinarySerializer:
+    """CBOR: the fastest to parse safely where values hold bytes, and open to other languages."""
+
+    format: Format = field(default=Format.BINARY, init=False)
+
+    def dumps(self, value: object) -> bytes:
+        """Return deterministic CBOR. Raises `ValidationError`."""
+        return cbor.encode(value)
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value. Raises `DamagedData`."""
+        return cbor.decode(data)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveSerializer:
+    """Small values as JSON that people can read, large ones compressed: the stores' default.
+
+    ``threshold`` is in bytes of the small form; from there on ``large`` is used.
+    """
+
+    threshold: int = 64 << 10
+    small: Serializer = field(default_factory=JsonSerializer)
+    large: Serializer = field(default_factory=ZstdJsonSerializer)
+
+    @property
+    def format(self) -> Format:
+        """The format of small values."""
+        return self.small.format
+
+    def dumps(self, value: object) -> bytes:
+        """Return the small or the large form. Raises `ValidationError`."""
+        data = self.small.dumps(value)
+        return data if len(data) < self.threshold else self.large.dumps(value)
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value, in whichever form it is. Raises `DamagedData`."""
+        return load_any(data)[0]
+
+
+def serializer_for(form: Format, *, limit: int = DEFAULT_LIMIT) -> Serializer:
+    """Return the built-in serializer that writes ``form``."""
+    if form is Format.GZIP_JSON:
+        return GzipJsonSerializer(limit=limit)
+    if form is Format.ZSTD_JSON:
+        return ZstdJsonSerializer(limit=limit)
+    if form is Format.BINARY:
+        return BinarySerializer()
+    return JsonSerializer() if form is Format.JSON else CompactJsonSerializer()
+
+
+def detect_format(data: bytes, *, limit: int = DEFAULT_LIMIT) -> Format:
+    """Tell the format of ``data`` by its content: its first bytes, then a complete parse.
+
+    JSON with a line break is `Format.JSON`, without one `Format.COMPACT_JSON`. Raises
+    `DamagedData` for what is none of them, `DecompressionBomb` beyond ``limit`` bytes.
+    """
+    return load_any(data, limit=limit)[1]
+
+
+def load_any(data: bytes, *, limit: int = DEFAULT_LIMIT) -> tuple[Any, Format]:
+    """Return the value of ``data`` and the format it was in. Raises as `detect_format`."""
+    form = _guess(data)
+    return serializer_for(form, limit=limit).loads(data), form
+
+
+def _guess(data: bytes) -> Format:
+    for magic, form in (
+        (_GZIP_MAGIC, Format.GZIP_JSON),
+        (_ZSTD_MAGIC, Format.ZSTD_JSON),
+        (cbor.MAGIC, Format.BINARY),
+    ):
+        if data.startswith(magic):
+            return form
+    return Format.JSON if b"\n" in data else Format.COMPACT_JSON
+
+
+def _dump_json(value: object, *, indent: int | None, separators: tuple[str, str]) -> bytes:
+    _refuse_what_json_would_change(value, "$", 0)
+    return json.dumps(
+        value,
+        ensure_ascii=False,
+        allow_nan=False,
+        sort_keys=True,
+        indent=indent,
+        separators=separators,
+    ).encode()
+
+
+def _refuse_what_json_would_change(value: object, where: str, depth: int) -> None:
+    """Raise for what `json.dumps` would silently turn into something else, or choke on."""
+    if depth > 200:
+        raise ValidationError(where, "nested more than 200 levels deep")
+    if isinstance(value, str):
+        if not value.isascii():
+            _refuse_surrogates(value, where)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValidationError(where, f"{value!r} has no JSON counterpart")
+    elif isinstance(value, int):
+        # Python refuses to print or parse integers of more than 4,300 digits.
+        if value.bit_length() > 4096:
+            raise ValidationError(where, "an integer of more than 4,096 bits")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _refuse_what_json_would_change(item, f"{where}[{index}]", depth + 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValidationError(where, f"the key {key!r} is not a string")
+            _refuse_surrogates(key, where)
+            _refuse_what_json_would_change(item, f"{where}.{key}", depth + 1)
+    elif value is not None:
+        raise ValidationError(where, f"a {type(value).__name__} has no JSON counterpart")
+
+
+def _refuse_surrogates(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValidationError(where, f"text with a lone surrogate ({error.reason})") from error
+
+
+def _load_json(data: bytes) -> Any:
+    try:
+        return json.loads(
+            data.decode(),  # never UTF-16 or UTF-32, which json.loads would guess
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_unique_keys,
+        )
+    except RecursionError as error:
+        raise DamagedData("JSON that is nested too deep to be ours") from error
+    except ValueError as error:
+        raise DamagedData(f"not valid JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> float:
+    raise DamagedData(f"not valid JSON: {name}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise DamagedData(f"not valid JSON: {text} is no finite number")
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise DamagedData("not valid JSON: an object has the same key twice")
+    return result
+
+
+def _gunzip(data: bytes, limit: int) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)
+    pieces: list[bytes] = []
+    size = 0
+    rest = data
+    try:
+        while not unpacker.eof:
+            piece = unpacker.decompress(rest, _CHUNK)
+            rest = unpacker.unconsumed_tail
+            size += len(piece)
+            _check_size(size, limit)
+            pieces.append(piece)
+            if not piece and not rest and not unpacker.eof:
+                raise DamagedData("gzip data is cut short")
+    except zlib.error as error:
+        raise DamagedData(f"not valid gzip: {error}") from error
+    if unpacker.unused_data:
+        raise DamagedData("gzip data is followed by foreign bytes")
+    return b"".join(pieces)
+
+
+def _unzstd(data: bytes, limit: int) -> bytes:
+    options: Mapping[int, int] = {
+        zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW_LOG
+    }
+    pieces: list[bytes] = []
+    size = 0
+    rest = data
+    try:
+        unpacker = zstd.ZstdDecompressor(options=options)
+        while not unpacker.eof:
+            piece = unpacker.decompress(rest, _CHUNK)
+            rest = b""
+            size += len(piece)
+            _check_size(size, limit)
+            pieces.append(piece)
+            if not piece and not unpacker.eof and unpacker.needs_input:
+                raise DamagedData("zstd data is cut short")
+    except zstd.ZstdError as error:
+        raise DamagedData(f"not valid zstd: {error}") from error
+    if unpacker.unused_data:
+        raise DamagedData("zstd data is followed by foreign bytes")
+    return b"".join(pieces)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise DecompressionBomb(
+            f"unpacks to more than {limit} bytes; if this is no attack, raise the limit"
+        )
