@@ -1,1 +1,1 @@
-
+"""Recorders: each watches what a workload does to a directory and gives out the same trace."""
