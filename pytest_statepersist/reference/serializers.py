@@ -41,6 +41,7 @@ __all__ = [
     "detect_format",
     "load_any",
     "serializer_for",
+    "sniff",
 ]
 
 DEFAULT_LIMIT = 256 << 20  # bytes after unpacking
@@ -216,11 +217,12 @@ def detect_format(data: bytes, *, limit: int = DEFAULT_LIMIT) -> Format:
 
 def load_any(data: bytes, *, limit: int = DEFAULT_LIMIT) -> tuple[Any, Format]:
     """Return the value of ``data`` and the format it was in. Raises as `detect_format`."""
-    form = _guess(data)
+    form = sniff(data)
     return serializer_for(form, limit=limit).loads(data), form
 
 
-def _guess(data: bytes) -> Format:
+def sniff(data: bytes) -> Format:
+    """Name the only format that ``data`` could be in, by its first bytes: no parse, no promise."""
     for magic, form in (
         (_GZIP_MAGIC, Format.GZIP_JSON),
         (_ZSTD_MAGIC, Format.ZSTD_JSON),
@@ -331,9 +333,7 @@ def _gunzip(data: bytes, limit: int) -> bytes:
 
 
 def _unzstd(data: bytes, limit: int) -> bytes:
-    options: Mapping[int, int] = {
-        zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW_LOG
-    }
+    options: Mapping[int, int] = {zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW_LOG}
     pieces: list[bytes] = []
     size = 0
     rest = data
