@@ -1,0 +1,56 @@
+"""Moments as text that sorts like time.
+
+The law: a stored moment is UTC, with six digits after the second and a ``Z``:
+``2025-01-31T08:09:10.000000Z``. All are of one length, so that comparing the text compares the
+time, and no local time zone ever gets into a file.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, PlainSerializer
+
+from pytest_statepersist.reference.errors import DamagedData
+
+__all__ = ["Moment", "microseconds", "moment_from_text", "text_of_moment"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def text_of_moment(moment: datetime) -> str:
+    """Return the stored form of an aware moment."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f").rjust(26, "0") + "Z"
+
+
+def moment_from_text(text: str) -> datetime:
+    """Return the moment of any ISO 8601 text with an offset. Raises `DamagedData`."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise DamagedData(f"{text!r} is not a moment in ISO 8601") from error
+    if moment.tzinfo is None:
+        raise DamagedData(f"{text!r} has no offset from UTC, so it names no moment")
+    return moment.astimezone(UTC)
+
+
+def microseconds(text: object) -> int | None:
+    """Return the moment of a text in microseconds since 1970, or None if it names none."""
+    if not isinstance(text, str):
+        return None
+    try:
+        since = moment_from_text(text) - _EPOCH
+    except (DamagedData, OverflowError):
+        return None
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _aware(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("has no time zone; pass tzinfo=UTC")
+    return moment.astimezone(UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_aware), PlainSerializer(text_of_moment)]
+"""An aware datetime, kept in UTC: the type of every time in the models."""
