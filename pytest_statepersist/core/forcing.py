@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from pytest_statepersist.core import operations as op
-from pytest_statepersist.core.effects import Cell, Effects, Kind
+from pytest_statepersist.core.effects import Cell, Effects, Kind, Part
 from pytest_statepersist.core.models import FsyncDirectory, FsyncFile, MetadataOrder, SyncCall
 from pytest_statepersist.core.tree import Directory
 
@@ -37,6 +37,8 @@ class Forcing:
         self.exempt: dict[int, int] = {}
         self.loosened: dict[int, set[int]] = defaultdict(set)
         """Crash point → effects that are bound less from there on than one point earlier."""
+        self.synced_names: dict[Cell, list[tuple[int, int]]] = defaultdict(list)
+        """Names not in the base → (index of the sync, inode that was synced under the name)."""
 
     def forced_at(self, effect: int, point: int) -> bool:
         """Say whether an effect must be on disk at a crash point."""
@@ -65,10 +67,20 @@ class _Forcer:
         self.in_log: list[int] = []
         self.everything_done = 0
         self.directories = {op.ROOT}
+        self.seen = 0
+        self.names_now: dict[int, set[Cell]] = defaultdict(set)
+        self.holder: dict[Cell, int] = {}
+        self.base_names: set[Cell] = set()
 
     def run(self) -> Forcing:
         trace = self.effects.trace
-        self.directories |= {n for n, node in trace.base.nodes.items() if isinstance(node, Directory)}
+        for number, node in trace.base.nodes.items():
+            if isinstance(node, Directory):
+                self.directories.add(number)
+                for name, inode in node.entries.items():
+                    cell = Cell(Part.ENTRY, number, name)
+                    self.base_names.add(cell)
+                    self._hold(cell, inode)
         for index, operation in enumerate(trace.operations):
             if isinstance(operation, op.Mkdir):
                 self.directories.add(operation.inode)
@@ -93,6 +105,7 @@ class _Forcer:
     # -- what a later sync may force ------------------------------------------------------------
 
     def _note(self, operation: int) -> None:
+        self.seen = self.effects.of_operation[operation].stop
         for index in self.effects.of_operation[operation]:
             effect = self.effects.effects[index]
             if self.effects.is_eager(index):
@@ -106,10 +119,19 @@ class _Forcer:
             if effect.kind is Kind.ENTRY:
                 self._note_entry(index, operation)
 
+    def _hold(self, cell: Cell, inode: int | None) -> None:
+        before = self.holder.pop(cell, None)
+        if before is not None:
+            self.names_now[before].discard(cell)
+        if inode is not None:
+            self.holder[cell] = inode
+            self.names_now[inode].add(cell)
+
     def _note_entry(self, index: int, operation: int) -> None:
         effect = self.effects.effects[index]
         inodes = {effect.inode}
         for cell, inode in effect.entries:
+            self._hold(cell, inode)
             self.entries_of[cell.inode].append(index)
             self.last_change[cell.inode] = index
             if inode is not None:
@@ -151,11 +173,16 @@ class _Forcer:
 
     def _newest(self, entries: list[int]) -> list[int]:
         """Leave out what later entries need anyway, so that long traces stay linear."""
-        chains = self.effects.chains
+
+        def superseded(index: int, cell: Cell) -> bool:
+            chain = self.effects.chains[cell]
+            after = bisect_left(chain, index) + 1
+            return after < len(chain) and chain[after] < self.seen
+
         return [
             index
             for index in entries
-            if any(chains[cell][-1] == index for cell, _ in self.effects.effects[index].entries)
+            if not all(superseded(index, cell) for cell, _ in self.effects.effects[index].entries)
         ]
 
     # -- forcing --------------------------------------------------------------------------------
@@ -189,6 +216,10 @@ class _Forcer:
         else:
             self._fsync_file(sync, call.inode, data_only=call.data_only)
         self.synced.add(call.inode)
+        if self.model.names_return:
+            for cell in self.names_now.get(call.inode, ()):
+                if cell not in self.base_names and cell.inode >= op.ROOT:
+                    self.out.synced_names[cell].append((sync, call.inode))
 
     def _fsync_file(self, sync: int, inode: int, *, data_only: bool) -> None:
         wanted = self.own.pop(inode, [])
@@ -268,7 +299,9 @@ class _Forcer:
         begin, self.everything_done = self.everything_done, end
         waiting = [i for i in range(begin, end) if not self.for_good[i]]
         metadata = [
-            i for i in waiting if self.effects.is_eager(i) or self.effects.effects[i].kind is Kind.RAISE
+            i
+            for i in waiting
+            if self.effects.is_eager(i) or self.effects.effects[i].kind is Kind.RAISE
         ]
         if self.model.sync is SyncCall.IF_METADATA_PENDING and not metadata:
             # xfs writes the data but flushes the device only along with its log.

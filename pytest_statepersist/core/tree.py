@@ -27,6 +27,7 @@ __all__ = [
     "File",
     "LargeData",
     "Node",
+    "PatchedData",
     "Symlink",
     "Tree",
     "digest_of",
@@ -60,6 +61,43 @@ class LargeData(Protocol):
 
 
 Content: TypeAlias = "bytes | LargeData"
+
+
+@dataclass(frozen=True, slots=True)
+class PatchedData:
+    """A large content with some of its bytes replaced; the rest stays where it is.
+
+    The first ``kept`` bytes come from ``base``, zeros follow up to ``size``, and ``patches`` (offset
+    to bytes, not overlapping) lie over both.
+    """
+
+    base: LargeData
+    kept: int
+    size: int
+    patches: Mapping[int, bytes]
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the whole content, computed piece by piece."""
+        whole = hashlib.sha256()
+        for offset in range(0, self.size, LARGE):
+            whole.update(self.read(offset, LARGE))
+        return whole.hexdigest()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes from ``offset``."""
+        end = min(offset + length, self.size)
+        if end <= offset:
+            return b""
+        kept = min(self.kept, self.base.size)
+        piece = bytearray(self.base.read(offset, min(end, kept) - offset) if offset < kept else b"")
+        piece.extend(bytes(end - offset - len(piece)))
+        for begin, data in self.patches.items():
+            if begin < end and begin + len(data) > offset:
+                inside = data[max(0, offset - begin) : end - begin]
+                at = max(begin, offset) - offset
+                piece[at : at + len(inside)] = inside
+        return bytes(piece)
 
 
 def size_of(content: Content) -> int:
@@ -281,9 +319,7 @@ def _node_differences(path: str, mine: Node, theirs: Node) -> Iterator[str]:
         yield f"{path} is a {type(theirs).__name__.lower()}, not a {type(mine).__name__.lower()}"
     elif isinstance(mine, File) and isinstance(theirs, File):
         if size_of(mine.content) != size_of(theirs.content):
-            yield (
-                f"{path} has {size_of(theirs.content)} bytes instead of {size_of(mine.content)}"
-            )
+            yield (f"{path} has {size_of(theirs.content)} bytes instead of {size_of(mine.content)}")
         elif digest_of(mine.content) != digest_of(theirs.content):
             yield f"{path} has other bytes of the same length"
         if mine.mode != theirs.mode:

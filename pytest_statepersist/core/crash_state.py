@@ -1,0 +1,301 @@
+"""One crash state: which effects are on disk, and what each cell of the disk then holds.
+
+Belongs here: reading a state cell by cell, and turning it into a tree. Which states are legal is
+in `states`. Rules:
+
+1. A state is its last operation and the effects up to it that are missing; nothing is copied.
+2. The effects of a cell that are present are a prefix of its chain, so a cell's value is one number.
+3. Two ghosts go beyond effects: a freed unit that shows another write's bytes, and a name that a
+   log brings back.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.effects import Cell, Effects, Kind, Part
+from pytest_statepersist.core.forcing import Forcing, force
+from pytest_statepersist.core.tree import (
+    BLOCK,
+    LARGE,
+    ROOT,
+    Content,
+    Directory,
+    File,
+    Node,
+    PatchedData,
+    Symlink,
+    Tree,
+    read_content,
+    size_of,
+)
+
+__all__ = ["CrashState", "Disk", "Ghost", "Returned"]
+
+_CACHED_UNITS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ghost:
+    """A freed data unit holds the bytes of another write (reuse_freed_blocks)."""
+
+    inode: int
+    unit: int
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A name is back with the inode that it had when it was synced (names_return)."""
+
+    cell: Cell
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class CrashState:
+    """All effects up to operation ``last``, less ``missing``. ``points`` are inclusive spans.
+
+    ``points`` lists the crash points at which the state is legal; ``deviations`` counts the
+    operations before the last one that miss an effect.
+    """
+
+    last: int
+    missing: frozenset[int]
+    ghosts: tuple[Ghost, ...] = ()
+    returned: Returned | None = None
+    points: tuple[tuple[int, int], ...] = ()
+    deviations: int = 0
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Return what tells two disks apart: everything but the crash points."""
+        return (self.last, self.missing, self.ghosts, self.returned)
+
+
+class Disk:
+    """Reads crash states of one trace under one model."""
+
+    def __init__(self, effects: Effects) -> None:
+        self.effects = effects
+        self.trace = effects.trace
+        self.model = effects.model
+        self.unit = effects.model.unit
+        self._units: dict[tuple[int, int, int], bytes] = {}
+        self._forcing: Forcing | None = None
+
+    @property
+    def forcing(self) -> Forcing:
+        """What the syncs force, worked out when it is first asked for."""
+        if self._forcing is None:
+            self._forcing = force(self.effects)
+        return self._forcing
+
+    def version(self, chain: list[int], state: CrashState) -> int:
+        """Return how many effects of a chain are present."""
+        at = bisect_left(chain, self.effects.first_of(state.last + 1))
+        missing = state.missing
+        while at and chain[at - 1] in missing:
+            at -= 1
+        return at
+
+    def entry(self, state: CrashState, directory: int, name: str) -> int | None:
+        """Return the inode under a name, ``None`` where the name is absent."""
+        cell = Cell(Part.ENTRY, directory, name)
+        chain = self.effects.chains.get(cell)
+        at = self.version(chain, state) if chain else 0
+        found: int | None
+        if chain and at:
+            found = dict(self.effects.effects[chain[at - 1]].entries)[cell]
+        else:
+            node = self.trace.base.nodes.get(directory)
+            found = node.entries.get(name) if isinstance(node, Directory) else None
+        if found is None and state.returned is not None and state.returned.cell == cell:
+            return state.returned.inode
+        return found
+
+    def names(self, directory: int) -> set[str]:
+        """Return every name that the directory has in the base or gets in the trace."""
+        node = self.trace.base.nodes.get(directory)
+        base = set(node.entries) if isinstance(node, Directory) else set()
+        return base | self.effects.names.get(directory, set())
+
+    def size(self, state: CrashState, inode: int) -> int:
+        """Return the size of a file in bytes."""
+        set_sizes = self.effects.set_sizes.get(inode, [])
+        at = self.version(set_sizes, state)
+        since = set_sizes[at - 1] if at else -1
+        size = self.effects.effects[since].size if at else self._base_size(inode)
+        raises = self.effects.raises.get(inode, [])
+        place = bisect_left(raises, self.effects.first_of(state.last + 1))
+        while place and raises[place - 1] > since:
+            place -= 1
+            if raises[place] not in state.missing:
+                return max(size, self.effects.effects[raises[place]].size)
+        return size
+
+    def _base_size(self, inode: int) -> int:
+        node = self.trace.base.nodes.get(inode)
+        return size_of(node.content) if isinstance(node, File) else 0
+
+    def unit_bytes(self, state: CrashState, inode: int, number: int) -> bytes:
+        """Return the whole bytes of one data unit, as if the file reached beyond it."""
+        for ghost in state.ghosts:
+            if ghost.inode == inode and ghost.unit == number:
+                return self.ghost_bytes(ghost.source)
+        chain = self.effects.data_chain(inode, number)
+        return self._unit(inode, number, chain, self.version(chain, state))
+
+    def ghost_bytes(self, source: int) -> bytes:
+        """Return the unit that a data effect leaves in order: what a reused block may show."""
+        effect = self.effects.effects[source]
+        chain = self.effects.data_chain(effect.inode, effect.unit)
+        return self._unit(effect.inode, effect.unit, chain, bisect_left(chain, source) + 1)
+
+    def _unit(self, inode: int, number: int, chain: list[int], version: int) -> bytes:
+        key = (inode, number, version)
+        found = self._units.get(key)
+        if found is not None:
+            return found
+        begin = version
+        buffer: bytearray | None = None
+        while begin and buffer is None:
+            known = self._units.get((inode, number, begin))
+            if known is not None:
+                buffer = bytearray(known)
+                break
+            effect = self.effects.effects[chain[begin - 1]]
+            if effect.kind is Kind.SET_SIZE:
+                buffer = bytearray(self.unit)
+                break
+            begin -= 1
+        if buffer is None:
+            buffer = bytearray(self.unit)
+            node = self.trace.base.nodes.get(inode)
+            if isinstance(node, File):
+                data = read_content(node.content, number * self.unit, self.unit)
+                buffer[: len(data)] = data
+        for index in chain[begin:version]:
+            effect = self.effects.effects[index]
+            if effect.kind is Kind.DATA:
+                buffer[effect.start : effect.start + len(effect.data)] = effect.data
+            elif effect.kind is Kind.ZERO_TAIL:
+                start = max(0, effect.size - number * self.unit)
+                buffer[start:] = bytes(self.unit - start)
+        if len(self._units) >= _CACHED_UNITS:
+            self._units.clear()
+        self._units[key] = made = bytes(buffer)
+        return made
+
+    def content(self, state: CrashState, inode: int) -> Content:
+        """Return the content of a file; a large one from the base is not read."""
+        size = self.size(state, inode)
+        node = self.trace.base.nodes.get(inode)
+        base: Content = node.content if isinstance(node, File) else b""
+        kept = size_of(base)
+        set_sizes = self.effects.set_sizes.get(inode, [])
+        for index in set_sizes[: self.version(set_sizes, state)]:
+            kept = min(kept, -(-self.effects.effects[index].size // BLOCK) * BLOCK)
+        kept = min(kept, size)
+        units = sorted(n for n in self.effects.units.get(inode, ()) if n * self.unit < size)
+        if not isinstance(base, bytes) and (size > LARGE or kept > LARGE):
+            if not units and kept == size == base.size:
+                return base
+            patches = {
+                n * self.unit: self.unit_bytes(state, inode, n)[: size - n * self.unit]
+                for n in units
+            }
+            return PatchedData(base, kept, size, patches)
+        buffer = bytearray(read_content(base, 0, kept) if kept else b"")
+        buffer.extend(bytes(size - len(buffer)))
+        for number in units:
+            at = number * self.unit
+            buffer[at : at + self.unit] = self.unit_bytes(state, inode, number)
+        del buffer[size:]
+        for ghost in state.ghosts:
+            if ghost.inode == inode and ghost.unit not in units:
+                at = ghost.unit * self.unit
+                piece = self.ghost_bytes(ghost.source)[: max(0, size - at)]
+                buffer[at : at + len(piece)] = piece
+        return bytes(buffer)
+
+    def attributes(self, state: CrashState, inode: int) -> tuple[int, dict[str, bytes]]:
+        """Return mode and extended attributes of an inode."""
+        made = self.effects.created.get(inode)
+        node = self.trace.base.nodes.get(inode)
+        mode = made.mode if isinstance(made, op.Create | op.Mkdir) else 0o777
+        xattrs: dict[str, bytes] = {}
+        if isinstance(node, File | Directory):
+            mode = node.mode
+        if isinstance(node, File):
+            xattrs = dict(node.xattrs)
+        chain = self.effects.chains.get(Cell(Part.ATTRIBUTES, inode), [])
+        for index in chain[: self.version(chain, state)]:
+            change = self.effects.effects[index].change
+            assert change is not None
+            mode = mode if change.mode is None else change.mode
+            for name, value in change.xattrs:
+                if value is None:
+                    xattrs.pop(name, None)
+                else:
+                    xattrs[name] = value
+        return mode, xattrs
+
+    def mtime(self, state: CrashState, inode: int) -> int | None:
+        """Return the modification time in nanoseconds, ``None`` where the trace knows none."""
+        chain = self.effects.chains.get(Cell(Part.TIMES, inode), [])
+        for index in reversed(chain[: self.version(chain, state)]):
+            mtime = self.effects.effects[index].mtime
+            if mtime is not None:
+                return mtime
+        node = self.trace.base.nodes.get(inode)
+        if isinstance(node, File | Directory):
+            return node.mtime
+        made = self.effects.created.get(inode)
+        return made.time if made is not None else None
+
+    def node(self, state: CrashState, inode: int, entries: Mapping[str, int] | None = None) -> Node:
+        """Return an inode as a node; ``entries`` are a directory's, read from the state if absent."""
+        base = self.trace.base.nodes.get(inode)
+        made = self.effects.created.get(inode)
+        if isinstance(base, Symlink):
+            return base
+        if isinstance(made, op.Symlink):
+            return Symlink(made.target)
+        mode, xattrs = self.attributes(state, inode)
+        mtime = self.mtime(state, inode)
+        if isinstance(base, Directory) or isinstance(made, op.Mkdir):
+            return Directory(
+                self.listing(state, inode) if entries is None else entries, mode, mtime
+            )
+        return File(self.content(state, inode), mode, mtime, tuple(sorted(xattrs.items())))
+
+    def listing(self, state: CrashState, directory: int) -> dict[str, int]:
+        """Return the entries of a directory."""
+        found = {}
+        for name in self.names(directory):
+            inode = self.entry(state, directory, name)
+            if inode is not None:
+                found[name] = inode
+        return found
+
+    def tree(self, state: CrashState) -> Tree:
+        """Return the whole disk as a tree."""
+        nodes: dict[int, Node] = {}
+        stack = [ROOT]
+        while stack:
+            inode = stack.pop()
+            if inode in nodes:
+                continue
+            node = self.node(state, inode)
+            nodes[inode] = node
+            if isinstance(node, Directory):
+                stack.extend(node.entries.values())
+        return Tree(nodes)
+
+    def in_order(self, last: int) -> CrashState:
+        """Return the state in which every effect up to an operation is present."""
+        return CrashState(last, frozenset())

@@ -1,0 +1,402 @@
+"""Crash states: all of them, by deviations, counted, or one by one on request.
+
+Belongs here: where the search for legal states begins (`roots`), walking it in full
+(`crash_states`), membership (`allows`) and counting. Rules:
+
+1. Every legal state has a last operation with an effect on disk; there is one window for each, at
+   the crash point where that operation runs. A log adds windows where it loosens the order later.
+2. Within a window the choices for the last operation's own effects partition the states.
+3. A state's cells are decided one after the other; a choice whose cells are all decided is a disk.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.crash_state import CrashState, Disk, Returned
+from pytest_statepersist.core.effects import Cell, Part, split
+from pytest_statepersist.core.forcing import NEVER
+from pytest_statepersist.core.models import Model
+from pytest_statepersist.core.tree import (
+    ROOT,
+    Directory,
+    File,
+    Symlink,
+    Tree,
+    digest_of,
+    read_content,
+    size_of,
+)
+from pytest_statepersist.core.window import Choice, Spans, Window, merge
+from pytest_statepersist.errors import TraceError, UserError
+
+__all__ = ["allows", "count_states", "crash_states", "disk_of", "expand", "roots", "visible_cells"]
+
+
+def disk_of(trace: op.Trace, model: Model) -> Disk:
+    """Split a trace under a model; the start of everything else here."""
+    return Disk(split(trace, model))
+
+
+def roots(disk: Disk, *, returning: int | None = None) -> Iterator[Choice]:
+    """Yield disjoint choices which together hold every legal state, in order of crash point.
+
+    ``returning`` bounds how many inodes may come back under one name (names_return), newest first;
+    without it a trace of n replacements has n of them at each crash point.
+    """
+    effects, forcing, trace = disk.effects, disk.forcing, disk.trace
+    beyond = _forced_beyond(disk)
+    waiting: list[int] = []
+    yield from _with_returned(Window(disk, -1, 0, [], beyond[-1]), None, returning)
+    for point in range(len(trace) + 1):
+        loosened = forcing.loosened.get(point, set())
+        reopened = [
+            e
+            for e in loosened
+            if not forcing.forced_at(e, point) and forcing.forced_at(e, point - 1)
+        ]
+        waiting = sorted({*waiting, *reopened}) if reopened else waiting
+        if point and _may_force(trace.operations[point - 1], disk.model):
+            waiting = [e for e in waiting if not forcing.forced_at(e, point)]
+        if loosened:
+            for window, last_own in _loosened(disk, point, waiting, beyond, loosened):
+                yield from _with_returned(window, last_own, returning)
+        if point == len(trace):
+            break
+        own = effects.of_operation[point]
+        waiting.extend(own)
+        if own:
+            window = Window(disk, point, point, list(waiting), beyond[point])
+            yield from _with_returned(window, own, returning)
+
+
+def _may_force(operation: op.Operation, model: Model) -> bool:
+    if model.page_cache_survives:
+        return True
+    if isinstance(operation, op.Write):
+        return operation.durability is not op.Durability.NONE
+    return isinstance(operation, op.Fsync | op.SyncAll | op.SyncRange)
+
+
+def _forced_beyond(disk: Disk) -> dict[int, Spans]:
+    """For each operation: the crash points at which an effect of a later one is forced."""
+    beyond: dict[int, Spans] = {}
+    spans: Spans = []
+    for number in range(len(disk.trace) - 1, -1, -1):
+        beyond[number] = spans
+        more = [s for e in disk.effects.of_operation[number] for s in disk.forcing.forced[e]]
+        if more and not (len(spans) == 1 and spans[0][1] == NEVER and _within(more, spans[0])):
+            spans = merge([*spans, *more])
+    beyond[-1] = spans
+    return beyond
+
+
+def _within(spans: Iterable[tuple[int, int]], outer: tuple[int, int]) -> bool:
+    return all(outer[0] <= begin and end <= outer[1] for begin, end in spans)
+
+
+def _loosened(
+    disk: Disk, point: int, waiting: list[int], beyond: dict[int, Spans], loosened: set[int]
+) -> Iterator[tuple[Window, range | None]]:
+    """Windows that end earlier than the crash point at which a log made more states legal."""
+    effects = disk.effects
+    forced = disk.forcing.forced_at
+    forgotten = any(forced(e, point - 1) and not forced(e, point) for e in loosened)
+    lowest = min(effects.effects[e].operation for e in loosened)
+    for last in range(point - 1, -2, -1):
+        if any(begin <= point < end for begin, end in beyond[last]):
+            return
+        if last < lowest and not forgotten:
+            return
+        end = effects.first_of(last + 1)
+        own = effects.of_operation[last] if last >= 0 else None
+        if own is not None and not own:
+            continue
+        yield Window(disk, last, point, [e for e in waiting if e < end], beyond[last]), own
+
+
+def _with_returned(window: Window, own: range | None, returning: int | None) -> Iterator[Choice]:
+    for choice in _last_operation_present(window, own):
+        yield choice
+        if window.disk.model.names_return:
+            yield from _returning_names(choice, returning)
+
+
+def _last_operation_present(window: Window, own: range | None) -> Iterator[Choice]:
+    """Split by which effect of the last operation is the first that is present."""
+    free = [window.bit[e] for e in own if e in window.bit] if own is not None else []
+    if own is None or len(free) < len(own):
+        choice = window.root()
+        if choice is not None:
+            yield choice
+        return
+    absent = 0
+    for bit in free:
+        choice = window.root(1 << bit, absent)
+        if choice is not None:
+            yield choice
+        absent |= 1 << bit
+
+
+def _returning_names(choice: Choice, newest: int | None) -> Iterator[Choice]:
+    """A name that an inode had when it was synced may be back, where both would be absent."""
+    disk, window = choice.window.disk, choice.window
+    for name, inode in _synced_names(disk, window, newest):
+        found = [choice]
+        for cell in sorted(disk.effects.cells_naming[inode] | {name}):
+            narrowed = []
+            for each in found:
+                for option in each.options(cell):
+                    held = disk.entry(option.state(), cell.inode, str(cell.key))
+                    if held != inode and (cell != name or held is None):
+                        narrowed.append(option)
+            found = narrowed
+        for each in found:
+            yield replace(each, returned=Returned(name, inode))
+
+
+def _synced_names(disk: Disk, window: Window, newest: int | None) -> Iterator[tuple[Cell, int]]:
+    """Names that the window may show absent, with the inodes they had when synced, newest first."""
+    inside = window.cells()
+    for name, held in disk.forcing.synced_names.items():
+        if name in inside:
+            before = [inode for sync, inode in reversed(held) if sync < window.since]
+            yield from ((name, inode) for inode in list(dict.fromkeys(before))[:newest])
+
+
+def visible_cells(disk: Disk, state: CrashState) -> Iterator[Cell]:
+    """Yield every cell that a reader of the whole disk sees, times included, in a fixed order."""
+    stack, seen = [ROOT], set()
+    while stack:
+        directory = stack.pop()
+        if directory in seen:
+            continue
+        seen.add(directory)
+        for name in sorted(disk.names(directory)):
+            yield Cell(Part.ENTRY, directory, name)
+        for _, inode in sorted(disk.listing(state, directory).items()):
+            if inode in seen:
+                continue
+            yield Cell(Part.ATTRIBUTES, inode)
+            if disk.effects.names.get(inode) or _is_directory(disk, inode):
+                stack.append(inode)
+                continue
+            seen.add(inode)
+            yield from content_cells(disk, state, inode)
+
+
+def content_cells(disk: Disk, state: CrashState, inode: int) -> Iterator[Cell]:
+    """Yield the cells that decide what a reader of a file's content sees."""
+    yield Cell(Part.SIZE, inode)
+    size = disk.size(state, inode)
+    numbers = {n for n in disk.effects.units.get(inode, ()) if n * disk.unit < size}
+    if disk.effects.set_sizes.get(inode) or disk.effects.frees.get(inode):
+        numbers.update(range(-(-min(size, disk._base_size(inode)) // disk.unit)))
+    for number in sorted(numbers):
+        yield Cell(Part.DATA, inode, number)
+
+
+def _is_directory(disk: Disk, inode: int) -> bool:
+    return isinstance(disk.trace.base.nodes.get(inode), Directory) or isinstance(
+        disk.effects.created.get(inode), op.Mkdir
+    )
+
+
+def expand(choice: Choice, cells: Iterable[Cell]) -> tuple[Choice, list[Choice]]:
+    """Split a choice by what a reader saw: (all that show the same, the others, disjoint).
+
+    ``cells`` are what was read in the choice's fullest state; every state of the first choice
+    gives a reader the same answers.
+    """
+    others: list[Choice] = []
+    for cell in cells:
+        found = list(choice.options(cell))
+        choice = found[0]
+        others.extend(found[1:])
+    return choice, others
+
+
+def crash_states(
+    trace: op.Trace, model: Model, *, deviations: int | None = None, limit: int | None = None
+) -> Iterator[CrashState]:
+    """Yield every legal state with a different disk, fewest deviations first.
+
+    Two states that differ only in what no reader can see are one. Times do not count.
+    Raises `UserError` for a negative bound.
+    """
+    if deviations is not None and deviations < 0:
+        raise UserError(f"deviations={deviations} cannot be: give 0 or more, or None for all")
+    disk = disk_of(trace, model)
+    queue: list[tuple[int, int, Choice]] = []
+    order = 0
+    for choice in roots(disk):
+        order += 1
+        heapq.heappush(queue, (choice.deviations, order, choice))
+    shown = 0
+    while queue:
+        bound, _, choice = heapq.heappop(queue)
+        if deviations is not None and bound > deviations:
+            return
+        same, others = expand(choice, visible_cells(disk, choice.state()))
+        for other in others:
+            order += 1
+            heapq.heappush(queue, (other.deviations, order, other))
+        yield same.state()
+        shown += 1
+        if limit is not None and shown >= limit:
+            return
+
+
+def count_states(trace: op.Trace, model: Model, *, limit: int = 10_000) -> int | None:
+    """Return how many different disks a crash may leave; ``None`` above the limit."""
+    disk = disk_of(trace, model)
+    trees = set()
+    for number, state in enumerate(crash_states(trace, model, limit=limit + 1)):
+        if number >= limit:
+            return None
+        trees.add(disk.tree(state).key())
+    return len(trees)
+
+
+# -- membership ------------------------------------------------------------------------------------
+
+
+def allows(trace: op.Trace, model: Model, tree: Tree, *, at: int | None = None) -> bool:
+    """Say whether a crash (at one crash point, or at any) may leave a tree.
+
+    Raises `UserError` where ``at`` is not a crash point of the trace.
+    """
+    if at is not None and not 0 <= at <= len(trace):
+        raise UserError(f"at={at} is not a crash point: the trace has 0 to {len(trace)}")
+    disk = disk_of(trace, model)
+    for choice in roots(disk):
+        if at is not None and choice.window.since > at:
+            continue
+        for state in _matching(disk, choice, tree):
+            if at is None or any(begin <= at <= end for begin, end in state.points):
+                return True
+    return False
+
+
+def _matching(disk: Disk, choice: Choice, tree: Tree) -> Iterator[CrashState]:
+    """Yield the states of a choice that show a tree, deciding names first, then contents."""
+    pending: list[tuple[Choice, dict[int, int], tuple[int, ...]]] = [
+        (choice, {ROOT: ROOT}, (ROOT,))
+    ]
+    while pending:
+        current, known, todo = pending.pop()
+        if not todo:
+            yield from _matching_contents(disk, current, known, tree)
+            continue
+        directory, rest = todo[0], todo[1:]
+        wanted = tree.nodes[known[directory]]
+        assert isinstance(wanted, Directory)
+        for found, names, more in _matching_entries(disk, current, known, directory, wanted, tree):
+            pending.append((found, names, (*rest, *more)))
+
+
+def _matching_entries(
+    disk: Disk, choice: Choice, known: dict[int, int], directory: int, wanted: Directory, tree: Tree
+) -> Iterator[tuple[Choice, dict[int, int], list[int]]]:
+    possible = disk.names(directory)
+    if not wanted.entries.keys() <= possible:
+        return
+    # Names that are wanted first: they decide most.
+    names = sorted(possible, key=lambda name: (name not in wanted.entries, name))
+    stack: list[tuple[int, Choice, dict[int, int], list[int]]] = [(0, choice, known, [])]
+    while stack:
+        at, current, inodes, more = stack.pop()
+        if at == len(names):
+            yield current, inodes, more
+            continue
+        name = names[at]
+        target = wanted.entries.get(name)
+        for option in current.options(Cell(Part.ENTRY, directory, name)):
+            inode = disk.entry(option.state(), directory, name)
+            if (inode is None) != (target is None):
+                continue
+            if inode is None or target is None:
+                stack.append((at + 1, option, inodes, more))
+                continue
+            if inode in inodes:
+                if inodes[inode] == target:
+                    stack.append((at + 1, option, inodes, more))
+                continue
+            if target in inodes.values() or not _same_kind(disk, inode, tree, target):
+                continue
+            deeper = [*more, inode] if isinstance(tree.nodes[target], Directory) else more
+            stack.append((at + 1, option, {**inodes, inode: target}, deeper))
+
+
+def _same_kind(disk: Disk, inode: int, tree: Tree, target: int) -> bool:
+    node = tree.nodes[target]
+    if isinstance(node, Directory):
+        return _is_directory(disk, inode)
+    made, base = disk.effects.created.get(inode), disk.trace.base.nodes.get(inode)
+    if isinstance(node, Symlink):
+        held = made.target if isinstance(made, op.Symlink) else None
+        return node.target == (base.target if isinstance(base, Symlink) else held)
+    return not _is_directory(disk, inode) and not isinstance(base or made, Symlink | op.Symlink)
+
+
+def _matching_contents(
+    disk: Disk, choice: Choice, known: dict[int, int], tree: Tree
+) -> Iterator[CrashState]:
+    files = [(i, tree.nodes[t]) for i, t in known.items() if isinstance(tree.nodes[t], File)]
+    cells: list[tuple[Cell, File]] = []
+    for inode, node in files:
+        assert isinstance(node, File)
+        cells.append((Cell(Part.SIZE, inode), node))
+        if disk.effects.chains.get(Cell(Part.ATTRIBUTES, inode)):
+            cells.append((Cell(Part.ATTRIBUTES, inode), node))
+        numbers = set(disk.effects.units.get(inode, ()))
+        if disk.effects.set_sizes.get(inode) or disk.effects.frees.get(inode):
+            numbers.update(range(-(-size_of(node.content) // disk.unit)))
+        reach = size_of(node.content)
+        cells.extend(
+            (Cell(Part.DATA, inode, n), node) for n in sorted(numbers) if n * disk.unit < reach
+        )
+    stack = [(0, choice)]
+    while stack:
+        at, current = stack.pop()
+        if at < len(cells):
+            cell, node = cells[at]
+            for option in current.options(cell):
+                if _shows(disk, option.state(), cell, node):
+                    stack.append((at + 1, option))
+            continue
+        state = current.state()
+        if all(_untouched_alike(disk, state, inode, node) for inode, node in files):
+            yield state
+
+
+def _shows(disk: Disk, state: CrashState, cell: Cell, node: File) -> bool:
+    if cell.part is Part.SIZE:
+        return disk.size(state, cell.inode) == size_of(node.content)
+    if cell.part is Part.ATTRIBUTES:
+        return disk.attributes(state, cell.inode)[0] == node.mode
+    begin = int(cell.key) * disk.unit
+    wanted = read_content(node.content, begin, disk.unit)
+    return disk.unit_bytes(state, cell.inode, int(cell.key))[: len(wanted)] == wanted
+
+
+def _untouched_alike(disk: Disk, state: CrashState, inode: int, node: object) -> bool:
+    assert isinstance(node, File)
+    held = disk.content(state, inode)
+    if isinstance(held, bytes) and isinstance(node.content, bytes):
+        return held == node.content
+    return size_of(held) == size_of(node.content) and digest_of(held) == digest_of(node.content)
+
+
+def check_trace(trace: op.Trace) -> None:
+    """Raise `TraceError` where a trace refers to inodes that neither it nor its base has."""
+    known = set(trace.base.nodes) | {op.OUTSIDE}
+    for number, operation in enumerate(trace.operations):
+        inode = getattr(operation, "inode", None)
+        if isinstance(operation, op.Create | op.Mkdir | op.Symlink):
+            known.add(operation.inode)
+        elif inode is not None and inode not in known:
+            raise TraceError(f"operation {number} names inode {inode}, which nothing created")

@@ -1,0 +1,286 @@
+"""The effects that a crash is still free to lose, and the choices between them.
+
+Belongs here: a `Window` (effects not yet durable at one crash point) and a `Choice` (some of them
+decided). Rules:
+
+1. A window holds the effects up to operation ``last`` that are not forced at crash point ``since``,
+   as bits; ``down`` and ``up`` are their closures under what is needed at that point.
+2. A choice is a pair of masks: what must be present (down-closed), what must be absent (up-closed).
+   It can be met if and only if they do not meet; its fullest state lacks only what must be absent.
+3. A choice is narrowed a cell at a time (`options`): the first option is what its fullest state
+   shows, all options together are disjoint and leave nothing out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from pytest_statepersist.core.crash_state import CrashState, Disk, Ghost, Returned
+from pytest_statepersist.core.effects import Cell, Kind, Part
+from pytest_statepersist.core.forcing import NEVER
+from pytest_statepersist.core.models import MetadataOrder
+
+__all__ = ["Choice", "Spans", "Window", "bits", "merge"]
+
+Spans = list[tuple[int, int]]
+"""Half-open spans of crash points, sorted and apart."""
+
+
+def bits(mask: int) -> Iterator[int]:
+    """Yield the positions of the bits that are set, lowest first."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def merge(spans: Spans) -> Spans:
+    """Return spans sorted, with those that touch joined."""
+    merged: Spans = []
+    for begin, end in sorted(spans):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Effects of a window decided: present, absent, the rest free."""
+
+    window: Window
+    present: int
+    absent: int
+    ghosts: tuple[Ghost, ...] = ()
+    returned: Returned | None = None
+
+    @property
+    def deviations(self) -> int:
+        """Operations before the last one that miss an effect in the fullest state."""
+        window = self.window
+        missing = {window.operation[bit] for bit in bits(self.absent)}
+        missing.discard(window.last)
+        return len(missing)
+
+    def state(self) -> CrashState:
+        """Return the fullest state of this choice."""
+        window = self.window
+        return CrashState(
+            window.last,
+            frozenset(window.ids[bit] for bit in bits(self.absent)),
+            self.ghosts,
+            self.returned,
+            window.points(self.absent),
+            self.deviations,
+        )
+
+    def options(self, cell: Cell) -> Iterator[Choice]:
+        """Yield this choice narrowed to each value that the cell can have; fullest first."""
+        if self.returned is not None and self.returned.cell == cell:
+            yield self
+            return
+        if any(g.inode == cell.inode and g.unit == cell.key for g in self.ghosts) and (
+            cell.part is Part.DATA
+        ):
+            yield self
+            return
+        alternatives = self.window.alternatives(cell)
+        if alternatives is None:
+            yield self
+        else:
+            for present, absent in alternatives:
+                wanted, unwanted = self.present | present, self.absent | absent
+                if not wanted & unwanted:
+                    yield replace(self, present=wanted, absent=unwanted)
+        if cell.part is Part.DATA and self.window.frees.get(cell.inode):
+            yield from self._ghosts(cell)
+
+    def _ghosts(self, cell: Cell) -> Iterator[Choice]:
+        window = self.window
+        for freeing in window.frees[cell.inode]:
+            absent = self.absent | window.up[freeing]
+            if absent & self.present or not window.shows(freeing, cell):
+                continue
+            for source in window.sources(freeing):
+                ghost = Ghost(cell.inode, int(cell.key), source)
+                yield replace(self, absent=absent, ghosts=(*self.ghosts, ghost))
+
+
+class Window:
+    """Effects up to operation ``last`` that are not forced at crash point ``since``."""
+
+    def __init__(self, disk: Disk, last: int, since: int, ids: list[int], beyond: Spans) -> None:
+        self.disk = disk
+        self.last = last
+        self.since = since
+        self.ids = ids
+        self.operation = [disk.effects.effects[index].operation for index in ids]
+        self.bit = {index: bit for bit, index in enumerate(ids)}
+        self.down: list[int] = []
+        self.up: list[int] = [0] * len(ids)
+        self._beyond = beyond
+        self._alternatives: dict[Cell, list[tuple[int, int]] | None] = {}
+        self._cells: dict[Cell, list[int]] | None = None
+        self.frees: dict[int, list[int]] = self._freeing()
+        self._close()
+
+    def _close(self) -> None:
+        effects, model = self.disk.effects, self.disk.model
+        ordered = model.metadata_order is not MetadataOrder.NONE
+        exempt = self.disk.forcing.exempt
+        metadata = 0
+        for bit, index in enumerate(self.ids):
+            mask = 1 << bit
+            for needed in effects.needs[index]:
+                there = self.bit.get(needed)
+                if there is not None:
+                    mask |= self.down[there]
+            eager = effects.is_eager(index)
+            bound = ordered and exempt.get(index, NEVER) > self.since
+            if bound and (eager or index in effects.after_metadata):
+                mask |= metadata
+            self.down.append(mask)
+            first = effects.twins.get(index - 1)
+            if first == index and exempt.get(index - 1, NEVER) > self.since:
+                # The two halves of a rename across directories, as yet in one transaction.
+                twin = self.bit.get(index - 1)
+                if twin is not None:
+                    self.down[twin] = mask
+            if eager:
+                metadata |= mask
+        for bit, mask in enumerate(self.down):
+            for needed in bits(mask):
+                self.up[needed] |= 1 << bit
+
+    def root(self, present: int = 0, absent: int = 0) -> Choice | None:
+        """Return a choice with these bits decided, closed; ``None`` where they contradict."""
+        wanted, unwanted = self.must, 0
+        for bit in bits(present):
+            wanted |= self.down[bit]
+        for bit in bits(absent):
+            unwanted |= self.up[bit]
+        return None if wanted & unwanted else Choice(self, wanted, unwanted)
+
+    @property
+    def must(self) -> int:
+        """Bits that something already durable needs, though a log forgot to force them itself."""
+        if not self.disk.model.log_forgets:
+            return 0
+        forcing, effects = self.disk.forcing, self.disk.effects
+        mask = 0
+        first, end = (self.ids[0] if self.ids else 0), effects.first_of(self.last + 1)
+        for index in range(first, end):
+            if index not in self.bit and forcing.forced_at(index, self.since):
+                for needed in effects.needs[index]:
+                    bit = self.bit.get(needed)
+                    if bit is not None:
+                        mask |= self.down[bit]
+        return mask
+
+    def points(self, absent: int) -> tuple[tuple[int, int], ...]:
+        """Return the inclusive spans of crash points at which nothing absent is forced."""
+        closed = list(self._beyond)
+        forced = self.disk.forcing.forced
+        for bit in bits(absent):
+            closed.extend(forced[self.ids[bit]])
+        end = len(self.disk.trace) + 1
+        at, spans = self.since, []
+        for begin, stop in merge(closed):
+            if begin > at:
+                spans.append((at, min(begin, end) - 1))
+            at = max(at, stop)
+            if at >= end:
+                break
+        if at < end:
+            spans.append((at, end - 1))
+        return tuple(spans)
+
+    def cells(self) -> dict[Cell, list[int]]:
+        """Return the cells that the window's effects change, each with its bits in order."""
+        if self._cells is None:
+            self._cells = defaultdict(list)
+            for bit, index in enumerate(self.ids):
+                for cell in self.disk.effects.cells_of(index):
+                    self._cells[cell].append(bit)
+        return self._cells
+
+    def alternatives(self, cell: Cell) -> list[tuple[int, int]] | None:
+        """Return what must be present and absent for each value of a cell; ``None`` if it is fixed."""
+        if cell not in self._alternatives:
+            chain = self.cells().get(cell)
+            if not chain:
+                self._alternatives[cell] = None
+            elif cell.part is Part.SIZE:
+                self._alternatives[cell] = self._sizes(chain)
+            else:
+                self._alternatives[cell] = self._versions(chain)
+        return self._alternatives[cell]
+
+    def _versions(self, chain: list[int]) -> list[tuple[int, int]]:
+        found = []
+        for version in range(len(chain), -1, -1):
+            present = self.down[chain[version - 1]] if version else 0
+            absent = self.up[chain[version]] if version < len(chain) else 0
+            found.append((present, absent))
+        return found
+
+    def _sizes(self, chain: list[int]) -> list[tuple[int, int]]:
+        """Sizes are set in a chain; between two settings the last raise present decides."""
+        effects = self.disk.effects.effects
+        settings = [bit for bit in chain if effects[self.ids[bit]].kind is Kind.SET_SIZE]
+        found = []
+        for version in range(len(settings), -1, -1):
+            present = self.down[settings[version - 1]] if version else 0
+            absent = self.up[settings[version]] if version < len(settings) else 0
+            begin = settings[version - 1] if version else -1
+            end = settings[version] if version < len(settings) else len(self.ids)
+            raises = [
+                bit
+                for bit in chain
+                if begin < bit < end and effects[self.ids[bit]].kind is Kind.RAISE
+            ]
+            later = absent
+            for bit in reversed(raises):
+                found.append((present | self.down[bit], later))
+                later |= self.up[bit]
+            found.append((present, later))
+        return found
+
+    # -- reused blocks ---------------------------------------------------------------------------
+
+    def _freeing(self) -> dict[int, list[int]]:
+        if not self.disk.model.reuse_freed_blocks:
+            return {}
+        found = defaultdict(list)
+        for inode, freeing in self.disk.effects.frees.items():
+            for index in freeing:
+                bit = self.bit.get(index)
+                if bit is not None:
+                    found[inode].append(bit)
+        return found
+
+    def shows(self, freeing: int, cell: Cell) -> bool:
+        """Say whether a unit is freed by an effect: all of a file's, or those beyond a new size."""
+        effect = self.disk.effects.effects[self.ids[freeing]]
+        if effect.kind is not Kind.SET_SIZE:
+            return True
+        return int(cell.key) * self.disk.unit >= effect.size
+
+    def sources(self, freeing: int) -> Iterator[int]:
+        """Yield the data effects whose bytes a freed unit may show: not on disk when it was freed."""
+        effects = self.disk.effects
+        freed = effects.effects[self.ids[freeing]].operation
+        seen: set[bytes] = set()
+        for index in range(self.ids[0] if self.ids else 0, effects.first_of(self.last + 1)):
+            effect = effects.effects[index]
+            if effect.kind is not Kind.DATA:
+                continue
+            if effect.operation < freed and index not in self.bit:
+                continue
+            data = self.disk.ghost_bytes(index)
+            if data not in seen:
+                seen.add(data)
+                yield index
