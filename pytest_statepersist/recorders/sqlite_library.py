@@ -109,6 +109,8 @@ class SQLiteLibrary:
         self._fstat = self.original("fstat")
         self._fstat_probe = PROTOTYPES["fstat"](self._see_fstat)
         self.syncs_data_only = _imports_fdatasync(symbols)
+        symbols.sqlite3_compileoption_used.argtypes = [ctypes.c_char_p]
+        self.never_syncs = bool(symbols.sqlite3_compileoption_used(b"NO_SYNC"))
 
     # ---- system calls
 
@@ -133,18 +135,21 @@ class SQLiteLibrary:
         return tuple(dict.fromkeys(self._method_tables()))
 
     def _method_tables(self) -> Iterator[int]:
-        for name in (b"unix", b"unix-excl", b"unix-dotfile", b"unix-none"):
-            address = self._find(name)
-            if not address:
-                continue
+        temporary = _OPEN_READWRITE | _OPEN_CREATE | _OPEN_EXCLUSIVE | _OPEN_DELETEONCLOSE
+        opener = ctypes.cast(self._vfs.open, _pointer).value
+        address: int | None = self._find(None)
+        while address:
             vfs = _Vfs.from_address(address)
-            temporary = _OPEN_READWRITE | _OPEN_CREATE | _OPEN_EXCLUSIVE | _OPEN_DELETEONCLOSE
+            here, address = address, vfs.next
+            # The variants of 'unix' (by how they lock) share one way to open.
+            if ctypes.cast(vfs.open, _pointer).value != opener:
+                continue
             for path, flags in (
                 (b"/dev/null\0\0\0", _OPEN_READONLY | _OPEN_MAIN_DB),
                 (None, temporary | _OPEN_TEMP_DB),
             ):
                 file = (ctypes.c_void_p * (vfs.file_size // 8 + 1))()
-                if vfs.open(address, path, ctypes.byref(file), flags, None) == 0 and file[0]:
+                if vfs.open(here, path, ctypes.byref(file), flags, None) == 0 and file[0]:
                     table: int = file[0]
                     yield table
                     close = ctypes.CFUNCTYPE(_int, _pointer).from_address(table + 8 * _X_CLOSE)

@@ -1,0 +1,253 @@
+"""Records what SQLite does to files, from inside the running process.
+
+Belongs here: what each of SQLite's system calls and syncs means for the trace. Rules:
+
+1. Methods are called with the builder's lock held, right after the real call (`sqlite_calls`).
+2. Files are told apart by their real identity, so that any path to them will do.
+3. The ``-shm`` file of WAL mode is shared memory and not state: nothing of it is recorded.
+
+Not seen: whether the sync of a directory failed (SQLite itself ignores that after a sync of a
+journal), and other copies of SQLite in the process (the self-check finds what those write).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable
+from types import CodeType, FrameType
+
+from pytest_statepersist.core.operations import ROOT, Site
+from pytest_statepersist.errors import BlindSpot
+from pytest_statepersist.recorders.builder import Moment, Place, TraceBuilder
+from pytest_statepersist.recorders.sqlite_calls import interposition
+
+__all__ = ["SqliteRecorder"]
+
+
+class SqliteRecorder:
+    """Feeds a builder with what SQLite does between `start` and `stop`.
+
+    ``moment`` gives call site, time and task of the running call; the Python recorder lends its
+    own, so that both give one trace.
+    """
+
+    def __init__(
+        self, builder: TraceBuilder, *, moment: Callable[[], Moment] | None = None
+    ) -> None:
+        self.builder = builder
+        self.moment = moment if moment is not None else _Moments()
+        self.files: dict[int, int | None] = {}
+        """Descriptors that SQLite uses: inode number, ``None`` for files that do not matter."""
+        self.written: set[int] = set()
+        self.directories: set[int] = set()
+        self.unfinished_sync: Callable[[], None] | None = None
+        self.failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin to observe every connection of this process, open ones included.
+
+        Raises `RecorderUnavailable` where SQLite cannot be observed and `UserError` where another
+        recording observes it already.
+        """
+        interposition().install(self)
+
+    def stop(self) -> None:
+        """Put SQLite back as it was; raises what went wrong inside a callback."""
+        interposition().remove(self)
+        if self.failure is not None:
+            raise self.failure
+
+    def __enter__(self) -> SqliteRecorder:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # -- descriptors ---------------------------------------------------------------------------
+
+    def inode_of(self, descriptor: int) -> int | None:
+        """Return the inode behind a descriptor; looks at ones that were open before."""
+        try:
+            return self.files[descriptor]
+        except KeyError:
+            pass
+        status = os.fstat(descriptor)
+        number = self.builder.find((status.st_dev, status.st_ino))
+        if number is not None:
+            self.builder.opened(number)
+        self.files[descriptor] = number
+        return number
+
+    def locate(self, path: str) -> Place:
+        """Find a path that SQLite uses: absolute, its links followed as far as it wants them."""
+        head, _, name = path.rpartition("/")
+        if head == self.builder.directory and name not in (".", ".."):
+            return Place(ROOT, name, self.builder.entry(ROOT, name))
+        return self.builder.locate(path, follow=False)
+
+    def opened(self, descriptor: int, path: str, existed: bool) -> None:
+        """Note a file that SQLite opened; ``existed`` says whether it was there before."""
+        builder = self.builder
+        if is_shared_memory(path):
+            self.files[descriptor] = None
+            return
+        status = os.fstat(descriptor)
+        identity = (status.st_dev, status.st_ino)
+        place = self.locate(path)
+        if existed:
+            number = builder.find(identity)
+            if number is None:
+                number = place.inode
+        elif stat.S_ISREG(status.st_mode):
+            mode = stat.S_IMODE(status.st_mode)
+            number = builder.create(
+                place.parent, place.name, self.moment(), mode=mode, identity=identity
+            )
+        else:
+            number = None
+        if number is not None:
+            builder.opened(number)
+        self.files[descriptor] = number
+
+    def closed(self, descriptor: int) -> None:
+        """Note that SQLite closed a file, or a directory, which it had then synced."""
+        number = self.files.pop(descriptor, None)
+        if number is not None:
+            written = descriptor in self.written
+            self.written.discard(descriptor)
+            self.builder.close(number, self.moment(), written=written)
+
+    # -- what the calls mean -------------------------------------------------------------------
+
+    def wrote(self, descriptor: int, offset: int, data: bytes) -> None:
+        """Note bytes that reached a file."""
+        number = self.files[descriptor] if descriptor in self.files else self.inode_of(descriptor)
+        if number is not None:
+            self.builder.write(number, offset, data, self.moment())
+            self.written.add(descriptor)
+
+    def truncated(self, descriptor: int, size: int) -> None:
+        """Note a size that was set."""
+        number = self.inode_of(descriptor)
+        if number is not None:
+            self.builder.truncate(number, size, self.moment())
+            self.written.add(descriptor)
+
+    def allocated(self, descriptor: int, end: int) -> None:
+        """Note space that was reserved up to ``end``."""
+        number = self.inode_of(descriptor)
+        if number is not None:
+            grown = end if end > self.builder[number].size else None
+            self.builder.allocate(number, self.moment(), size=grown)
+            self.written.add(descriptor)
+
+    def changed_attributes(self, descriptor: int, before: os.stat_result) -> None:
+        """Note a mode or owner that differs from ``before``."""
+        number, now = self.inode_of(descriptor), os.fstat(descriptor)
+        mode = stat.S_IMODE(now.st_mode)
+        mode_changed = mode != stat.S_IMODE(before.st_mode)
+        owner = (now.st_uid, now.st_gid)
+        owner_changed = owner != (before.st_uid, before.st_gid)
+        if number is not None and (mode_changed or owner_changed):
+            self.builder.set_attributes(
+                number,
+                self.moment(),
+                mode=mode if mode_changed else None,
+                owner=owner if owner_changed else None,
+            )
+
+    def unlinked(self, path: str) -> None:
+        """Note that a file's name was removed."""
+        place = self.locate(path)
+        if place.inode is not None or not is_shared_memory(path):
+            self.builder.unlink(place.parent, place.name, self.moment())
+
+    def made_directory(self, path: str) -> None:
+        """Note a new directory (a lock of 'unix-dotfile')."""
+        place, status = self.locate(path), os.stat(path)
+        identity = (status.st_dev, status.st_ino)
+        self.builder.mkdir(
+            place.parent,
+            place.name,
+            self.moment(),
+            mode=stat.S_IMODE(status.st_mode),
+            identity=identity,
+        )
+
+    def removed_directory(self, path: str) -> None:
+        """Note that a directory was removed."""
+        place = self.locate(path)
+        self.builder.rmdir(place.parent, place.name, self.moment())
+
+    def synced(self, descriptor: int | None, *, data_only: bool, failed: bool) -> None:
+        """Note a sync of a file or directory."""
+        number = None if descriptor is None else self.inode_of(descriptor)
+        if number is not None:
+            self.builder.fsync(number, self.moment(), data_only=data_only, failed=failed)
+
+    def cannot_see(self, descriptor: int, what: str) -> None:
+        """Note that a watched file changes in a way that calls do not show."""
+        number = self.inode_of(descriptor)
+        if number is not None and self.builder[number].inside:
+            path = self.builder[number].path
+            self.builder.doubt(
+                BlindSpot(
+                    f"SQLite changes {path!r} by {what}, which the sqlite recorder cannot see; "
+                    "record with strace, or switch it off with PRAGMA mmap_size=0",
+                    culprit=path,
+                    recorder="strace",
+                )
+            )
+
+
+def is_shared_memory(path: str) -> bool:
+    """Say whether a path that SQLite opened is the shared memory of a database in WAL mode."""
+    database, dash, rest = path.rpartition("-")
+    return dash == "-" and rest == "shm" and os.path.exists(database)
+
+
+class _Moments:
+    """Call site, wall time and task of the running call, for a recorder that runs by itself."""
+
+    def __init__(self) -> None:
+        self._sites: dict[tuple[CodeType, int], Site | None] = {}
+        self._tasks: dict[int, int] = {}
+
+    def __call__(self) -> Moment:
+        # Three frames at least are this package's own: method, replacement, guard.
+        frame: FrameType | None = sys._getframe(3)
+        site = None
+        while frame is not None:
+            key = frame.f_code, frame.f_lasti
+            try:
+                site = self._sites[key]
+            except KeyError:
+                site = self._sites[key] = _site_of(frame)
+            if site is not None:
+                break
+            frame = frame.f_back
+        ident = threading.get_ident()
+        # clock_gettime is what libraries that fake the time leave alone.
+        now = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        return site, now, self._tasks.setdefault(ident, len(self._tasks))
+
+
+_STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def _site_of(frame: FrameType) -> Site | None:
+    """Return where a frame is, ``None`` inside the standard library and this package."""
+    code = frame.f_code
+    file = code.co_filename
+    if file.startswith((_PACKAGE, "<frozen ")):
+        return None
+    if file.startswith(_STANDARD) and "site-packages" not in file:
+        return None
+    return Site(file, frame.f_lineno, code.co_qualname)

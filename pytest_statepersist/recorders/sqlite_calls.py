@@ -1,0 +1,268 @@
+"""The replacements of SQLite's system calls and syncs while a recording runs.
+
+Belongs here: when each real call is made, and under which lock; what a call means is
+`SqliteRecorder`'s. Rules:
+
+1. The builder's lock is held across the real call and its record, and from the opening of a
+   directory to its close, between which SQLite syncs it.
+2. An exception inside a callback cannot pass through SQLite's C code: the call fails with an I/O
+   error instead, and the recorder raises what happened when it stops.
+3. Without a recorder, and in a forked child, every replacement only passes through.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import mmap
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pytest_statepersist.errors import UserError
+from pytest_statepersist.recorders.sqlite_library import PROTOTYPES, SYNC, SQLiteLibrary, library
+
+if TYPE_CHECKING:
+    from pytest_statepersist.recorders.sqlite import SqliteRecorder
+
+__all__ = ["Interposition", "interposition"]
+
+_DATA_ONLY = 0x10  # SQLITE_SYNC_DATAONLY
+_F2FS_IOCTL = 0xF5  # the group of SQLite's only ioctl: F2FS atomic writes
+_IOERR_FSYNC = 10 | 4 << 8
+_CANTOPEN = 14
+
+
+class Interposition:
+    """The replacements of SQLite's calls: made once, kept for ever, idle without a recorder.
+
+    They outlive each recording because a thread may still be inside of one when it ends.
+    """
+
+    def __init__(self, sqlite: SQLiteLibrary) -> None:
+        self.sqlite = sqlite
+        self.recorder: SqliteRecorder | None = None
+        self.before: dict[str, int] = {}
+        self.sync_before: dict[int, int] = {}
+        self.sync_real: dict[int, Callable[[int, int], int]] = {}
+        self.real: dict[str, Callable[..., int]] = {"sync": self._real_sync}
+        self.thunks: dict[str, Any] = {}
+        for name in PROTOTYPES:
+            replacement = getattr(self, f"_{name}", None)
+            if replacement is not None and sqlite.system_call(name) is not None:
+                self.real[name] = sqlite.original(name)
+                self.thunks[name] = PROTOTYPES[name](self._guarded(name, replacement))
+        self.sync_thunk = SYNC(self._guarded("sync", self._sync))
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.recorder = None
+
+    def install(self, recorder: SqliteRecorder) -> None:
+        """Put the replacements in place; raises `UserError` while another recorder has them."""
+        if self.recorder is not None:
+            raise UserError(
+                "SQLite is being recorded already: one recording must end before the next begins"
+            )
+        try:
+            for table in self.sqlite.method_tables:
+                before = self.sqlite.sync_method(table)
+                self.sync_real[table] = SYNC(before)
+                self.sqlite.set_sync_method(table, _address(self.sync_thunk))
+                self.sync_before[table] = before
+            for name, thunk in self.thunks.items():
+                before_call = self.sqlite.system_call(name)
+                assert before_call is not None  # a call does not leave the table
+                self.real[name] = PROTOTYPES[name](before_call)
+                self.before[name] = before_call
+                self.sqlite.set_system_call(name, _address(thunk))
+            self.recorder = recorder
+        except BaseException:
+            self._restore()
+            raise
+
+    def remove(self, recorder: SqliteRecorder) -> None:
+        """Put back what was there before ``recorder`` installed them."""
+        if self.recorder is recorder:
+            # Under the lock no callback is between a real call and its record.
+            with recorder.builder.lock:
+                self._restore()
+                self.recorder = None
+
+    def _restore(self) -> None:
+        for name, address in self.before.items():
+            # Someone who came after us calls us: then idle is all we can be.
+            if self.sqlite.system_call(name) == _address(self.thunks[name]):
+                self.sqlite.set_system_call(name, address)
+        self.before.clear()
+        for table, address in self.sync_before.items():
+            if self.sqlite.sync_method(table) == _address(self.sync_thunk):
+                self.sqlite.set_sync_method(table, address)
+        self.sync_before.clear()
+
+    def _guarded(self, name: str, replacement: Callable[..., int]) -> Callable[..., int]:
+        failed = {"sync": _IOERR_FSYNC, "openDirectory": _CANTOPEN, "fallocate": errno.EIO}
+        result_of_failure = failed.get(name, -1)
+        calls = self.real
+
+        def call(*arguments: Any) -> int:
+            recorder = self.recorder
+            real = calls[name]
+            if recorder is None:
+                return real(*arguments)
+            try:
+                with recorder.builder.lock:
+                    return replacement(recorder, real, *arguments)
+            except BaseException as error:
+                if recorder.failure is None:
+                    recorder.failure = error
+                ctypes.set_errno(errno.EIO)
+                return result_of_failure
+
+        return call
+
+    # -- replacements: each takes the recorder, the real call, and the call's arguments ---------
+
+    def _open(
+        self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes, flags: int, mode: int
+    ) -> int:
+        name = os.fsdecode(path)
+        existed = not flags & os.O_CREAT or os.path.lexists(path)
+        descriptor = real(path, flags, mode)
+        if descriptor >= 0:
+            recorder.opened(descriptor, name, existed)
+        return descriptor
+
+    def _close(self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int) -> int:
+        if descriptor in recorder.directories:
+            recorder.directories.remove(descriptor)
+            recorder.builder.lock.release()  # once for its opening
+            if not self.sqlite.never_syncs:
+                data_only = self.sqlite.syncs_data_only
+                recorder.synced(descriptor, data_only=data_only, failed=False)
+        result = real(descriptor)
+        recorder.closed(descriptor)
+        return result
+
+    def _write(self, recorder: SqliteRecorder, real: Callable[..., int], *arguments: int) -> int:
+        descriptor, buffer, count = arguments
+        written = real(descriptor, buffer, count)
+        if written > 0:
+            offset = os.lseek(descriptor, 0, os.SEEK_CUR) - written
+            recorder.wrote(descriptor, offset, ctypes.string_at(buffer, written))
+        return written
+
+    def _pwrite(self, recorder: SqliteRecorder, real: Callable[..., int], *arguments: int) -> int:
+        descriptor, buffer, count, offset = arguments
+        written = real(descriptor, buffer, count, offset)
+        if written > 0:
+            recorder.wrote(descriptor, offset, ctypes.string_at(buffer, written))
+        return written
+
+    _pwrite64 = _pwrite
+
+    def _ftruncate(
+        self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int, size: int
+    ) -> int:
+        result = real(descriptor, size)
+        if result == 0:
+            recorder.truncated(descriptor, size)
+        return result
+
+    def _fallocate(
+        self, recorder: SqliteRecorder, real: Callable[..., int], *arguments: int
+    ) -> int:
+        descriptor, offset, length = arguments
+        result = real(descriptor, offset, length)
+        if result == 0:
+            recorder.allocated(descriptor, offset + length)
+        return result
+
+    def _fchmod(
+        self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int, *wanted: int
+    ) -> int:
+        before = os.fstat(descriptor)
+        result = real(descriptor, *wanted)
+        if result == 0:
+            recorder.changed_attributes(descriptor, before)
+        return result
+
+    _fchown = _fchmod
+
+    def _unlink(self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes) -> int:
+        result = real(path)
+        if result == 0:
+            recorder.unlinked(os.fsdecode(path))
+        return result
+
+    def _mkdir(
+        self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes, mode: int
+    ) -> int:
+        result = real(path, mode)
+        if result == 0:
+            recorder.made_directory(os.fsdecode(path))
+        return result
+
+    def _rmdir(self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes) -> int:
+        result = real(path)
+        if result == 0:
+            recorder.removed_directory(os.fsdecode(path))
+        return result
+
+    def _openDirectory(
+        self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes, descriptor: Any
+    ) -> int:
+        if recorder.unfinished_sync is not None:
+            recorder.unfinished_sync()  # the file was synced before its directory is
+        result = real(path, descriptor)
+        if result == 0:
+            recorder.directories.add(descriptor[0])
+            recorder.builder.lock.acquire()  # until the close, so that the sync has its place
+        return result
+
+    def _mmap(self, recorder: SqliteRecorder, real: Callable[..., int], *arguments: int) -> int:
+        _, _, protection, flags, descriptor, _ = arguments
+        if protection & mmap.PROT_WRITE and flags & mmap.MAP_SHARED and descriptor >= 0:
+            recorder.cannot_see(descriptor, "writing to memory that maps it")
+        return real(*arguments)
+
+    def _ioctl(self, recorder: SqliteRecorder, real: Callable[..., int], *arguments: Any) -> int:
+        descriptor, request, _ = arguments
+        if request >> 8 & 0xFF == _F2FS_IOCTL:
+            recorder.cannot_see(descriptor, "an atomic write of F2FS")
+        return real(*arguments)
+
+    def _real_sync(self, file: int, flags: int) -> int:
+        return self.sync_real[ctypes.c_void_p.from_address(file).value or 0](file, flags)
+
+    def _sync(
+        self, recorder: SqliteRecorder, real: Callable[..., int], file: int, flags: int
+    ) -> int:
+        data_only = self.sqlite.syncs_data_only or bool(flags & _DATA_ONLY)
+        descriptor = None if self.sqlite.never_syncs else self.sqlite.descriptor(file)
+
+        def record(*, failed: bool = False) -> None:
+            recorder.unfinished_sync = None
+            recorder.synced(descriptor, data_only=data_only, failed=failed)
+
+        recorder.unfinished_sync = record
+        try:
+            result = real(file, flags)
+            if recorder.unfinished_sync is not None:
+                record(failed=result != 0)
+        finally:
+            recorder.unfinished_sync = None
+        return result
+
+
+@functools.cache
+def interposition() -> Interposition:
+    """Return the one interposition of this process; raises as `library` does."""
+    return Interposition(library())
+
+
+def _address(function: Any) -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None  # a callback has an address
+    return address
