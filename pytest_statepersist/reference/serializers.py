@@ -65,11 +65,12 @@ class Format(Enum):
 class Serializer(Protocol):
     """What a store needs to know about a format; write your own with these three names.
 
-    ``loads`` must raise `DamagedData` for bytes that ``dumps`` cannot have written.
+    ``format`` of your own is a string. ``loads`` must raise `DamagedData` for bytes that
+    ``dumps`` cannot have written: that is how a store finds the right one.
     """
 
     @property
-    def format(self) -> Format:
+    def format(self) -> Format | str:
         """The format that ``dumps`` writes."""
 
     def dumps(self, value: object) -> bytes:
@@ -181,7 +182,7 @@ class AdaptiveSerializer:
     large: Serializer = field(default_factory=ZstdJsonSerializer)
 
     @property
-    def format(self) -> Format:
+    def format(self) -> Format | str:
         """The format of small values."""
         return self.small.format
 

@@ -1,0 +1,284 @@
+"""Backups of the file store as directories: full and differential, verified by checksums.
+
+The law: a backup directory is either complete or not there at all, and one that was changed
+since it was made is refused as a whole. Layout::
+
+    DEST/manifest.json   what the backup is and the SHA-256 of every file, itself checksummed
+    DEST/files/…         the files as they are in the store, ciphertext included
+
+A differential backup lists all files of its moment, but holds only those that differ from its
+base, a full backup, which it names by id and by the checksum of the base's manifest.
+
+Backups are read into memory: a store of documents, not of videos.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from pytest_statepersist.reference.atomic import (
+    fsync_directory,
+    is_temporary,
+    make_directory,
+    read_bounded,
+    temporary_name,
+    write_atomic,
+)
+from pytest_statepersist.reference.errors import (
+    BackupError,
+    DamagedData,
+    IntegrityError,
+    NewerVersion,
+    NotFound,
+    StorageError,
+)
+from pytest_statepersist.reference.serializers import CompactJsonSerializer, JsonSerializer
+
+__all__ = ["BackupContent", "Manifest", "create_backup", "read_backup", "read_manifest"]
+
+MANIFEST_NAME = "manifest.json"
+_FILES = "files"
+_VERSION = 1
+_MANIFEST_LIMIT = 256 << 20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Strict):
+    """One file of the store; ``stored`` is false where the base holds it."""
+
+    sha256: str
+    size: int
+    stored: bool
+
+
+class Base(_Strict):
+    """The full backup that a differential one builds on; ``path`` is relative to its parent."""
+
+    id: str
+    sha256: str
+    path: str
+
+
+class Manifest(_Strict):
+    """What a backup says about itself."""
+
+    version: int
+    id: str
+    created_at: AwareDatetime
+    schema_version: int
+    base: Base | None
+    files: dict[str, FileEntry]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the backup can be restored without another one."""
+        return self.base is None
+
+
+@dataclass(frozen=True, slots=True)
+class BackupContent:
+    """A verified backup: the bytes of every file by its place in the store."""
+
+    manifest: Manifest
+    files: Mapping[str, bytes]
+
+
+def create_backup(
+    files: Mapping[str, bytes],
+    dest: Path,
+    *,
+    base: Path | None = None,
+    created_at: datetime,
+    schema_version: int,
+) -> Path:
+    """Write a backup to the new directory ``dest`` and return it: atomic, durable on return.
+
+    Everything is written and synced under a temporary name; one rename makes it a backup.
+    Left-overs of crashed attempts at the same ``dest`` are removed, so no two may run at
+    once. Raises `BackupError` (``dest`` exists, ``base`` is none or not full), `StorageError`.
+    """
+    dest = Path(os.path.abspath(dest))
+    if os.path.lexists(dest):
+        raise BackupError(f"{dest}: is already there; a backup never overwrites, choose a new name")
+    entries = {
+        place: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data), stored=True)
+        for place, data in files.items()
+    }
+    reference = None
+    if base is not None:
+        reference, entries = _difference(entries, base, dest)
+    manifest = Manifest(
+        version=_VERSION,
+        id=secrets.token_hex(16),
+        created_at=created_at,
+        schema_version=schema_version,
+        base=reference,
+        files=entries,
+    )
+    make_directory(dest.parent)
+    _remove_leftovers(dest)
+    building = dest.parent / temporary_name(dest.name)
+    try:
+        _write_tree(building, manifest, files)
+        os.rename(building, dest)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise StorageError(dest, error) from error
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    fsync_directory(dest.parent)
+    return dest
+
+
+def _difference(
+    entries: dict[str, FileEntry], base: Path, dest: Path
+) -> tuple[Base, dict[str, FileEntry]]:
+    """Return the reference to the base, and the entries with what it holds marked so."""
+    old, digest = _load_manifest(base)
+    if not old.is_full:
+        raise BackupError(f"{base}: is itself a differential backup; its base must be a full one")
+    reference = Base(id=old.id, sha256=digest, path=os.path.relpath(base, dest.parent))
+    marked = {
+        place: entry.model_copy(update={"stored": not _same(entry, old.files.get(place))})
+        for place, entry in entries.items()
+    }
+    return reference, marked
+
+
+def _same(entry: FileEntry, other: FileEntry | None) -> bool:
+    return other is not None and (entry.sha256, entry.size) == (other.sha256, other.size)
+
+
+def _write_tree(building: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    make_directory(building / _FILES)
+    stored = [place for place, entry in manifest.files.items() if entry.stored]
+    for directory in sorted({Path(place).parent for place in stored}):
+        make_directory(building / _FILES / directory)
+    for place in stored:
+        _write_new(building / _FILES / place, files[place])
+    for directory in sorted({Path(place).parent for place in stored}):
+        fsync_directory(building / _FILES / directory)
+    body = manifest.model_dump(mode="json")
+    sealed = {"manifest": body, "sha256": _digest(body)}
+    write_atomic(building / MANIFEST_NAME, JsonSerializer().dumps(sealed))
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    # Not `write_atomic`: nobody can see this directory yet, so one sync of it at the end does.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(dest: Path) -> None:
+    prefix = f".{dest.name}."
+    try:
+        names = os.listdir(dest.parent)
+    except OSError as error:
+        raise StorageError(dest.parent, error) from error
+    for name in names:
+        if name.startswith(prefix) and is_temporary(name):
+            shutil.rmtree(dest.parent / name, ignore_errors=True)
+
+
+def read_manifest(src: Path) -> Manifest:
+    """Return what a backup says about itself.
+
+    Raises `BackupError` (no backup), `DamagedData` or `IntegrityError` (changed since),
+    `NewerVersion`, `StorageError`.
+    """
+    return _load_manifest(src)[0]
+
+
+def _load_manifest(src: Path) -> tuple[Manifest, str]:
+    path = src / MANIFEST_NAME
+    try:
+        raw = read_bounded(path, _MANIFEST_LIMIT)
+    except NotFound as error:
+        raise BackupError(f"{src}: is no backup: it has no {MANIFEST_NAME}") from error
+    try:
+        sealed = JsonSerializer().loads(raw)
+    except DamagedData as error:
+        raise DamagedData(f"{path}: {error}") from error
+    if not isinstance(sealed, dict) or not isinstance(sealed.get("manifest"), dict):
+        raise DamagedData(f"{path}: is no manifest")
+    body: dict[str, Any] = sealed["manifest"]
+    digest = _digest(body)
+    if sealed.get("sha256") != digest:
+        raise IntegrityError(f"{path}: the checksum is wrong; it was changed after the backup")
+    version = body.get("version")
+    if isinstance(version, int) and version > _VERSION:
+        raise NewerVersion(f"{path}: backup version {version}, this code knows {_VERSION}")
+    try:
+        return Manifest.model_validate(body), digest
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DamagedData(f"{path}: {first['loc']}: {first['msg']}") from error
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(CompactJsonSerializer().dumps(body)).hexdigest()
+
+
+def read_backup(src: Path, base: Path | None = None) -> BackupContent:
+    """Read a whole backup, its base included, and verify every checksum.
+
+    ``base`` says where the base of a differential backup is now; unless given, it is looked
+    for where it was. Raises as `read_manifest`, and `BackupError` for a missing file or base.
+    """
+    manifest, _ = _load_manifest(src)
+    sources = dict.fromkeys(manifest.files, src)
+    if manifest.base is not None:
+        home = base if base is not None else src.parent / manifest.base.path
+        _check_base(src, manifest.base, home)
+        for place, entry in manifest.files.items():
+            if not entry.stored:
+                sources[place] = home
+    files = {
+        place: _read_file(sources[place], place, entry) for place, entry in manifest.files.items()
+    }
+    return BackupContent(manifest, files)
+
+
+def _check_base(src: Path, expected: Base, home: Path) -> None:
+    try:
+        found, digest = _load_manifest(home)
+    except BackupError as error:
+        raise BackupError(
+            f"{src}: its base {expected.id} is not at {home}; say where it is with base="
+        ) from error
+    if (found.id, digest) != (expected.id, expected.sha256):
+        raise BackupError(f"{src}: {home} is another backup than its base {expected.id}")
+
+
+def _read_file(home: Path, place: str, entry: FileEntry) -> bytes:
+    if any(part in ("", ".", "..") for part in place.split("/")) or "\\" in place:
+        raise DamagedData(f"{home}: the manifest names {place!r}, which is out of the backup")
+    path = home / _FILES / place
+    try:
+        data = read_bounded(path, entry.size, follow_symlinks=False)
+    except NotFound as error:
+        raise BackupError(f"{path}: is missing from the backup") from error
+    if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise IntegrityError(f"{path}: was changed after the backup was made")
+    return data

@@ -1,0 +1,172 @@
+"""The file store's directory: which files it has, reading and quarantining one, its recovery.
+
+The law: everything about names, links and places on disk is here, nothing about what an item
+means. All of it is called under the store's lock.
+
+Layout below the root: ``sessions/``, ``conversations/`` and ``focus/``, each with ``ID.json``
+(in whatever format); ``.lock``; ``.journal`` while a change of several files is under way.
+The root may be a symbolic link, which is resolved once, at open. No other link is followed:
+one in the place of an item is reported and set aside, one in the place of a directory refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_statepersist.reference.atomic import fsync_directory, make_directory, read_bounded
+from pytest_statepersist.reference.errors import (
+    InvalidId,
+    NotFound,
+    PersistenceError,
+    StorageError,
+    ValidationError,
+)
+from pytest_statepersist.reference.ids import check_id
+from pytest_statepersist.reference.items import ITEM_TYPES, Item
+from pytest_statepersist.reference.transaction import JOURNAL_NAME, recover
+
+__all__ = ["DIRECTORIES", "Signature", "StoreFiles"]
+
+DIRECTORIES = tuple(model.directory for model in ITEM_TYPES)
+_SUFFIX = ".json"
+_DAMAGED = ".damaged-"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Which file a name shows: it changes with every atomic replacement."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+
+class StoreFiles:
+    """The files of one store. Raises `StorageError` when the layout cannot be made."""
+
+    def __init__(self, root: str | os.PathLike[str], *, limit: int) -> None:
+        self.root = Path(root).resolve()
+        self.limit = limit
+
+    def create(self) -> None:
+        """Make the root; durable on return. Needs no lock: the lock lives in it."""
+        make_directory(self.root)
+
+    def prepare(self) -> None:
+        """Make the directories and recover; on return all that can be read is durable.
+
+        Raises `ValidationError` for a linked directory, `DamagedData` for a forged journal.
+        """
+        for directory in DIRECTORIES:
+            path = self.root / directory
+            if path.is_symlink():
+                raise ValidationError(directory, f"{path} is a symbolic link; move the files here")
+            make_directory(path)
+        self.recover()
+        # A writer may have been killed between its rename and the sync that follows.
+        for directory in DIRECTORIES:
+            fsync_directory(self.root / directory)
+
+    def recover(self) -> None:
+        """Finish or clear away what a crash interrupted; durable on return."""
+        recover(self.root, (".", *DIRECTORIES))
+
+    def has_journal(self) -> bool:
+        """Whether a change of several files was cut short."""
+        return os.path.lexists(self.root / JOURNAL_NAME)
+
+    def path(self, place: str) -> Path:
+        """Return the file of a place ("sessions/ID.json")."""
+        return self.root / place
+
+    def ids(self, model: type[Item]) -> tuple[str, ...]:
+        """Return the ids that have a file, sorted. Raises `StorageError`."""
+        return tuple(name for name in self._stems(model) if _is_id(name))
+
+    def misnamed(self, model: type[Item]) -> Iterator[tuple[Path, InvalidId]]:
+        """Yield the files that look like items but have an impossible id."""
+        for name in self._stems(model):
+            try:
+                check_id(name)
+            except InvalidId as error:
+                yield self.root / model.directory / f"{name}{_SUFFIX}", error
+
+    def _stems(self, model: type[Item]) -> list[str]:
+        directory = self.root / model.directory
+        try:
+            names = os.listdir(directory)
+        except OSError as error:
+            raise StorageError(directory, error) from error
+        return sorted(
+            name.removesuffix(_SUFFIX)
+            for name in names
+            if name.endswith(_SUFFIX) and not name.startswith(".")
+        )
+
+    def read(self, place: str) -> bytes:
+        """Return a file's bytes. Raises `NotFound`, `DamagedData`, `StorageError`."""
+        try:
+            return read_bounded(self.path(place), self.limit, follow_symlinks=False)
+        except NotFound:
+            raise NotFound(
+                f"{self.path(place)}: nothing is stored there{self._aside(place)}"
+            ) from None
+
+    def _aside(self, place: str) -> str:
+        path = self.path(place)
+        aside = sorted(path.parent.glob(f"{path.name}{_DAMAGED}*"))
+        return f"; a damaged copy is kept as {aside[0].name}" if aside else ""
+
+    def signature(self, place: str) -> Signature | None:
+        """Return which file is at ``place`` now; None if there is none."""
+        try:
+            found = os.stat(self.path(place), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(self.path(place), error) from error
+        return Signature(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
+
+    def quarantine(self, place: str) -> Path:
+        """Rename a damaged file out of the way, durably; it is never deleted.
+
+        The new name tells its content, so that the same damage has the same name.
+        Raises `StorageError`.
+        """
+        path = self.path(place)
+        try:
+            raw = read_bounded(path, self.limit, follow_symlinks=False)
+            mark = hashlib.sha256(raw).hexdigest()[:16]
+        except PersistenceError:
+            mark = secrets.token_hex(8)
+        target = path.with_name(f"{path.name}{_DAMAGED}{mark}")
+        try:
+            os.rename(path, target)
+        except OSError as error:
+            raise StorageError(path, error) from error
+        fsync_directory(path.parent)
+        return target
+
+    def quarantined(self) -> tuple[Path, ...]:
+        """Return all files that were set aside, sorted."""
+        return tuple(
+            sorted(
+                path
+                for directory in DIRECTORIES
+                for path in (self.root / directory).glob(f"*{_DAMAGED}*")
+            )
+        )
+
+
+def _is_id(name: str) -> bool:
+    try:
+        check_id(name)
+    except InvalidId:
+        return False
+    return True
