@@ -450,7 +450,8 @@ class Timeline:
                         return Outcome.TIME if wait.wake() else Outcome.READY
                     break
             # Nothing has a deadline. The lock is free here: another thread may move time itself.
-            if wait.linger(self.settle_s):
+            # A thread that the clock does not know gets real time to end the wait.
+            if wait.linger(self.settle_s if self._strangers() or self._queued() else 0.0):
                 return Outcome.READY
             if self._stuck() and not wait.outside():
                 raise ClockDeadlock(self._explain(wait))
@@ -464,12 +465,21 @@ class Timeline:
                 f"driver waits for did not happen.\n{self._explain(wait)}"
             )
 
+    def _strangers(self) -> list[str]:
+        with self._changed:
+            known = {member.thread for member in self._members.values()} | {self._driver}
+        return sorted(thread.name for thread in threading.enumerate() if thread not in known)
+
+    def _queued(self) -> bool:
+        return any(member.queued for member in list(self._members.values()))
+
     def _stuck(self) -> bool:
         with self._changed:
             if any(entry.due() is not None for entry in self._entries):
                 return False
             alive = [member for member in self._members.values() if member.thread.is_alive()]
-            return not any(member.running() or member.elsewhere for member in alive)
+            busy = [m for m in alive if m.running() or m.elsewhere or m.queued]
+            return not busy
 
     def _step(self, limit: int | None) -> bool:
         """Run the earliest entry that is due up to ``limit``; False where there is none."""
@@ -526,13 +536,12 @@ class Timeline:
                 member.queued = False
 
     def _explain(self, wait: Wait) -> str:
-        known = {member.thread for member in self._members.values()} | {self._driver}
         lines = [
             "every thread waits for something that no passing of time brings about:",
             f"  {self._driver.name!r} (drives the clock) waits for {wait.what}",
         ]
         lines += [f"  {row.thread!r} waits for {row.what}" for row in self.waiting()]
-        strangers = sorted(t.name for t in threading.enumerate() if t not in known)
+        strangers = self._strangers()
         if strangers:
             lines.append(
                 f"Threads that the clock does not know: {', '.join(strangers)}. If one of them "
