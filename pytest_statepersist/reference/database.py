@@ -211,15 +211,20 @@ class Database:
     def merge_session(self, session: AppSession, messages: Sequence[AppMessage]) -> int:
         """Store a session and those of its messages that are missing; return how many were.
 
-        Messages are told by their ids; those already stored stay as they are. Doing it twice
+        Messages are told by their ids; those already stored stay as they are, and so does a
+        stored session that changed later. A parent that is gone is forgotten. Doing it twice
         is doing it once, which is what recovery after a crash needs.
         """
         with self.transaction():
-            known = {item.id for item in self.messages(session.id)}
-            if self._select(AppSession, "id = :id", {"id": session.id}):
-                self._update(session)
-            else:
+            parent = session.parent_session_id
+            if parent is not None and not self._select(AppSession, "id = :id", {"id": parent}):
+                session = session.changed(parent_session_id=None)
+            stored = self._select(AppSession, "id = :id", {"id": session.id})
+            if not stored:
                 self._insert(session)
+            elif stored[0].updated_at <= session.updated_at and stored[0] != session:
+                self._update(session)
+            known = {item.id for item in self.messages(session.id)}
             missing = [item for item in messages if item.id not in known]
             for message in missing:
                 sequence = self._next_sequence(session.id)

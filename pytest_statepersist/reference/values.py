@@ -50,7 +50,7 @@ class Value(BaseModel):
     def changed(self, **values: Any) -> Self:
         """Return a copy with some fields replaced, checked again."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return self.parse(fields | values)
+        return self.parse(fields | (self.model_extra or {}) | values)
 
 
 def first_problem(error: pydantic.ValidationError, name: str) -> ValidationError:
