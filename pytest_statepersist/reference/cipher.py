@@ -147,6 +147,8 @@ class Cipher:
     def _checked(self, source: tuple[int, int, int, int, bytes], context: str) -> _Source:
         kind, memory, iterations, lanes, _ = source
         if kind == _RAW and self._passphrase is None:
+            if source != self._writing:
+                raise DamagedData(f"{context}: the header of a raw key has other fields set")
             return source
         if kind == _ARGON2ID and self._passphrase is not None:
             try:
