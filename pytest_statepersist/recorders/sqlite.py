@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
-import sysconfig
-import threading
-import time
 from collections.abc import Callable
-from types import CodeType, FrameType
 
-from pytest_statepersist.core.operations import ROOT, Site
+from pytest_statepersist.core.operations import ROOT
 from pytest_statepersist.errors import BlindSpot
+from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import Moment, Place, TraceBuilder
-from pytest_statepersist.recorders.sqlite_calls import interposition
+from pytest_statepersist.recorders.callsite import CallSites
+from pytest_statepersist.recorders.sqlite_calls import hooks
 
-__all__ = ["SqliteRecorder"]
+__all__ = ["SqliteRecorder", "is_shared_memory"]
+
+_SHARED_MEMORY = "-shm"
+_HEADER = b"SQLite format 3\0"
 
 
 class SqliteRecorder:
@@ -40,7 +40,7 @@ class SqliteRecorder:
         self, builder: TraceBuilder, *, moment: Callable[[], Moment] | None = None
     ) -> None:
         self.builder = builder
-        self.moment = moment if moment is not None else _Moments()
+        self.moment = moment if moment is not None else CallSites().moment
         self.files: dict[int, int | None] = {}
         """Descriptors that SQLite uses: inode number, ``None`` for files that do not matter."""
         self.written: set[int] = set()
@@ -54,11 +54,11 @@ class SqliteRecorder:
         Raises `RecorderUnavailable` where SQLite cannot be observed and `UserError` where another
         recording observes it already.
         """
-        interposition().install(self)
+        hooks().install(self)
 
     def stop(self) -> None:
         """Put SQLite back as it was; raises what went wrong inside a callback."""
-        interposition().remove(self)
+        hooks().remove(self)
         if self.failure is not None:
             raise self.failure
 
@@ -94,7 +94,7 @@ class SqliteRecorder:
     def opened(self, descriptor: int, path: str, existed: bool) -> None:
         """Note a file that SQLite opened; ``existed`` says whether it was there before."""
         builder = self.builder
-        if is_shared_memory(path):
+        if path.endswith(_SHARED_MEMORY) and os.path.exists(path[: -len(_SHARED_MEMORY)]):
             self.files[descriptor] = None
             return
         status = os.fstat(descriptor)
@@ -165,7 +165,7 @@ class SqliteRecorder:
     def unlinked(self, path: str) -> None:
         """Note that a file's name was removed."""
         place = self.locate(path)
-        if place.inode is not None or not is_shared_memory(path):
+        if place.inode is not None or not path.endswith(_SHARED_MEMORY):
             self.builder.unlink(place.parent, place.name, self.moment())
 
     def made_directory(self, path: str) -> None:
@@ -207,47 +207,15 @@ class SqliteRecorder:
 
 
 def is_shared_memory(path: str) -> bool:
-    """Say whether a path that SQLite opened is the shared memory of a database in WAL mode."""
-    database, dash, rest = path.rpartition("-")
-    return dash == "-" and rest == "shm" and os.path.exists(database)
+    """Say whether a file is the shared memory of the SQLite database beside it: no state.
 
-
-class _Moments:
-    """Call site, wall time and task of the running call, for a recorder that runs by itself."""
-
-    def __init__(self) -> None:
-        self._sites: dict[tuple[CodeType, int], Site | None] = {}
-        self._tasks: dict[int, int] = {}
-
-    def __call__(self) -> Moment:
-        # Three frames at least are this package's own: method, replacement, guard.
-        frame: FrameType | None = sys._getframe(3)
-        site = None
-        while frame is not None:
-            key = frame.f_code, frame.f_lasti
-            try:
-                site = self._sites[key]
-            except KeyError:
-                site = self._sites[key] = _site_of(frame)
-            if site is not None:
-                break
-            frame = frame.f_back
-        ident = threading.get_ident()
-        # clock_gettime is what libraries that fake the time leave alone.
-        now = time.clock_gettime_ns(time.CLOCK_REALTIME)
-        return site, now, self._tasks.setdefault(ident, len(self._tasks))
-
-
-_STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-
-
-def _site_of(frame: FrameType) -> Site | None:
-    """Return where a frame is, ``None`` inside the standard library and this package."""
-    code = frame.f_code
-    file = code.co_filename
-    if file.startswith((_PACKAGE, "<frozen ")):
-        return None
-    if file.startswith(_STANDARD) and "site-packages" not in file:
-        return None
-    return Site(file, frame.f_lineno, code.co_qualname)
+    It reads the database's header. Closing a file drops the locks that this process has on it, so
+    this is for before and after a recording.
+    """
+    if not path.endswith(_SHARED_MEMORY):
+        return False
+    try:
+        with real.open(path[: -len(_SHARED_MEMORY)], "rb", buffering=0) as database:
+            return database.read(len(_HEADER)) == _HEADER
+    except OSError:
+        return False

@@ -26,7 +26,7 @@ from pytest_statepersist.recorders.sqlite_library import PROTOTYPES, SYNC, SQLit
 if TYPE_CHECKING:
     from pytest_statepersist.recorders.sqlite import SqliteRecorder
 
-__all__ = ["Interposition", "interposition"]
+__all__ = ["Hooks", "hooks"]
 
 _DATA_ONLY = 0x10  # SQLITE_SYNC_DATAONLY
 _F2FS_IOCTL = 0xF5  # the group of SQLite's only ioctl: F2FS atomic writes
@@ -34,7 +34,7 @@ _IOERR_FSYNC = 10 | 4 << 8
 _CANTOPEN = 14
 
 
-class Interposition:
+class Hooks:
     """The replacements of SQLite's calls: made once, kept for ever, idle without a recorder.
 
     They outlive each recording because a thread may still be inside of one when it ends.
@@ -257,9 +257,9 @@ class Interposition:
 
 
 @functools.cache
-def interposition() -> Interposition:
-    """Return the one interposition of this process; raises as `library` does."""
-    return Interposition(library())
+def hooks() -> Hooks:
+    """Return the one set of hooks of this process; raises as `library` does."""
+    return Hooks(library())
 
 
 def _address(function: Any) -> int:
