@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from pytest_statepersist.errors import UserError
 
-__all__ = ["Case", "Damage", "Sweep", "Tampering", "cases", "gaps", "tampering_of", "tamperings"]
+__all__ = ["Damage", "Sweep", "Tampering", "cases", "gaps", "tampering_of", "tamperings"]
 
 
 class Damage(Enum):
@@ -73,8 +73,10 @@ class Sweep:
         object.__setattr__(self, "skip", frozenset(self.skip))
 
 
-Case = tuple[Damage, Mapping[str, bytes | None], str, int, int]
-"""A case in the hot loop: kind, changed files, file name, and two numbers that locate it."""
+Made = Iterator[tuple[dict[str, bytes | None], int, int]]
+"""Cases of one kind: the changed files, and two numbers that locate the damage."""
+Group = tuple[Damage, str, Made]
+"""The cases of one kind on one file; plain tuples, because a sweep makes thousands of them."""
 
 _T = TypeVar("_T")
 _EDGE = 64
@@ -94,13 +96,20 @@ def tamperings(
     ``older`` are earlier valid states of the same files, for splices and roll-backs. Raises
     `UserError` where there is no file to damage.
     """
-    for case in cases(files, older=older, sweep=sweep or Sweep(), seed=seed):
-        yield tampering_of(case, files)
+    for damage, name, made in cases(files, older=older, sweep=sweep or Sweep(), seed=seed):
+        for changed, a, b in made:
+            yield tampering_of(damage, name, changed, a, b, files)
 
 
-def tampering_of(case: Case, files: Mapping[str, bytes]) -> Tampering:
-    """Return a case with its label."""
-    damage, changed, name, a, b = case
+def tampering_of(
+    damage: Damage,
+    name: str,
+    changed: Mapping[str, bytes | None],
+    a: int,
+    b: int,
+    files: Mapping[str, bytes],
+) -> Tampering:
+    """Return a case with its label; ``a`` and ``b`` are the two numbers that its maker gave."""
     size = len(files.get(name, b""))
     match damage:
         case Damage.FLIP:
@@ -135,29 +144,22 @@ def cases(
     older: Sequence[Mapping[str, bytes]] = (),
     sweep: Sweep,
     seed: int,
-) -> Iterator[Case]:
-    """Yield every case; the order is by file, then by kind of damage."""
+) -> Iterator[Group]:
+    """Yield every case, in groups of one file and one kind of damage."""
     if not files:
         raise UserError("there is no file to damage: give the files that a save has just written")
-    skip = sweep.skip
     for name in sorted(files):
         data = bytes(files[name])
         # One generator for each file and kind: leaving a kind out does not change the others.
         for damage, make in _MAKERS:
-            if damage not in skip:
+            if damage not in sweep.skip:
                 draw = random.Random(f"{seed}/{name}/{damage.name}")
-                for changed, a, b in make(name, data, files, older, sweep, draw):
-                    yield damage, changed, name, a, b
-    if Damage.SWAP_NAMES not in skip:
-        pairs = [(a, b) for a, b in combinations(sorted(files), 2) if files[a] != files[b]]
-        for one, two in _sample(pairs, sweep.swaps * 2, random.Random(f"{seed}/names")):
-            swapped: dict[str, bytes | None] = {one: bytes(files[two]), two: bytes(files[one])}
-            yield Damage.SWAP_NAMES, swapped, one, 0, 0
-    if Damage.ROLL_BACK_ALL not in skip:
-        for number, old in enumerate(older):
-            changed = {n: old.get(n) for n in {*files, *old} if old.get(n) != files.get(n)}
-            if len(changed) > 1:
-                yield Damage.ROLL_BACK_ALL, changed, min(changed), 0, number
+                yield damage, name, make(name, data, files, older, sweep, draw)
+    if Damage.SWAP_NAMES not in sweep.skip:
+        draw = random.Random(f"{seed}/names")
+        yield Damage.SWAP_NAMES, min(files), _swapped_names(files, sweep, draw)
+    if Damage.ROLL_BACK_ALL not in sweep.skip:
+        yield Damage.ROLL_BACK_ALL, min(files), _all_rolled_back(files, older)
 
 
 def gaps(
@@ -183,13 +185,11 @@ def gaps(
 
 # --- one maker for each kind ------------------------------------------------------------------
 
-_Made = Iterator[tuple[dict[str, bytes | None], int, int]]
-
 
 def _flips(
     name: str, data: bytes, files: Mapping[str, bytes], older: object, sweep: Sweep,
     draw: random.Random,
-) -> _Made:  # fmt: skip
+) -> Made:  # fmt: skip
     buffer = bytearray(data)
     places: Sequence[int] = range(len(data) * 8)
     if len(data) > sweep.small:
@@ -205,7 +205,7 @@ def _flips(
 def _truncations(
     name: str, data: bytes, files: Mapping[str, bytes], older: object, sweep: Sweep,
     draw: random.Random,
-) -> _Made:  # fmt: skip
+) -> Made:  # fmt: skip
     lengths: Sequence[int] = range(len(data))
     if len(data) > sweep.small:
         lengths = _edges_and_some(len(data), _EDGE, sweep.cuts, draw)
@@ -217,7 +217,7 @@ def _truncations(
 def _extensions(
     name: str, data: bytes, files: Mapping[str, bytes], older: object, sweep: Sweep,
     draw: random.Random,
-) -> _Made:  # fmt: skip
+) -> Made:  # fmt: skip
     tails = [b"\0", b"\xff", b"\n", b" ", bytes(16), draw.randbytes(16), bytes(4096)]
     tails += [data[-1:], data[-16:], data]
     for number, tail in enumerate(dict.fromkeys(tail for tail in tails if tail)):
@@ -227,7 +227,7 @@ def _extensions(
 def _block_swaps(
     name: str, data: bytes, files: Mapping[str, bytes], older: object, sweep: Sweep,
     draw: random.Random,
-) -> _Made:  # fmt: skip
+) -> Made:  # fmt: skip
     for kind, size in enumerate(_BLOCKS):
         count = len(data) // size
         pairs: Sequence[tuple[int, int]]
@@ -248,7 +248,7 @@ def _block_swaps(
 def _splices(
     name: str, data: bytes, files: Mapping[str, bytes], older: Sequence[Mapping[str, bytes]],
     sweep: Sweep, draw: random.Random,
-) -> _Made:  # fmt: skip
+) -> Made:  # fmt: skip
     donors = [bytes(files[other]) for other in sorted(files) if other != name]
     donors += [bytes(old[key]) for old in older for key in sorted(old)]
     seen = {data}
@@ -267,7 +267,7 @@ def _splices(
 def _roll_backs(
     name: str, data: bytes, files: Mapping[str, bytes], older: Sequence[Mapping[str, bytes]],
     sweep: Sweep, draw: random.Random,
-) -> _Made:  # fmt: skip
+) -> Made:  # fmt: skip
     for number, old in enumerate(older):
         if name in old and old[name] != data:
             yield {name: bytes(old[name])}, 0, number
@@ -276,7 +276,7 @@ def _roll_backs(
 def _header_extremes(
     name: str, data: bytes, files: Mapping[str, bytes], older: object, sweep: Sweep,
     draw: random.Random,
-) -> _Made:  # fmt: skip
+) -> Made:  # fmt: skip
     for at in range(min(sweep.header, len(data))):
         for number, field in enumerate(_EXTREMES):
             end = at + len(field)
@@ -287,7 +287,7 @@ def _header_extremes(
 def _emptied(
     name: str, data: bytes, files: Mapping[str, bytes], older: object, sweep: Sweep,
     draw: random.Random,
-) -> _Made:  # fmt: skip
+) -> Made:  # fmt: skip
     if data:
         yield {name: b""}, 0, 0
 
@@ -295,8 +295,23 @@ def _emptied(
 def _removed(
     name: str, data: bytes, files: Mapping[str, bytes], older: object, sweep: Sweep,
     draw: random.Random,
-) -> _Made:  # fmt: skip
+) -> Made:  # fmt: skip
     yield {name: None}, 0, 0
+
+
+def _swapped_names(files: Mapping[str, bytes], sweep: Sweep, draw: random.Random) -> Made:
+    pairs = [(a, b) for a, b in combinations(sorted(files), 2) if files[a] != files[b]]
+    for one, two in _sample(pairs, sweep.swaps * 2, draw):
+        yield {one: bytes(files[two]), two: bytes(files[one])}, 0, 0
+
+
+def _all_rolled_back(files: Mapping[str, bytes], older: Sequence[Mapping[str, bytes]]) -> Made:
+    for number, old in enumerate(older):
+        names = sorted({*files, *old})
+        changed = {name: old.get(name) for name in names if old.get(name) != files.get(name)}
+        # One changed file is the roll-back of that file, which has its own kind.
+        if len(changed) > 1:
+            yield changed, 0, number
 
 
 _MAKERS = (

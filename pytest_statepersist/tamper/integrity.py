@@ -29,8 +29,8 @@ from typing import Any
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import BlindSpot, CrashConsistencyError, UserError
 from pytest_statepersist.tamper.damage import (
-    Case,
     Damage,
+    Group,
     Sweep,
     Tampering,
     cases,
@@ -42,6 +42,8 @@ __all__ = ["IntegrityFinding", "IntegrityReport", "Passing", "Verdict", "check_i
 
 Files = Mapping[str, bytes]
 _Seen = tuple[int, int, int, int]
+_Case = tuple[Damage, str, Mapping[str, bytes | None], int, int]
+_Give = Callable[[dict[str, bytes | None]], object]
 _KEPT_PER_DAMAGE = 10
 _SAME_SIZE = (Damage.FLIP, Damage.EXTREME, Damage.SWAP_BLOCKS)
 _RUNNERS = ("_pytest.", "pytest_timeout")
@@ -154,11 +156,10 @@ def check_integrity(
     current = _as_files(files)
     past = _as_states(older)
     sweep = sweep or Sweep()
-    give: Callable[[Mapping[str, bytes | None]], object]
     with _giver(load, current, passing) as give:
         original = _load_original(give, same)
-        judge = _Judge(original, same, expected, expected + tuple(expect_missing), accept_original)
-        run(give, judge, current, cases(current, older=past, sweep=sweep, seed=seed))
+        judge = _Judge(current, original, same, expected, tuple(expect_missing), accept_original)
+        run(give, judge, cases(current, older=past, sweep=sweep, seed=seed))
         # A subject that answers from memory, or that the sweep has broken, would show here.
         try:
             again = give({})
@@ -197,12 +198,14 @@ class _Judge:
 
     def __init__(
         self,
+        files: Files,
         original: object,
         same: Callable[[Any, Any], object],
         expected: tuple[type[BaseException], ...],
         expected_missing: tuple[type[BaseException], ...],
         accept_original: bool,
     ) -> None:
+        self.files = files
         self.original = original
         self.same = same
         self.expected = expected
@@ -224,68 +227,63 @@ class _Judge:
         changed = {name for name, damage in self.unchanged if damage in _SAME_SIZE}
         return tuple(name for name in names if name in changed and name not in self.noticed)
 
-    def loaded(self, case: Case, value: object, files: Files) -> None:
+    def loaded(self, value: object, case: _Case) -> None:
         """Judge a load that returned."""
-        damage, name = case[0], case[2]
+        damage, name = case[0], case[1]
         if self.same(value, self.original):
             self.unchanged[name, damage] += 1
             if self.accept_original:
                 return
         elif damage in _SAME_SIZE:
             self.noticed.add(name)
-        self._find(Verdict.ACCEPTED, case, files, _short(value), None)
+        self._find(Verdict.ACCEPTED, case, _short(value), None)
 
-    def raised(self, case: Case, error: BaseException, files: Files) -> None:
+    def raised(self, error: BaseException, case: _Case) -> None:
         """Judge a load that raised something else than the expected."""
-        damage, name = case[0], case[2]
+        damage, name = case[0], case[1]
         if damage in _SAME_SIZE:
             self.noticed.add(name)
         if damage is Damage.MISSING and isinstance(error, self.expected_missing):
             self.refused += 1
             return
-        self._find(Verdict.WRONG_ERROR, case, files, _short(error), error)
+        self._find(Verdict.WRONG_ERROR, case, _short(error), error)
 
     def _find(
-        self, verdict: Verdict, case: Case, files: Files, observed: str, error: BaseException | None
+        self, verdict: Verdict, case: _Case, observed: str, error: BaseException | None
     ) -> None:
         key = verdict, case[0]
         self.failed[key] += 1
         if self.failed[key] <= _KEPT_PER_DAMAGE:
             if error is not None:
                 error.__traceback__ = None  # it would keep the frames of the load alive
-            finding = IntegrityFinding(verdict, tampering_of(case, files), observed, error)
-            self.findings.append(finding)
+            tampering = tampering_of(*case, self.files)
+            self.findings.append(IntegrityFinding(verdict, tampering, observed, error))
 
 
-def run(
-    give: Callable[[Mapping[str, bytes | None]], object],
-    judge: _Judge,
-    files: Files,
-    each: Iterator[Case],
-) -> None:
+def run(give: _Give, judge: _Judge, groups: Iterator[Group]) -> None:
     """Run every case; this is the hot loop, so it only counts what went right."""
-    expected, refused, count = judge.expected, 0, 0
-    noticed: set[str] = set()
-    for case in each:
-        count += 1
-        try:
-            value = give(case[1])
-        except expected:
-            refused += 1
-            if case[0] in _SAME_SIZE:
-                noticed.add(case[2])
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:
-            # The test runner's own outcomes (skip, timeout) are not the subject's answer.
-            if type(error).__module__.startswith(_RUNNERS):
+    expected = judge.expected
+    for damage, name, made in groups:
+        count = refused = 0
+        for changed, a, b in made:
+            count += 1
+            try:
+                value = give(changed)
+            except expected:
+                refused += 1
+            except (KeyboardInterrupt, GeneratorExit):
                 raise
-            judge.raised(case, error, files)
-        else:
-            judge.loaded(case, value, files)
-    judge.run += count
-    judge.refused += refused
-    judge.noticed |= noticed
+            except BaseException as error:
+                # The test runner's own outcomes (skip, timeout) are not the subject's answer.
+                if type(error).__module__.startswith(_RUNNERS):
+                    raise
+                judge.raised(error, (damage, name, changed, a, b))
+            else:
+                judge.loaded(value, (damage, name, changed, a, b))
+        judge.run += count
+        judge.refused += refused
+        if refused and damage in _SAME_SIZE:
+            judge.noticed.add(name)
 
 
 # --- giving the files to the load ---------------------------------------------------------------
@@ -294,11 +292,12 @@ def run(
 @contextmanager
 def _giver(
     load: Callable[..., object], files: dict[str, bytes], passing: Passing
-) -> Iterator[Callable[[Mapping[str, bytes | None]], object]]:
+) -> Iterator[_Give]:
     if passing is Passing.MAPPING:
+        base: dict[str, bytes | None] = {**files}
 
-        def give(changed: Mapping[str, bytes | None]) -> object:
-            damaged = {**files, **changed}
+        def give(changed: dict[str, bytes | None]) -> object:
+            damaged = base | changed
             if None in changed.values():
                 damaged = {name: data for name, data in damaged.items() if data is not None}
             return load(damaged)
@@ -307,7 +306,7 @@ def _giver(
         return
     with _Scratch.make(files) as scratch:
 
-        def give_directory(changed: Mapping[str, bytes | None]) -> object:
+        def give_directory(changed: dict[str, bytes | None]) -> object:
             scratch.show(changed)
             return load(scratch.path)
 
@@ -439,9 +438,7 @@ def _exceptions(
     return kinds
 
 
-def _load_original(
-    give: Callable[[Mapping[str, bytes | None]], object], same: Callable[[Any, Any], object]
-) -> object:
+def _load_original(give: _Give, same: Callable[[Any, Any], object]) -> object:
     try:
         original, again = give({}), give({})
     except Exception as error:
