@@ -1,0 +1,79 @@
+"""Which line of the subject made a call, cheaply.
+
+Belongs here: finding the first frame outside the standard library and this package. The reference
+implementation inside this package counts as a subject, since it is one.
+"""
+
+from __future__ import annotations
+
+import os.path
+import sys
+import sysconfig
+import threading
+from types import CodeType
+
+from pytest_statepersist.core.operations import Site
+from pytest_statepersist.recorders import real
+from pytest_statepersist.recorders.builder import Moment
+
+__all__ = ["CallSites", "is_internal"]
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_SUBJECT = (os.path.join(_PACKAGE, "reference") + os.sep,)
+_STDLIB = tuple(
+    {os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib")}
+    | {os.path.join(os.path.realpath(sysconfig.get_path("stdlib")), "")}
+)
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+def is_internal(filename: str) -> bool:
+    """Say whether code of this file is the standard library's or this package's own."""
+    if filename.startswith("<frozen "):
+        return True
+    if filename.startswith(_PACKAGE):
+        return not filename.startswith(_SUBJECT)
+    return filename.startswith(_STDLIB) and not any(part in filename for part in _INSTALLED)
+
+
+class CallSites:
+    """Makes the `Moment` of a call: site, wall time, and a small number for the thread."""
+
+    __slots__ = ("_internal", "_sites", "_tasks")
+
+    def __init__(self) -> None:
+        self._internal: dict[str, bool] = {}
+        # The code object is kept, so that its id is not used again.
+        self._sites: dict[tuple[int, int], tuple[Site, CodeType]] = {}
+        self._tasks: dict[int, int] = {}
+
+    def moment(self) -> Moment:
+        """Return what to record of a call that has just returned."""
+        now = real.time_ns()
+        thread = threading.get_ident()
+        task = self._tasks.get(thread)
+        if task is None:
+            task = self._tasks[thread] = len(self._tasks)
+        return self.site(), now, task
+
+    def site(self) -> Site | None:
+        """Return the innermost line of the subject on this thread's stack, if there is one."""
+        frame = sys._getframe(1)
+        internal = self._internal
+        while True:
+            code = frame.f_code
+            inner = internal.get(code.co_filename)
+            if inner is None:
+                inner = internal[code.co_filename] = is_internal(code.co_filename)
+            if not inner:
+                break
+            back = frame.f_back
+            if back is None:
+                return None
+            frame = back
+        key = (id(code), frame.f_lasti)
+        known = self._sites.get(key)
+        if known is None:
+            site = Site(code.co_filename, frame.f_lineno or code.co_firstlineno, code.co_name)
+            known = self._sites[key] = (site, code)
+        return known[0]

@@ -1,0 +1,37 @@
+"""The real functions of the system, bound once at import.
+
+Belongs here: names only. Recorders call these, so that no interposition (ours or a test's) and no
+frozen clock changes what they see. A function that the platform lacks is ``None``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from typing import Any
+
+__all__ = ["FileIO", "open", "optional", "time_ns"]
+
+
+def optional(name: str) -> Any:
+    """Return a function of `os`, or ``None`` where this platform has none of that name."""
+    return getattr(os, name, None)
+
+
+open = io.open
+FileIO = io.FileIO
+time_ns = time.time_ns
+os_open = os.open
+close = os.close
+read = os.read
+write = os.write
+lseek = os.lseek
+stat = os.stat
+lstat = os.lstat
+fstat = os.fstat
+scandir = os.scandir
+readlink = os.readlink
+listxattr = optional("listxattr")
+getxattr = optional("getxattr")
+copy_file_range = optional("copy_file_range")

@@ -1,0 +1,269 @@
+"""Names that were bound to a function before it was replaced.
+
+Belongs here: finding every holder of an object through the garbage collector and giving it another
+object for a time. `from os import replace`, default arguments, `functools.partial`, closures, class
+attributes, containers, slots, and local variables of the frames that are running are rewritten; a
+holder of another kind is reported, and its owner decides what that means.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import sys
+import threading
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from pytest_statepersist.recorders.callsite import is_internal
+
+__all__ = ["Rebinding"]
+
+_DEPTH = 4
+_OWN = __name__.partition(".")[0]
+_SUBJECT = f"{_OWN}.reference"
+_IGNORED = (types.FrameType, weakref.ReferenceType, types.BuiltinFunctionType)
+_OPTIMIZED = 0x1  # inspect.CO_OPTIMIZED: the locals are not in a dict
+
+
+class Rebinding:
+    """Gives each holder of an original its replacement, until `undo`.
+
+    ``pairs`` are (original, replacement); ``private`` are containers that must keep what they hold.
+    ``unreached`` names the holders that could not be rewritten.
+    """
+
+    def __init__(self, pairs: list[tuple[Any, Any]], *, private: Iterable[Any] = ()) -> None:
+        self.unreached: list[str] = []
+        self._pairs = pairs
+        self._private = {id(item) for item in private}
+        self._wrapped: dict[int, staticmethod[Any, Any]] = {}
+        self._run(pairs)
+
+    def undo(self) -> None:
+        """Give every holder the original back, those too that were made meanwhile."""
+        unreached, self.unreached = self.unreached, []
+        self._run([(replacement, original) for original, replacement in self._pairs])
+        self.unreached = unreached
+
+    def _run(self, pairs: list[tuple[Any, Any]]) -> None:
+        new = {id(old): replacement for old, replacement in pairs}
+        for frame in _running(new, self.unreached):
+            _rewrite_frame(frame, new)
+        olds = [old for old, _ in pairs]
+        skip = self._private | _own_containers(self._pairs)
+        skip |= {id(pairs), id(self._pairs), id(self.__dict__), *map(id, pairs)}
+        self._replace(olds, new, skip, _DEPTH)
+
+    def _replace(self, olds: list[Any], new: dict[int, Any], skip: set[int], depth: int) -> None:
+        fresh: dict[int, Any] = {}
+        rebuilt: list[Any] = []
+        skip = skip | {id(olds), id(new), id(fresh), id(rebuilt)}
+        holders = gc.get_referrers(*olds)
+        skip.add(id(holders))
+        for holder in holders:
+            if id(holder) in skip or isinstance(holder, _IGNORED) or _is_own(holder):
+                continue
+            if isinstance(holder, tuple | frozenset | staticmethod | classmethod):
+                value = _rebuilt(holder, new, self._wrapped)
+                if value is not None:
+                    fresh[id(holder)] = value
+                    rebuilt.append(holder)
+            elif not self._rewrite(holder, new):
+                self.unreached.append(f"{type(holder).__name__} {_short(holder)}")
+        del holders
+        if rebuilt and depth > 0:
+            self._replace(rebuilt, fresh, skip, depth - 1)
+
+    def _rewrite(self, holder: Any, new: dict[int, Any]) -> bool:
+        """Replace what a mutable holder holds; false where its kind is not known."""
+        if isinstance(holder, dict):
+            return self._rewrite_dict(holder, new)
+        if isinstance(holder, list | deque):
+            for index, item in enumerate(holder):
+                if id(item) in new:
+                    holder[index] = new[id(item)]
+            return True
+        if isinstance(holder, set):
+            for item in [item for item in holder if id(item) in new]:
+                holder.discard(item)
+                holder.add(new[id(item)])
+            return True
+        if isinstance(holder, types.CellType):
+            try:
+                holder.cell_contents = new.get(id(holder.cell_contents), holder.cell_contents)
+            except ValueError:  # an empty cell
+                pass
+            return True
+        if isinstance(holder, functools.partial):
+            return _rewrite_partial(holder, new)
+        if isinstance(holder, types.FunctionType):
+            return _rewrite_function(holder, new)
+        for attribute in ("gi_frame", "cr_frame", "ag_frame"):
+            frame = getattr(holder, attribute, None)
+            if isinstance(frame, types.FrameType):
+                return _rewrite_frame(frame, new)
+        return _rewrite_object(holder, new)
+
+    def _rewrite_dict(self, holder: dict[Any, Any], new: dict[int, Any]) -> bool:
+        owner = _class_of(holder) if "__module__" in holder else None
+        for key, value in list(holder.items()):
+            if id(value) not in new:
+                continue
+            replacement = new[id(value)]
+            if owner is None:
+                holder[key] = replacement
+                continue
+            if isinstance(replacement, types.FunctionType):
+                # A function in C is no method; one in Python must be kept from becoming one.
+                replacement = staticmethod(replacement)
+                self._wrapped[id(replacement)] = replacement
+            try:
+                setattr(owner, key, replacement)
+            except (AttributeError, TypeError):
+                return False
+        for key in [key for key in holder if id(key) in new]:
+            holder[new[id(key)]] = holder.pop(key)
+        return True
+
+
+def _running(new: dict[int, Any], unreached: list[str]) -> list[types.FrameType]:
+    """Return this thread's frames with a local to rewrite; name those of other threads."""
+    mine = [frame for frame in _stack(sys._getframe(1)) if _locals(frame, new)]
+    here = threading.get_ident()
+    for thread, top in sys._current_frames().items():
+        for frame in _stack(top):
+            if thread != here and (names := _locals(frame, new)):
+                where = frame.f_code.co_qualname
+                unreached.append(f"local variable {names[0]!r} of {where} in another thread")
+    return mine
+
+
+def _stack(frame: types.FrameType | None) -> Iterator[types.FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _locals(frame: types.FrameType, new: dict[int, Any]) -> list[str]:
+    """Return the local variables of a function's frame that hold something to replace."""
+    if not frame.f_code.co_flags & _OPTIMIZED or is_internal(frame.f_code.co_filename):
+        return []
+    values = frame.f_locals
+    names = [name for name, value in list(values.items()) if id(value) in new]
+    _drop_copy(values)
+    return names
+
+
+def _drop_copy(values: Any) -> None:
+    """Before PEP 667 f_locals is a copy that lives as long as the frame, with each value."""
+    if sys.version_info < (3, 13):
+        values.clear()
+
+
+def _rewrite_frame(frame: types.FrameType, new: dict[int, Any]) -> bool:
+    names = _locals(frame, new)
+    if names:
+        values = frame.f_locals
+        for name in names:
+            values[name] = new[id(values[name])]
+        if sys.version_info < (3, 13):
+            write_back = ctypes.pythonapi.PyFrame_LocalsToFast
+            write_back(ctypes.py_object(frame), ctypes.c_int(0))
+        _drop_copy(values)
+    return bool(names)
+
+
+def _own_containers(pairs: list[tuple[Any, Any]]) -> set[int]:
+    """Return the containers by which this package itself holds the originals."""
+    found: set[int] = set()
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_OWN) and not name.startswith(_SUBJECT):
+            found.add(id(vars(module)))
+    for pair in pairs:
+        found.add(id(pair))
+        for item in pair:
+            if isinstance(item, types.FunctionType):
+                found |= {id(vars(item)), id(item.__closure__), *map(id, item.__closure__ or ())}
+            elif isinstance(item, type):
+                found |= {id(item.__bases__), id(item.__mro__)}
+    return found
+
+
+def _is_own(holder: Any) -> bool:
+    owner = holder if isinstance(holder, types.FunctionType | type) else type(holder)
+    module = str(getattr(owner, "__module__", ""))
+    return module.startswith(_OWN) and not module.startswith(_SUBJECT)
+
+
+def _rebuilt(holder: Any, new: dict[int, Any], wrapped: dict[int, Any]) -> Any:
+    """Return an immutable holder with its items replaced, ``None`` if it holds none."""
+    if isinstance(holder, staticmethod | classmethod):
+        inner = new.get(id(holder.__func__))
+        if inner is None or id(holder) in wrapped:
+            return inner
+        return type(holder)(inner)
+    items = [new.get(id(item), item) for item in holder]
+    if all(a is b for a, b in zip(items, holder, strict=True)):
+        return None
+    if isinstance(holder, tuple) and type(holder) is not tuple:
+        make: Callable[..., Any] | None = getattr(type(holder), "_make", None)
+        return None if make is None else make(items)
+    return type(holder)(items)
+
+
+def _rewrite_partial(holder: functools.partial[Any], new: dict[int, Any]) -> bool:
+    function = new.get(id(holder.func), holder.func)
+    arguments = new.get(id(holder.args), holder.args)
+    state = (function, arguments, holder.keywords, vars(holder) or None)
+    holder.__setstate__(state)  # type: ignore[attr-defined]
+    return True
+
+
+def _rewrite_function(function: types.FunctionType, new: dict[int, Any]) -> bool:
+    defaults = function.__defaults__
+    if defaults is not None and id(defaults) in new:
+        function.__defaults__ = new[id(defaults)]
+    closure = function.__closure__
+    return closure is None or id(closure) not in new
+
+
+def _class_of(namespace: dict[Any, Any]) -> type | None:
+    for holder in gc.get_referrers(namespace):
+        if isinstance(holder, type) and any(item is namespace for item in gc.get_referents(holder)):
+            return holder
+    return None
+
+
+def _rewrite_object(holder: Any, new: dict[int, Any]) -> bool:
+    """Rewrite slots, and from 3.11 on attributes, which may live in the object without a dict."""
+    found = False
+    for base in type(holder).__mro__:
+        for member in vars(base).values():
+            if isinstance(member, types.MemberDescriptorType):
+                try:
+                    replacement = new.get(id(member.__get__(holder)))
+                    if replacement is not None:
+                        member.__set__(holder, replacement)
+                        found = True
+                except (AttributeError, TypeError):
+                    continue
+    attributes = getattr(holder, "__dict__", None)
+    if isinstance(attributes, dict):
+        for name, value in list(attributes.items()):
+            if id(value) in new:
+                attributes[name] = new[id(value)]
+                found = True
+    return found
+
+
+def _short(holder: Any) -> str:
+    try:
+        text = repr(holder)
+    except Exception:  # the subject's own repr
+        text = object.__repr__(holder)
+    return text if len(text) <= 80 else text[:77] + "..."
