@@ -1,0 +1,255 @@
+"""No nonce twice: a scan over all messages that a store has sealed.
+
+Belongs here: which messages are the same, which are torn copies, and which break the cipher. Rules:
+
+1. One key, one nonce, two different ciphertexts is a finding: for AES-GCM and ChaCha20-Poly1305 it
+   gives both plaintexts and the key of the tag away.
+2. The same bytes in another crash state are the same message. So is a torn copy: a file that
+   differs only in whole 512-byte sectors, each of them zeros, cut off, or those of another file.
+3. One message proves nothing: a key under which fewer than two were seen is not covered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pytest_statepersist.core.tree import File, Tree, read_content, size_of
+from pytest_statepersist.errors import UserError
+from pytest_statepersist.leaks.states import ScanReport, State, labelled
+
+__all__ = ["NonceFinding", "NonceReport", "Sealed", "scan_nonces"]
+
+_SECTOR = 512
+_LARGEST = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """One sealed message: its nonce, its ciphertext with the tag, and whose key and salt it has.
+
+    ``key`` is any name for the key (never the key itself); ``salt`` is that of its derivation.
+    """
+
+    nonce: bytes
+    ciphertext: bytes
+    key: str = ""
+    salt: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NonceFinding:
+    """One value that was used twice: ``what`` is ``nonce`` or ``salt``; where both uses are."""
+
+    what: str
+    value: bytes
+    key: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True)
+class NonceReport(ScanReport):
+    """What a nonce scan has seen: findings, distinct messages, torn copies, unreadable files."""
+
+    findings: tuple[NonceFinding, ...]
+    messages: Mapping[str, int]
+    salts: int
+    torn: int
+    unreadable: int
+    not_covered: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool | None:
+        """False with a finding, None where no key had two messages, True otherwise."""
+        if self.findings:
+            return False
+        return True if any(count > 1 for count in self.messages.values()) else None
+
+    def explain(self) -> str:
+        """Say which nonce was used twice and where, and what to do."""
+        lines = []
+        if self.ok is None:
+            lines.append(
+                "No verdict on nonces: a repetition needs two messages under one key, and there "
+                "were not. Give the states of several saves, and a nonces= that reads them."
+            )
+        elif self.ok:
+            total = sum(self.messages.values())
+            lines.append(f"{total:,} messages under {len(self.messages)} keys, no nonce twice.")
+        for finding in self.findings:
+            key = f" under key {finding.key!r}" if finding.key else ""
+            lines.append(f"The {finding.what} {finding.value.hex()} was used twice{key}:")
+            lines += [f"  first in  {finding.first}", f"  again in  {finding.second}"]
+            if finding.what == "nonce":
+                lines.append(
+                    "  Whoever has both files can undo the encryption. Draw os.urandom(12) for "
+                    "each save, or make the counter durable before the nonce is used."
+                )
+            else:
+                lines.append("  Draw a new salt for each password: os.urandom(16).")
+        lines += [f"Not covered: {line}." for line in self.not_covered]
+        return "\n".join(lines)
+
+
+def scan_nonces(
+    states: Iterable[State],
+    nonces: Callable[[bytes], Iterable[bytes | Sealed]] | None,
+) -> NonceReport:
+    """Look for a nonce that was used for two messages under one key, over all states.
+
+    ``nonces`` gets the content of a file and gives what was sealed in it: `Sealed`, or bare
+    nonces (then the whole file is the ciphertext, and all have one key); nothing for other files.
+    Without it nothing is covered. Where it can check the tag, it should give only messages that
+    are authentic. What it raises on, a torn file for example, is counted as unreadable.
+
+    Raises `UserError` where it gives something else.
+    """
+    if nonces is None:
+        return NonceReport((), {}, 0, 0, 0, ("nonces and salts: no nonces= was given",))
+    read = _Reader(nonces)
+    for label, tree in labelled(states):
+        for path, data in _files(tree, read.notes):
+            read.file(f"{path!r} of {label}", data)
+    findings, torn = read.judge()
+    notes = list(dict.fromkeys(read.notes))
+    if read.unreadable:
+        notes.append(
+            f"{len(read.unreadable):,} files that nonces= could not read, for example "
+            f"{next(iter(read.unreadable.values()))}"
+        )
+    if not read.salts:
+        notes.append("salts: nonces= gives none (Sealed(salt=…))")
+    for key, uses in read.messages.items():
+        if len(uses) < 2:
+            notes.append(f"key {key!r}: one message only")
+    if torn:
+        notes.append(f"{torn:,} files taken for torn copies of a message that was seen whole")
+    return NonceReport(
+        findings=tuple(findings),
+        messages={key: len(uses) for key, uses in read.messages.items()},
+        salts=len(read.salts),
+        torn=torn,
+        unreadable=len(read.unreadable),
+        not_covered=tuple(notes),
+    )
+
+
+def _files(tree: Tree | Mapping[str, bytes], notes: list[str]) -> Iterator[tuple[str, bytes]]:
+    if not isinstance(tree, Tree):
+        yield from ((path, bytes(data)) for path, data in tree.items())
+        return
+    for path, _, node in tree.walk():
+        if isinstance(node, File):
+            if size_of(node.content) > _LARGEST:
+                notes.append(f"{path}: larger than {_LARGEST >> 20} MiB")
+            else:
+                yield path, read_content(node.content)
+
+
+@dataclass(slots=True)
+class _Use:
+    where: str
+    data: bytes
+    sealed: Sealed
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads each distinct content once and keeps each distinct message."""
+
+    nonces: Callable[[bytes], Iterable[bytes | Sealed]]
+    known: set[bytes] = field(default_factory=set)
+    messages: dict[str, dict[tuple[bytes, bytes], _Use]] = field(default_factory=dict)
+    salts: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    twice: list[NonceFinding] = field(default_factory=list)
+    unreadable: dict[bytes, str] = field(default_factory=dict)
+    contents: list[tuple[bytes, frozenset[tuple[str, bytes]]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def file(self, where: str, data: bytes) -> None:
+        """Read one file, unless the same bytes were read before."""
+        digest = hashlib.sha256(data).digest()
+        if digest in self.known:
+            return
+        self.known.add(digest)
+        try:
+            found = list(self.nonces(data))
+        except UserError:
+            raise
+        except Exception as error:
+            self.unreadable[digest] = f"{where} ({type(error).__name__}: {error})"
+            self.contents.append((data, frozenset()))
+            return
+        uses = [_sealed(item, data) for item in found]
+        self.contents.append((data, frozenset((use.key, use.nonce) for use in uses)))
+        for sealed in uses:
+            kept = self.messages.setdefault(sealed.key, {})
+            kept.setdefault((sealed.nonce, sealed.ciphertext), _Use(where, data, sealed))
+            self._salt(sealed, where)
+
+    def _salt(self, sealed: Sealed, where: str) -> None:
+        if sealed.salt is None:
+            return
+        key, first = self.salts.setdefault(sealed.salt, (sealed.key, where))
+        if key != sealed.key:
+            names = f"{key} and {sealed.key}"
+            self.twice.append(NonceFinding("salt", sealed.salt, names, first, where))
+
+    def judge(self) -> tuple[list[NonceFinding], int]:
+        """Return the findings, and how many files were taken for torn copies."""
+        findings, torn = list(dict.fromkeys(self.twice)), 0
+        for key, uses in self.messages.items():
+            by_nonce: dict[bytes, list[_Use]] = {}
+            for use in uses.values():
+                by_nonce.setdefault(use.sealed.nonce, []).append(use)
+            for nonce, same in by_nonce.items():
+                if len(same) < 2:
+                    continue
+                donors = self._donors(key, nonce)
+                whole = []
+                for use in same:
+                    if any(_torn(use.data, o.data, donors) for o in same if o is not use):
+                        torn += 1
+                        del uses[use.sealed.nonce, use.sealed.ciphertext]
+                    else:
+                        whole.append(use)
+                for use in whole[1:]:
+                    findings.append(NonceFinding("nonce", nonce, key, whole[0].where, use.where))
+        return findings, torn
+
+    def _donors(self, key: str, nonce: bytes) -> set[tuple[int, bytes]]:
+        """Return the sectors, with their places, of all files without this nonce."""
+        return {
+            (at, data[at : at + _SECTOR])
+            for data, inside in self.contents
+            if (key, nonce) not in inside
+            for at in range(0, len(data), _SECTOR)
+        }
+
+
+def _torn(copy: bytes, whole: bytes, donors: set[tuple[int, bytes]]) -> bool:
+    """Say whether ``copy`` is ``whole`` with sectors that did not reach the disk.
+
+    The first sector that both have must be common to both: a difference inside it is
+    another message, whatever the rest looks like.
+    """
+    if not whole.startswith(copy[:_SECTOR]) and not copy.startswith(whole[:_SECTOR]):
+        return False
+    for at in range(0, len(copy), _SECTOR):
+        mine, its = copy[at : at + _SECTOR], whole[at : at + _SECTOR]
+        if mine == its[: len(mine)] or not any(mine) or (at, mine) in donors:
+            continue
+        return False
+    return True
+
+
+def _sealed(item: object, data: bytes) -> Sealed:
+    if isinstance(item, Sealed):
+        return item
+    if isinstance(item, bytes | bytearray):
+        if not item:
+            raise UserError("nonces= gave an empty nonce; give nothing for a file without one")
+        return Sealed(bytes(item), data)
+    raise UserError(f"nonces= must give bytes or Sealed, not {type(item).__name__}")
