@@ -1,0 +1,1 @@
+"""Real stores, judged as their users would call them."""
