@@ -10,23 +10,15 @@ with str keys. The binary format takes bytes too. Anything else raises `Validati
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import sys
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
 from pytest_statepersist.reference import cbor
-from pytest_statepersist.reference.errors import DamagedData, DecompressionBomb, ValidationError
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from pytest_statepersist.reference.errors import DamagedData, ValidationError
+from pytest_statepersist.reference.packing import Packing, pack, packing_of, unpack
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -45,11 +37,6 @@ __all__ = [
 ]
 
 DEFAULT_LIMIT = 256 << 20  # bytes after unpacking
-_GZIP_MAGIC = b"\x1f\x8b"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_CHUNK = 1 << 20
-# A zstd window of 2**27 bytes at most: a small file may ask for far more memory otherwise.
-_LARGEST_WINDOW_LOG = 27
 
 
 class Format(Enum):
@@ -123,11 +110,11 @@ class GzipJsonSerializer:
 
     def dumps(self, value: object) -> bytes:
         """Return gzip bytes. Raises `ValidationError`."""
-        return gzip.compress(CompactJsonSerializer().dumps(value), self.level, mtime=0)
+        return pack(CompactJsonSerializer().dumps(value), Packing.GZIP, level=self.level)
 
     def loads(self, data: bytes) -> Any:
         """Return the value. Raises `DamagedData`, `DecompressionBomb`."""
-        return _load_json(_gunzip(data, self.limit))
+        return _load_json(_unpack(data, Packing.GZIP, self.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +130,11 @@ class ZstdJsonSerializer:
 
     def dumps(self, value: object) -> bytes:
         """Return one zstd frame. Raises `ValidationError`."""
-        parameter = zstd.CompressionParameter
-        options: Mapping[int, int] = {
-            parameter.compression_level: self.level,
-            parameter.checksum_flag: 1,
-        }
-        return zstd.compress(CompactJsonSerializer().dumps(value), options=options)
+        return pack(CompactJsonSerializer().dumps(value), Packing.ZSTD, level=self.level)
 
     def loads(self, data: bytes) -> Any:
         """Return the value. Raises `DamagedData`, `DecompressionBomb`."""
-        return _load_json(_unzstd(data, self.limit))
+        return _load_json(_unpack(data, Packing.ZSTD, self.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,14 +206,18 @@ def load_any(data: bytes, *, limit: int = DEFAULT_LIMIT) -> tuple[Any, Format]:
 
 def sniff(data: bytes) -> Format:
     """Name the only format that ``data`` could be in, by its first bytes: no parse, no promise."""
-    for magic, form in (
-        (_GZIP_MAGIC, Format.GZIP_JSON),
-        (_ZSTD_MAGIC, Format.ZSTD_JSON),
-        (cbor.MAGIC, Format.BINARY),
-    ):
-        if data.startswith(magic):
-            return form
+    packing = packing_of(data)
+    if packing is not Packing.NONE:
+        return Format.GZIP_JSON if packing is Packing.GZIP else Format.ZSTD_JSON
+    if data.startswith(cbor.MAGIC):
+        return Format.BINARY
     return Format.JSON if b"\n" in data else Format.COMPACT_JSON
+
+
+def _unpack(data: bytes, packing: Packing, limit: int) -> bytes:
+    if packing_of(data) is not packing:
+        raise DamagedData(f"is not packed with {packing.name.lower()}")
+    return unpack(data, limit=limit)
 
 
 def _dump_json(value: object, *, indent: int | None, separators: tuple[str, str]) -> bytes:
@@ -310,53 +296,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise DamagedData("not valid JSON: an object has the same key twice")
     return result
-
-
-def _gunzip(data: bytes, limit: int) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
-    pieces: list[bytes] = []
-    size = 0
-    rest = data
-    try:
-        while not unpacker.eof:
-            piece = unpacker.decompress(rest, _CHUNK)
-            rest = unpacker.unconsumed_tail
-            size += len(piece)
-            _check_size(size, limit)
-            pieces.append(piece)
-            if not piece and not rest and not unpacker.eof:
-                raise DamagedData("gzip data is cut short")
-    except zlib.error as error:
-        raise DamagedData(f"not valid gzip: {error}") from error
-    if unpacker.unused_data:
-        raise DamagedData("gzip data is followed by foreign bytes")
-    return b"".join(pieces)
-
-
-def _unzstd(data: bytes, limit: int) -> bytes:
-    options: Mapping[int, int] = {zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW_LOG}
-    pieces: list[bytes] = []
-    size = 0
-    rest = data
-    try:
-        unpacker = zstd.ZstdDecompressor(options=options)
-        while not unpacker.eof:
-            piece = unpacker.decompress(rest, _CHUNK)
-            rest = b""
-            size += len(piece)
-            _check_size(size, limit)
-            pieces.append(piece)
-            if not piece and not unpacker.eof and unpacker.needs_input:
-                raise DamagedData("zstd data is cut short")
-    except zstd.ZstdError as error:
-        raise DamagedData(f"not valid zstd: {error}") from error
-    if unpacker.unused_data:
-        raise DamagedData("zstd data is followed by foreign bytes")
-    return b"".join(pieces)
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise DecompressionBomb(
-            f"unpacks to more than {limit} bytes; if this is no attack, raise the limit"
-        )
