@@ -16,6 +16,7 @@ __all__ = [
     "BackupError",
     "ConflictError",
     "DamagedData",
+    "DamagedLog",
     "DecompressionBomb",
     "IntegrityError",
     "InvalidId",
@@ -24,7 +25,9 @@ __all__ = [
     "NotFound",
     "PersistenceError",
     "QuotaExceeded",
+    "RolledBack",
     "StorageError",
+    "TransportError",
     "ValidationError",
     "WrongPassword",
 ]
@@ -103,3 +106,26 @@ class BackupError(PersistenceError):
 
 class ConflictError(PersistenceError):
     """Two writers changed the same thing and the code must not choose between them."""
+
+
+class DamagedLog(DamagedData):
+    """Part of an event log is unreadable or missing, and no crash explains it.
+
+    ``path`` is the segment, snapshot or directory concerned. Nothing was skipped or cut.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(
+            f"{os.fspath(path)}: {problem}. A crash does not cause this, a failing disk or a "
+            "foreign hand does: restore a backup, or take what `inspect_log` can still read"
+        )
+        self.path = os.fspath(path)
+        self.problem = problem
+
+
+class RolledBack(IntegrityError):
+    """Genuine data, but older than what is known to have been saved."""
+
+
+class TransportError(PersistenceError):
+    """A message could not be handed to, or fetched from, the other members."""

@@ -1,0 +1,256 @@
+"""An append-only event log in segments, compacted into snapshots.
+
+The law: a record is durable before `append` returns its number, a batch is there whole or not
+at all, and after any crash `EventLog` gives back exactly the acknowledged records, perhaps
+followed by the one batch that was being appended. Whatever else is wrong raises `DamagedLog`:
+no record is ever skipped in silence.
+
+On disk, below the log's root: ``commit_log/000001.log``, ``000002.log`` … (see `log_frames`)
+and ``snapshots/snapshot_N.dat``, the application's state after record N. Records are numbered
+from 1. One process at a time owns a log: its lock is held from opening to `close`.
+
+Why a crash cannot hurt: a batch is written after the last byte that is known to be good, and
+synced; the next waits for that. A new segment and a snapshot appear by rename, synced before
+and after. Old segments are removed only once snapshot *and* new segment are durable. When a
+sync fails, the page cache and the disk may differ for good: the segment is written anew from
+its acknowledged part, never synced a second time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_statepersist.reference.atomic import make_directory, write_atomic
+from pytest_statepersist.reference.envelope import EnvelopeKey
+from pytest_statepersist.reference.errors import (
+    DamagedLog,
+    PersistenceError,
+    RolledBack,
+    StorageError,
+    ValidationError,
+)
+from pytest_statepersist.reference.locking import StoreLock
+from pytest_statepersist.reference.log_files import LogFiles, Record, Snapshot
+from pytest_statepersist.reference.log_frames import (
+    SEGMENT_HEADER_SIZE,
+    SegmentHeader,
+    Tail,
+    encode_batch,
+    join_records,
+    scan,
+)
+
+__all__ = ["EventLog", "Record", "Recovered", "Snapshot"]
+
+_logger = logging.getLogger(__name__)
+_APPENDING = os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What an opened log held: a snapshot, the records after it, and what was cut off.
+
+    ``torn_bytes`` counts the bytes of an unfinished last batch, which a crash left and nobody
+    was told to be saved.
+    """
+
+    snapshot: Snapshot | None
+    records: tuple[Record, ...]
+    torn_bytes: int
+
+
+class EventLog:
+    """An open event log; use it in ``with``, or `close` it in the thread that opened it.
+
+    Opening recovers, and what it returned in `recovered` is durable by then; opening again,
+    also after a crash in the middle of it, gives the same. With a ``key`` each batch and each
+    snapshot is encrypted. ``at_least`` is a record number that the caller knows to exist.
+    ``segment_size`` in bytes is where a new segment begins.
+
+    Opening raises `DamagedLog`, `RolledBack` (fewer records than ``at_least``),
+    `WrongPassword`, `LockTimeout`, `StorageError`.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        key: EnvelopeKey | None = None,
+        segment_size: int = 1 << 20,
+        at_least: int = 0,
+        lock_timeout: float = 10.0,
+    ) -> None:
+        self.root = Path(root)
+        self._files = LogFiles(self.root, key)
+        self._segment_size = segment_size
+        self._mutex = threading.RLock()
+        self._descriptor: int | None = None
+        make_directory(self._files.logs)
+        make_directory(self._files.snapshots)
+        self._lock = StoreLock(self._files.logs / ".lock", timeout=lock_timeout)
+        self._lock.acquire()
+        try:
+            self.recovered = self._recover()
+            if self.last_sequence < at_least:
+                raise RolledBack(
+                    f"{self.root}: the log ends with record {self.last_sequence}, but record "
+                    f"{at_least} is known to exist; an older copy was put in its place"
+                )
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def last_sequence(self) -> int:
+        """The number of the last durable record, 0 if there is none."""
+        return self._next - 1
+
+    def append(self, *records: bytes) -> int:
+        """Add records as one batch and return the last one's number: durable by then.
+
+        A crash before the return leaves all of them or none. After an error none of them
+        counts, here or after reopening a healthy disk, and calling again is right. Raises
+        `StorageError`, `ValidationError` (nothing to append, or more than 64 MiB).
+        """
+        if not records:
+            raise ValidationError("records", "there is none to append")
+        with self._mutex:
+            self._check_open()
+            body = self._files.seal_batch(join_records(records), self._next)
+            self._make_ready()
+            frame = encode_batch(self._header, self._next, len(records), body)
+            self._write(frame)
+            self._good_end += len(frame)
+            self._next += len(records)
+            return self.last_sequence
+
+    def compact(self, state: bytes) -> None:
+        """Replace all records so far by ``state``, what the application made of them.
+
+        On return the snapshot is durable and old segments and snapshots are gone for good. A
+        crash leaves the old records or the snapshot, nothing in between. After a
+        `StorageError` nothing is lost, and the log may be appended to or compacted again.
+        """
+        with self._mutex:
+            self._check_open()
+            self._files.write_snapshot(Snapshot(self.last_sequence, state))
+            self._must_rotate = True
+            self._make_ready()
+            self._files.remove_obsolete(self._header.number, self.last_sequence)
+
+    def close(self) -> None:
+        """Give the log back; nothing is pending, so nothing is written. Harmless twice."""
+        with self._mutex:
+            if self._lock.held:
+                self._close_descriptor()
+                self._closed = True
+                self._lock.release()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _recover(self) -> Recovered:
+        self._closed = False
+        # A killed process may have renamed without syncing: what we build on must be durable.
+        self._files.settle()
+        found = self._files.read()
+        torn = 0
+        if found.active is None:  # a new log, or one whose very first file was not durable
+            self._header = SegmentHeader(1, 1, os.urandom(16))
+            self._files.write_segment(self._header)
+            self._good_end = SEGMENT_HEADER_SIZE
+        else:
+            self._header = found.active.header
+            self._good_end = len(found.active.good)
+            torn = found.active.length - self._good_end
+            path = self._files.segment(self._header.number)
+            if torn:
+                _logger.warning("%s: cut off %d bytes of an unfinished batch", path, torn)
+                write_atomic(path, found.active.good)
+            else:
+                _sync_file(path)  # a killed process may have written without syncing
+            covered = found.snapshot.sequence if found.snapshot else 0
+            self._files.remove_obsolete(found.first_number, covered)
+        self._next = found.next
+        # Set after a failure: the tail of the file is unknown, or a new segment may exist.
+        self._tail_unknown = self._must_rotate = False
+        return Recovered(found.snapshot, found.records, torn)
+
+    def _make_ready(self) -> None:
+        """Bring the segment's end into a known state, or begin the next one."""
+        if self._tail_unknown:
+            self._rewrite()
+        if self._must_rotate or self._good_end >= self._segment_size:
+            # Until it succeeds no record may go to the old segment: the new one may already
+            # exist on disk, and its first number says where the old one ends.
+            self._must_rotate = True
+            following = SegmentHeader(self._header.number + 1, self._next, os.urandom(16))
+            self._files.write_segment(following)
+            self._close_descriptor()
+            self._header = following
+            self._good_end = SEGMENT_HEADER_SIZE
+            self._must_rotate = False
+
+    def _rewrite(self) -> None:
+        path = self._files.segment(self._header.number)
+        data = self._files.read_segment(self._header.number)[1][: self._good_end]
+        checked = scan(data, self._header)
+        if checked.tail is not Tail.CLEAN or checked.good_end != self._good_end:
+            raise DamagedLog(path, checked.problem or "acknowledged records have disappeared")
+        write_atomic(path, data)
+        self._tail_unknown = False
+
+    def _write(self, frame: bytes) -> None:
+        path = self._files.segment(self._header.number)
+        self._tail_unknown = True
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(path, _APPENDING)
+            view = memoryview(frame)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._close_descriptor()
+            self._try_rewrite()
+            raise StorageError(path, error) from error
+        except BaseException:
+            self._close_descriptor()
+            raise
+        self._tail_unknown = False
+
+    def _try_rewrite(self) -> None:
+        try:
+            self._rewrite()
+        except PersistenceError:
+            pass  # the error under way matters more; the next append tries again
+
+    def _close_descriptor(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # what was acknowledged was synced; the rest is written anew
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValidationError("log", f"{self.root} was closed; open it again")
+
+
+def _sync_file(path: Path) -> None:
+    try:
+        descriptor = os.open(path, _APPENDING)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(path, error) from error
