@@ -1,0 +1,326 @@
+"""Running recoveries on crash states: shown, observed, remembered, and crashed again.
+
+Belongs here: `Engine`, which answers "what does recovery give on this state" and owns the directory
+meanwhile. Which states are asked about is the business of `search`. Rules:
+
+1. A recovery runs in this process while that can be trusted. The base and the final tree are run
+   again between states (sentinels); an answer that changed means that something in the process
+   remembers, and from there on each run is a fresh process.
+2. A recovery that wrote is recorded on its crash state, crashed at every point, and run again.
+3. Whatever a recovery changed is put back before the next state is shown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.crash_state import CrashState, Disk
+from pytest_statepersist.core.models import Model
+from pytest_statepersist.core.states import disk_of, expand, roots
+from pytest_statepersist.core.tree import Tree
+from pytest_statepersist.errors import BlindSpot
+from pytest_statepersist.explorer.fresh import FreshProcess
+from pytest_statepersist.explorer.materialise import Materialiser
+from pytest_statepersist.explorer.observe import Observation, Observer
+from pytest_statepersist.explorer.outcome import Ended, Kind, Outcome, same
+from pytest_statepersist.explorer.questions import (
+    Memory,
+    Questions,
+    cells_read,
+    extend,
+    questions,
+)
+from pytest_statepersist.explorer.runner import Recovery, no_exit, run_recovery
+from pytest_statepersist.explorer.search import RETURNING, Result, Step
+
+__all__ = ["Engine", "Recorded", "Workplace"]
+
+_SENTINEL_EVERY = 64
+_STEPS_KEPT = 50
+_NESTED_STATES = 2_000
+
+Recorded: TypeAlias = "tuple[op.Trace, Outcome] | BlindSpot"
+Record = Callable[[Tree, Callable[[], Outcome]], Recorded]
+"""Record a recovery that runs on a directory holding this tree; `BlindSpot` where it cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where states are shown: the directory, scratch space beside it, and the original, if another."""
+
+    directory: str
+    aside: str
+    original: str | None = None
+
+
+class Engine:
+    """Runs one recovery on crash states of one trace. Use as a context manager."""
+
+    def __init__(
+        self,
+        *,
+        trace: op.Trace,
+        recover: Recovery,
+        argument: object,
+        place: Workplace,
+        fresh: FreshProcess,
+        record: Record,
+        time_limit: float | None,
+        recovery_crashes: int,
+        deviations: int,
+        present: bool,
+    ) -> None:
+        self.trace = trace
+        self.recover = recover
+        self.argument = argument
+        self.place = place
+        self.fresh = fresh
+        self.time_limit = time_limit
+        self.recovery_crashes = recovery_crashes
+        self.deviations = deviations
+        self.runs = 0
+        self.isolated = False
+        self.warnings: list[str] = []
+        self._record = record
+        self._observer = Observer(place.directory, place.original)
+        self._shown = Materialiser(place.directory, place.aside, trace, present=present)
+        self._outcomes = Memory()
+        self._results: dict[tuple[str, int], Memory] = {}
+        self._sentinels: list[tuple[Disk, CrashState, Outcome]] = []
+        self._next_check = _SENTINEL_EVERY
+        self._checking = False
+        self._no_exit = no_exit()
+
+    def __enter__(self) -> Engine:
+        self._no_exit.__enter__()
+        try:
+            self._observer.start()
+        except BaseException:
+            self._no_exit.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._observer.stop()
+        self._no_exit.__exit__(None, None, None)
+
+    # -- one answer ---------------------------------------------------------------------------------
+
+    def answer(self, disk: Disk, state: CrashState) -> Result:
+        """Return what recovery gives on a state, with what came of crashes inside it."""
+        return self._answer(disk, state, self._shown, self.recovery_crashes)
+
+    def _answer(self, disk: Disk, state: CrashState, shown: Materialiser, depth: int) -> Result:
+        memory = self._results.setdefault((disk.model.name, depth), Memory())
+        known: Result | None = memory.find(disk, state)
+        if known is not None:
+            return known
+        result = self.outcome(disk, state, shown)
+        if result.wrote and depth > 0 and result.outcome.ok:
+            result = self._crash_again(disk, state, shown, depth, result)
+        memory.remember(disk, state, result.asked, result)
+        return result
+
+    def outcome(self, disk: Disk, state: CrashState, shown: Materialiser | None = None) -> Result:
+        """Return what recovery gives on a state, without crashing it again."""
+        known: Result | None = self._outcomes.find(disk, state)
+        if known is not None:
+            return known
+        result = self._run(disk, state, self._shown if shown is None else shown)
+        self._outcomes.remember(disk, state, result.asked, result)
+        return result
+
+    def _run(self, disk: Disk, state: CrashState, shown: Materialiser) -> Result:
+        self._check_sentinels(shown)
+        self._show(disk, state, shown)
+        self._observer.begin()
+        try:
+            outcome = self._call()
+        finally:
+            seen = self._observer.end()
+        self._heal(seen, shown)
+        return Result(outcome, questions(seen), wrote=seen.wrote)
+
+    def _call(self) -> Outcome:
+        self.runs += 1
+        if self.isolated:
+            return self.fresh.run(self.time_limit)
+        return run_recovery(self.recover, self.argument, self.time_limit)
+
+    def _show(self, disk: Disk, state: CrashState, shown: Materialiser) -> None:
+        shown.show(disk, state)
+        if shown.changed_directories:
+            self._observer.directories(True)
+            shown.changed_directories = False
+
+    def _heal(self, seen: Observation, shown: Materialiser) -> None:
+        if self.isolated:
+            # What another process looked up in Python was not logged.
+            seen.native = True
+        if self._observer.strayed is not None:
+            path, self._observer.strayed = self._observer.strayed, None
+            raise BlindSpot(
+                f"the recovery read {path}, which is in the directory that was recorded, and not in "
+                "the copy that holds the crash state. Usually it keeps an absolute path. Use "
+                "check(setup=…, workload=…, recover=…): there each state appears at the path at "
+                "which the workload ran.",
+                culprit=path,
+            )
+        if not self._observer.notified:
+            seen.wrote = True
+            shown.rebuild()
+        elif seen.changed:
+            shown.heal(seen.changed)
+        if shown.changed_directories:
+            self._observer.directories(True)
+            shown.changed_directories = False
+
+    # -- trust ---------------------------------------------------------------------------------------
+
+    def trust(self, disk: Disk, state: CrashState, outcome: Outcome) -> None:
+        """Take the outcome on a state as a sentinel: it must not change while others are run."""
+        self._sentinels.append((disk, state, outcome))
+
+    def _check_sentinels(self, shown: Materialiser) -> None:
+        if self._checking or self.isolated or self.runs < self._next_check:
+            return
+        if shown is not self._shown:
+            return
+        self._next_check = self.runs + _SENTINEL_EVERY
+        self.check_sentinels()
+
+    def check_sentinels(self) -> None:
+        """Run the base and the final tree again; what changed sends every run to a fresh process."""
+        self._checking = True
+        try:
+            for disk, state, expected in self._sentinels:
+                outcome = self._run(disk, state, self._shown).outcome
+                if not same(outcome, expected):
+                    self.isolate(
+                        f"on an unchanged disk recovery gave first {expected} and later {outcome}"
+                    )
+                    return
+        finally:
+            self._checking = False
+
+    def isolate(self, why: str) -> None:
+        """Run every recovery in a fresh process from here on, and forget what was learned before."""
+        if self.isolated:
+            return
+        if not self.fresh.available:
+            self.warnings.append(f"{why}; this platform has no fork, so it runs in this process")
+            return
+        self.isolated = True
+        self.warnings.append(f"{why}: each recovery now runs in a fresh process")
+        self._outcomes = Memory()
+        self._results.clear()
+        raise Restart(why)
+
+    def confirm(self, disk: Disk, state: CrashState) -> Outcome | None:
+        """Return what recovery gives on a state in a fresh process, ``None`` where there is none."""
+        if not self.fresh.available:
+            return None
+        self._show(disk, state, self._shown)
+        self._observer.begin()
+        try:
+            outcome = self.fresh.run(self.time_limit)
+        finally:
+            seen = self._observer.end()
+        self._heal(seen, self._shown)
+        return outcome
+
+    # -- crash during recovery ------------------------------------------------------------------------
+
+    def _crash_again(
+        self, disk: Disk, state: CrashState, shown: Materialiser, depth: int, first: Result
+    ) -> Result:
+        self._show(disk, state, shown)
+        recorded = self._record(
+            disk.tree(state), lambda: run_recovery(self.recover, self.argument, self.time_limit)
+        )
+        if isinstance(recorded, BlindSpot):
+            self._note(f"a crash during recovery is not covered: {recorded}")
+            shown.rebuild()
+            self._observer.directories(True)
+            return Result(first.outcome, first.asked, first.wrote, (), complete=False)
+        trace, outcome = recorded
+        try:
+            if not trace.operations:
+                return first
+            return self._explore_again(disk.model, trace, depth, first, outcome)
+        finally:
+            shown.rebuild()
+            self._observer.directories(True)
+
+    def _explore_again(
+        self, model: Model, trace: op.Trace, depth: int, first: Result, outcome: Outcome
+    ) -> Result:
+        aside = os.path.join(self.place.aside, f"again{depth}")
+        os.makedirs(aside, exist_ok=True)
+        inner_shown = Materialiser(self.place.directory, aside, trace, present=True)
+        inner = disk_of(trace, model)
+        inner_shown.adopt(inner)
+        asked = first.asked
+        steps: list[Step] = []
+        complete = same(outcome, first.outcome)
+        if not complete:
+            self._note(
+                f"recovery is not deterministic: on one disk it gave {first.outcome}, then {outcome}"
+            )
+        pending = [choice for choice in roots(inner, returning=RETURNING)]
+        visited = 0
+        while pending:
+            choice = pending.pop()
+            if choice.deviations > self.deviations:
+                continue
+            if visited >= _NESTED_STATES:
+                complete = False
+                break
+            visited += 1
+            result = self._answer(inner, choice.state(), inner_shown, depth - 1)
+            asked = extend(asked, result.asked)
+            complete = complete and result.complete
+            alike, others = expand(choice, cells_read(inner, choice.state(), result.asked))
+            pending.extend(others)
+            reached = alike.state()
+            after = any(end >= len(trace) for _, end in reached.points)
+            unstable = after and not same(result.outcome, first.outcome)
+            kind = Kind.UNSTABLE if unstable and result.outcome.ended is not Ended.HUNG else None
+            if len(steps) < _STEPS_KEPT or kind is not None or not result.outcome.ok:
+                steps.append(Step(result.outcome, reached, inner, kind, first.outcome))
+            steps.extend(result.again)
+        return Result(first.outcome, asked, True, tuple(_distinct(steps)), complete)
+
+    def _note(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+class Restart(Exception):
+    """Raised by `Engine.isolate`: what was found so far cannot be trusted, so begin again."""
+
+
+def _distinct(steps: list[Step]) -> list[Step]:
+    """Keep one step for each different outcome and kind: more would say the same again."""
+    kept: list[Step] = []
+    for step in steps:
+        if not any(same(step.outcome, other.outcome) and step.kind is other.kind for other in kept):
+            kept.append(step)
+    return kept
+
+
+def in_order_states(trace: op.Trace, disk: Disk) -> tuple[CrashState, CrashState]:
+    """Return the state before the first operation and the one after the last."""
+    end = len(trace)
+    before = CrashState(-1, frozenset(), points=((0, 0),))
+    after = CrashState(end - 1, frozenset(), points=((end, end),))
+    return before, after
+
+
+def asked_nothing(asked: Questions) -> bool:
+    """Say whether a run looked at nothing in the directory."""
+    return not asked

@@ -1,0 +1,465 @@
+"""Showing crash states in a real directory, touching only what differs from the last one.
+
+Belongs here: the way from cells to files. Rules:
+
+1. `show` brings the directory from the state it holds to the one that is asked for; `heal` first
+   puts back what a recovery changed.
+2. Small files are written anew, large ones are patched where a unit differs and moved aside, not
+   copied, while no name shows them.
+3. What cannot be shown (a directory under a name inside itself) is unreachable in the state, so it
+   is not shown.
+4. The directory is ours; the user's own is never passed here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.crash_state import CrashState, Disk
+from pytest_statepersist.core.effects import Cell, Part
+from pytest_statepersist.core.tree import (
+    BLOCK,
+    LARGE,
+    ROOT,
+    Directory,
+    File,
+    Symlink,
+    Tree,
+    read_content,
+    size_of,
+)
+
+__all__ = ["Materialiser"]
+
+
+class _Shown:
+    """What a large file on disk holds: which version of each unit, and how far the base reaches."""
+
+    __slots__ = ("kept", "size", "units")
+
+    def __init__(self, size: int, kept: int, units: dict[int, bytes]) -> None:
+        self.size = size
+        self.kept = kept
+        self.units = units
+
+
+class Materialiser:
+    """Shows the crash states of one trace in ``directory``; ``aside`` is scratch space beside it.
+
+    With ``present`` the directory already holds the trace's final state, else it is filled.
+    """
+
+    def __init__(self, directory: str, aside: str, trace: op.Trace, *, present: bool) -> None:
+        self.directory = directory
+        self.aside = aside
+        self.trace = trace
+        self.changed_directories = False
+        self._attached: dict[str, int] = {}
+        self._paths: dict[int, set[str]] = {}
+        self._large: dict[int, _Shown] = {}
+        self._stashed: set[int] = set()
+        self._disk: Disk | None = None
+        self._state: CrashState | None = None
+        self._fill = not present
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+
+    def adopt(self, disk: Disk) -> None:
+        """Take the directory as holding everything that the trace did, in order."""
+        self._disk, self._state = disk, disk.in_order(len(self.trace) - 1)
+        for path, inode in self._walk("", ROOT):
+            self._attached[path] = inode
+            self._paths.setdefault(inode, set()).add(path)
+            if self._is_large(inode):
+                self._large[inode] = self._signature(inode)
+
+    def show(self, disk: Disk, state: CrashState) -> None:
+        """Make the directory hold a crash state."""
+        if self._disk is None or self._state is None:
+            if self._fill:
+                self._clear()
+                self._disk, self._state = disk, state
+                self._attach_all()
+                self._fill = False
+                return
+            self.adopt(disk)
+        assert self._disk is not None and self._state is not None
+        if disk is not self._disk:
+            self._switch(disk, state)
+            return
+        if state.identity == self._state.identity:
+            self._state = state
+            return
+        cells = self._changed_cells(state)
+        self._state = state
+        self._apply(cells)
+
+    def _changed_cells(self, state: CrashState) -> set[Cell]:
+        disk, before = self._disk, self._state
+        assert disk is not None and before is not None
+        low, high = sorted((before.last, state.last))
+        effects = disk.effects
+        changed = set(range(effects.first_of(low + 1), effects.first_of(high + 1)))
+        changed |= before.missing ^ state.missing
+        cells: set[Cell] = set()
+        for index in changed:
+            cells.update(effects.cells_of(index))
+        for ghost in {*before.ghosts} ^ {*state.ghosts}:
+            cells.add(Cell(Part.DATA, ghost.inode, ghost.unit))
+        for returned in {before.returned, state.returned} - {None}:
+            assert returned is not None
+            cells.add(returned.cell)
+        return cells
+
+    def _switch(self, disk: Disk, state: CrashState) -> None:
+        """Go to another model's view of the same trace: compare all that any effect touches."""
+        self._disk, self._state = disk, state
+        cells = {cell for cell in disk.effects.chains if cell.part is Part.ENTRY}
+        for inode in {*disk.effects.units, *disk.effects.set_sizes, *disk.effects.raises}:
+            cells.add(Cell(Part.SIZE, inode))
+        for cell in disk.effects.chains:
+            if cell.part in (Part.ATTRIBUTES, Part.TIMES):
+                cells.add(cell)
+        self._apply(cells)
+
+    def _apply(self, cells: Iterable[Cell]) -> None:
+        entries: list[Cell] = []
+        contents: set[int] = set()
+        attributes: set[int] = set()
+        for cell in cells:
+            if cell.part is Part.ENTRY:
+                if cell.inode >= ROOT:
+                    entries.append(cell)
+            elif cell.part is Part.ATTRIBUTES:
+                attributes.add(cell.inode)
+            else:
+                contents.add(cell.inode)
+        written: set[int] = set()
+        if entries:
+            self._apply_entries(entries, written)
+        for inode in contents | attributes:
+            if inode in written:
+                continue
+            paths = self._paths.get(inode)
+            if paths:
+                self._write(next(iter(paths)), inode, fresh=False)
+
+    def _apply_entries(self, entries: list[Cell], written: set[int]) -> None:
+        assert self._disk is not None and self._state is not None
+        wanted: list[tuple[str, int, int]] = []
+        for cell in entries:
+            target = self._disk.entry(self._state, cell.inode, str(cell.key))
+            for parent in self._directory_paths(cell.inode):
+                path = f"{parent}{cell.key}"
+                if self._attached.get(path) != target:
+                    self._detach(path)
+        for cell in entries:
+            target = self._disk.entry(self._state, cell.inode, str(cell.key))
+            if target is not None:
+                wanted.append((str(cell.key), cell.inode, target))
+        # A directory that is attached brings all its children, so the order does not matter, but a
+        # parent may appear only after its own entry was seen.
+        pending = wanted
+        while pending:
+            later = []
+            for name, parent, target in pending:
+                parents = self._directory_paths(parent)
+                if not parents:
+                    later.append((name, parent, target))
+                for prefix in parents:
+                    if f"{prefix}{name}" not in self._attached:
+                        self._attach(f"{prefix}{name}", target, written)
+            if len(later) == len(pending):
+                return  # unreachable in this state
+            pending = later
+
+    def _directory_paths(self, inode: int) -> list[str]:
+        """Return the prefixes ("" or "a/b/") under which a directory is shown."""
+        if inode == ROOT:
+            return [""]
+        return [f"{path}/" for path in self._paths.get(inode, ())]
+
+    def _walk(self, prefix: str, inode: int) -> Iterator[tuple[str, int]]:
+        assert self._disk is not None and self._state is not None
+        for name, child in sorted(self._disk.listing(self._state, inode).items()):
+            path = f"{prefix}{name}"
+            yield path, child
+            if self._is_directory(child):
+                yield from self._walk(f"{path}/", child)
+
+    def _is_directory(self, inode: int) -> bool:
+        return isinstance(self.trace.base.nodes.get(inode), Directory) or (
+            self._disk is not None
+            and isinstance(self._disk.effects.created.get(inode), op.Mkdir)
+        )
+
+    # -- names ------------------------------------------------------------------------------------
+
+    def _real(self, path: str) -> str:
+        return f"{self.directory}/{path}"
+
+    def _detach(self, path: str) -> None:
+        inode = self._attached.get(path)
+        if inode is None:
+            return
+        if self._is_directory(inode):
+            prefix = path + "/"
+            for below in sorted(p for p in self._attached if p.startswith(prefix)):
+                if below in self._attached:
+                    self._detach(below)
+            os.rmdir(self._real(path))
+            self.changed_directories = True
+        elif inode in self._large and len(self._paths[inode]) == 1:
+            os.rename(self._real(path), self._aside(inode))
+            self._stashed.add(inode)
+        else:
+            os.unlink(self._real(path))
+        del self._attached[path]
+        self._paths[inode].discard(path)
+
+    def _aside(self, inode: int) -> str:
+        return f"{self.aside}/{inode}"
+
+    def _attach(self, path: str, inode: int, written: set[int]) -> None:
+        assert self._disk is not None and self._state is not None
+        real = self._real(path)
+        others = self._paths.setdefault(inode, set())
+        if self._is_directory(inode):
+            if others:
+                return  # a directory has one name
+            os.mkdir(real, 0o700)
+            self._attached[path] = inode
+            others.add(path)
+            self.changed_directories = True
+            for name, child in self._disk.listing(self._state, inode).items():
+                self._attach(f"{path}/{name}", child, written)
+            mode, _ = self._disk.attributes(self._state, inode)
+            os.chmod(real, mode)
+            written.add(inode)
+            return
+        if others:
+            os.link(self._real(next(iter(others))), real, follow_symlinks=False)
+        elif inode in self._stashed:
+            os.rename(self._aside(inode), real)
+            self._stashed.discard(inode)
+            self._write(path, inode, fresh=False)
+            written.add(inode)
+        else:
+            self._write(path, inode, fresh=True)
+            written.add(inode)
+        self._attached[path] = inode
+        others.add(path)
+
+    # -- contents -----------------------------------------------------------------------------------
+
+    def _is_large(self, inode: int) -> bool:
+        assert self._disk is not None and self._state is not None
+        node = self.trace.base.nodes.get(inode)
+        return isinstance(node, File) and not isinstance(node.content, bytes)
+
+    def _signature(self, inode: int) -> _Shown:
+        assert self._disk is not None and self._state is not None
+        disk, state = self._disk, self._state
+        size = disk.size(state, inode)
+        node = self.trace.base.nodes[inode]
+        assert isinstance(node, File)
+        kept = size_of(node.content)
+        set_sizes = disk.effects.set_sizes.get(inode, [])
+        for index in set_sizes[: disk.version(set_sizes, state)]:
+            kept = min(kept, -(-disk.effects.effects[index].size // BLOCK) * BLOCK)
+        numbers = set(disk.effects.units.get(inode, ())) | {
+            ghost.unit for ghost in state.ghosts if ghost.inode == inode
+        }
+        units = {
+            number: disk.unit_bytes(state, inode, number)
+            for number in numbers
+            if number * disk.unit < size
+        }
+        return _Shown(size, min(kept, size), units)
+
+    def _write(self, path: str, inode: int, *, fresh: bool) -> None:
+        assert self._disk is not None and self._state is not None
+        disk, state, real = self._disk, self._state, self._real(path)
+        node = self.trace.base.nodes.get(inode)
+        made = disk.effects.created.get(inode)
+        if isinstance(node, Symlink) or isinstance(made, op.Symlink):
+            if fresh:
+                target = node.target if isinstance(node, Symlink) else made.target  # type: ignore[union-attr]
+                os.symlink(target, real)
+            return
+        if self._is_directory(inode):
+            os.chmod(real, disk.attributes(state, inode)[0])
+            return
+        mode, xattrs = disk.attributes(state, inode)
+        if self._is_large(inode):
+            self._write_large(real, inode, fresh=fresh)
+            os.chmod(real, mode)
+        else:
+            content = disk.content(state, inode)
+            _write_file(real, read_content(content), mode, self._umask, fresh=fresh)
+        for name, value in xattrs.items():
+            _set_xattr(real, name, value)
+        mtime = disk.mtime(state, inode)
+        if mtime is not None:
+            os.utime(real, ns=(mtime, mtime))
+
+    def _write_large(self, real: str, inode: int, *, fresh: bool) -> None:
+        assert self._disk is not None
+        wanted = self._signature(inode)
+        shown = self._large.get(inode)
+        flags = os.O_WRONLY | os.O_CREAT
+        descriptor = os.open(real, flags, 0o600)
+        try:
+            if fresh or shown is None:
+                os.ftruncate(descriptor, 0)
+                shown = _Shown(0, 0, {})
+            base = self.trace.base.nodes[inode]
+            assert isinstance(base, File)
+            if wanted.kept < shown.kept or wanted.size < shown.size:
+                os.ftruncate(descriptor, min(wanted.kept, wanted.size))
+            restore = [(shown.kept, wanted.kept)]
+            unit = self._disk.unit
+            # A unit that is no longer patched shows its base bytes again.
+            restore += [
+                (n * unit, min((n + 1) * unit, wanted.kept)) for n in shown.units.keys() - wanted.units
+            ]
+            for begin, end in restore:
+                while begin < end:
+                    piece = read_content(base.content, begin, min(LARGE, end - begin))
+                    if not piece:
+                        break
+                    os.pwrite(descriptor, piece, begin)
+                    begin += len(piece)
+            os.ftruncate(descriptor, wanted.size)
+            # A cut that was made above may have taken patched bytes with it.
+            for number, data in wanted.units.items():
+                os.pwrite(descriptor, data[: wanted.size - number * unit], number * unit)
+        finally:
+            os.close(descriptor)
+        self._large[inode] = wanted
+
+    # -- after a recovery -----------------------------------------------------------------------------
+
+    def heal(self, changed: Iterable[str]) -> None:
+        """Put back what a recovery changed at these paths, relative to the directory."""
+        broken: set[str] = set()
+        for path in changed:
+            if path:
+                broken.add(path)
+                # Every name of the same inode shows the change.
+                broken.update(self._paths.get(self._attached.get(path, -1), ()))
+        for path in sorted(broken):
+            if any(path.startswith(f"{other}/") for other in broken):
+                continue
+            self._restore(path)
+
+    def _restore(self, path: str) -> None:
+        assert self._disk is not None and self._state is not None
+        inode = self._attached.get(path)
+        prefix = path + "/"
+        below = [p for p in self._attached if p.startswith(prefix)]
+        for gone in [path, *below]:
+            number = self._attached.pop(gone, None)
+            if number is not None:
+                self._paths[number].discard(gone)
+                self._large.pop(number, None)
+                if not self._paths[number]:
+                    self._stashed.discard(number)
+        remove(self._real(path))
+        if below or (inode is not None and self._is_directory(inode)):
+            self.changed_directories = True
+        if inode is not None:
+            parent = os.path.dirname(self._real(path))
+            if not os.path.isdir(parent):
+                self.rebuild()
+                return
+            self._attach(path, inode, set())
+
+    def rebuild(self) -> None:
+        """Fill the directory anew with the state that it should hold."""
+        self._clear()
+        self._attach_all()
+
+    def _clear(self) -> None:
+        os.chmod(self.directory, 0o700)
+        for name in os.listdir(self.directory):
+            remove(f"{self.directory}/{name}")
+        for inode in self._stashed:
+            remove(self._aside(inode))
+        self._attached.clear()
+        self._paths.clear()
+        self._large.clear()
+        self._stashed.clear()
+        self.changed_directories = True
+
+    def _attach_all(self) -> None:
+        assert self._disk is not None and self._state is not None
+        written: set[int] = set()
+        for name, inode in self._disk.listing(self._state, ROOT).items():
+            self._attach(name, inode, written)
+
+    def matches(self) -> bool:
+        """Say whether the directory shows the names and sizes of the state; for self-tests."""
+        assert self._disk is not None and self._state is not None
+        tree: Tree = self._disk.tree(self._state)
+        expected = {path for path, _, _ in tree.walk()}
+        found = set()
+        for here, directories, files in os.walk(self.directory):
+            for name in (*directories, *files):
+                found.add(os.path.relpath(f"{here}/{name}", self.directory))
+        return expected == found
+
+
+def remove(path: str) -> None:
+    """Remove whatever is at a path, also where the subject left it without permissions."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        # A parent became a file; there is nothing at this path.
+        return
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM, errno.EACCES):
+            raise
+        shutil.rmtree(path, onerror=_force)
+
+
+def _force(function: object, path: str, _: object) -> None:
+    parent = os.path.dirname(path)
+    for each in (parent, path):
+        with suppress(OSError):
+            os.chmod(each, stat.S_IRWXU)
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def _write_file(real: str, data: bytes, mode: int, umask: int, *, fresh: bool) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | (os.O_EXCL if fresh else 0)
+    try:
+        descriptor = os.open(real, flags, mode)
+    except PermissionError:
+        os.chmod(real, 0o600)
+        descriptor = os.open(real, flags, mode)
+    try:
+        if not fresh or mode & umask:
+            os.fchmod(descriptor, mode)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)
+
+
+def _set_xattr(real: str, name: str, value: bytes) -> None:
+    if hasattr(os, "setxattr"):
+        with suppress(OSError):
+            os.setxattr(real, name, value)

@@ -1,0 +1,389 @@
+"""What a recovery reads and changes in the directory of a crash state.
+
+Belongs here: the log of one run. Recoveries are not run twice on disks that they cannot tell apart,
+so this log must never leave out a read. Rules:
+
+1. Names, listings, sizes and opened files are seen in Python, at the functions that do them.
+2. inotify sees every opened file and every change, from native code and other processes too. An
+   opened file that Python did not explain makes the run `native`: then it counts as having read
+   every name, size and attribute, and the whole content of each file that was opened.
+3. Where there is no inotify, every run counts as having read everything.
+4. Seeing more than was read costs a run; seeing less would cost the truth. When in doubt: everything.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_statepersist.errors import RecorderUnavailable
+from pytest_statepersist.recorders import inotify
+from pytest_statepersist.recorders.inotify import Inotify
+from pytest_statepersist.recorders.interpose import Interposition
+
+__all__ = ["Observation", "Observer", "Read"]
+
+
+class Read(enum.IntEnum):
+    """What was asked of a path."""
+
+    LOOKUP = 0
+    """Whether it is there, and of which kind."""
+    STAT = 1
+    """Size and attributes too."""
+    TIMES = 2
+    """Modification time too."""
+    LIST = 3
+    """The names in a directory and their kinds."""
+    CONTENT = 4
+    """Size, attributes and the bytes."""
+    TREE = 5
+    """Everything at and below the path."""
+
+
+Asked = tuple[Read, str]
+
+
+@dataclass(slots=True)
+class Observation:
+    """The log of one run: what was asked, in order, and which paths may have changed.
+
+    Paths are relative to the directory; "" is the directory itself. ``native`` runs list the
+    opened files only. ``everything`` stands for a run of which no limit is known.
+    """
+
+    asked: list[Asked] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
+    wrote: bool = False
+    native: bool = False
+    everything: bool = False
+
+
+_STDLIB = tuple(
+    {os.path.normpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")}
+)
+_TIMED = frozenset({"getmtime", "getatime", "getctime", "stat", "lstat", "is_newer"})
+_QUIET = frozenset({"genericpath", "posixpath", "pathlib", "os", "glob", "shutil", "tempfile"})
+
+
+class Observer:
+    """Watches one directory while recoveries run in it; see `Observation`.
+
+    Installed once for an exploration (`start`, `stop`); `begin` and `end` enclose one run.
+    """
+
+    def __init__(self, directory: str, elsewhere: str | None = None) -> None:
+        self._root = directory
+        self._prefix = directory + os.sep
+        self._elsewhere = elsewhere
+        self._inside: dict[str, bool] = {}
+        self._log: Observation | None = None
+        self._opened: set[str] = set()
+        self._seen: set[Asked] = set()
+        self._thread = 0
+        self._watches: dict[str, int] = {}
+        self._inotify: Inotify | None = None
+        self.strayed: str | None = None
+        """A path of the original directory that a recovery touched, which it must not see."""
+        self._patches = Interposition(self._table(), layer=5, rebind=True)
+
+    def start(self) -> None:
+        """Put the observers in place."""
+        try:
+            self._inotify = Inotify()
+            mask = inotify.CHANGES | inotify.OPEN
+            for path, _, _ in os.walk(self._root):
+                self._watches[path] = self._inotify.watch(path, mask)
+            if self._elsewhere is not None:
+                for path, _, _ in os.walk(self._elsewhere):
+                    self._inotify.watch(path, inotify.OPEN | inotify.CHANGES)
+        except (RecorderUnavailable, OSError):
+            self._inotify = None
+        self._patches.install()
+
+    def stop(self) -> None:
+        """Take the observers away; called twice it does nothing."""
+        if self._patches.installed:
+            self._patches.uninstall()
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
+
+    @property
+    def notified(self) -> bool:
+        """Whether the kernel tells what is opened and changed."""
+        return self._inotify is not None
+
+    def directories(self, changed: bool) -> None:
+        """Watch the directories that are there now, after the shown state changed them."""
+        if self._inotify is None or not changed:
+            return
+        self._inotify.read()
+        mask = inotify.CHANGES | inotify.OPEN
+        try:
+            for path, _, _ in os.walk(self._root):
+                self._watches[path] = self._inotify.watch(path, mask)
+        except (RecorderUnavailable, OSError):
+            self._inotify.close()
+            self._inotify = None
+
+    def begin(self) -> None:
+        """Forget what happened so far and log from here on."""
+        if self._inotify is not None:
+            self._inotify.read()
+        self._opened.clear()
+        self._seen.clear()
+        self._thread = threading.get_ident()
+        self._log = Observation()
+
+    def end(self) -> Observation:
+        """Return the log of the run since `begin`."""
+        log, self._log = self._log, None
+        assert log is not None
+        if self._inotify is None:
+            log.everything = True
+            return log
+        self._explain(log, self._inotify.read())
+        return log
+
+    def _explain(self, log: Observation, events: list[inotify.Event]) -> None:
+        opened: list[str] = []
+        for event in events:
+            if event.mask & inotify.OVERFLOW:
+                log.everything = log.wrote = True
+                continue
+            path = event.path
+            if path != self._root and not path.startswith(self._prefix):
+                if self._elsewhere is not None and event.directory:
+                    self.strayed = self.strayed or path
+                continue
+            relative = path[len(self._prefix) :]
+            if event.mask & inotify.OPEN:
+                opened.append(relative)
+            if event.mask & inotify.CHANGES:
+                log.wrote = True
+                log.changed.add(relative)
+                if event.mask & inotify.IS_DIRECTORY:
+                    # What happens inside a new directory is not watched.
+                    log.everything = log.everything or bool(event.mask & inotify.CREATE)
+        unexplained = [path for path in opened if path not in self._opened]
+        if unexplained:
+            log.native = True
+            log.asked.extend((Read.CONTENT, path) for path in dict.fromkeys(opened))
+            # A native reader may have kept a writable map, of which nothing tells.
+            log.changed.update(unexplained)
+
+    # -- in Python --------------------------------------------------------------------------------
+
+    def _relative(self, path: Any, dir_fd: int | None = None) -> str | None:
+        """Return a path below the directory, ``None`` for one outside; in doubt log everything."""
+        log = self._log
+        if log is None:
+            return None
+        if isinstance(path, int):
+            return None
+        text = os.fsdecode(path) if not isinstance(path, str) else path
+        if dir_fd is not None:
+            log.everything = True
+            return None
+        if not text.startswith("/"):
+            text = os.path.join(os.getcwd(), text)
+        if text != self._root and not text.startswith(self._prefix):
+            if self._elsewhere is not None and text.startswith(self._elsewhere):
+                self.strayed = self.strayed or text
+            parent = os.path.dirname(text)
+            inside = self._inside.get(parent)
+            if inside is None:
+                self._log = None
+                try:
+                    real = os.path.realpath(parent) + os.sep
+                finally:
+                    self._log = log
+                inside = self._inside[parent] = real.startswith(self._prefix)
+            if inside:
+                log.everything = True
+            return None
+        relative = text[len(self._prefix) :]
+        if ".." in relative or "//" in relative or "./" in relative or relative.endswith("/"):
+            log.everything = True
+        return relative
+
+    def _note(self, read: Read, path: Any, dir_fd: int | None = None) -> str | None:
+        log = self._log
+        if log is None:
+            return None
+        try:
+            relative = self._relative(path, dir_fd)
+        except (TypeError, ValueError):
+            return None
+        if relative is not None:
+            asked = (read, relative)
+            if asked not in self._seen:
+                self._seen.add(asked)
+                log.asked.append(asked)
+        return relative
+
+    def _stat(self, original: Any) -> Callable[..., Any]:
+        def stat(path: Any, *, dir_fd: Any = None, follow_symlinks: bool = True) -> Any:
+            if self._log is not None:
+                frame = sys._getframe(1)
+                caller = frame.f_code
+                if caller.co_name == "stat" and frame.f_back is not None:
+                    # pathlib's exists() and is_file() go through its stat().
+                    outer = frame.f_back.f_code
+                    caller = outer if _is_quiet(outer.co_filename) else caller
+                self._note(_stat_kind(caller.co_filename, caller.co_name), path, dir_fd)
+                if isinstance(path, int):
+                    self._log.everything = True
+            if follow_symlinks is True:
+                return original(path) if dir_fd is None else original(path, dir_fd=dir_fd)
+            return original(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+
+        return stat
+
+    def _plain(self, read: Read) -> Callable[[Any], Callable[..., Any]]:
+        def factory(original: Any) -> Callable[..., Any]:
+            def asked(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+                self._note(read, path, options.get("dir_fd"))
+                return original(path, *arguments, **options)
+
+            return asked
+
+        return factory
+
+    def _descriptor(self, original: Any) -> Callable[..., Any]:
+        def by_descriptor(*arguments: Any, **options: Any) -> Any:
+            log = self._log
+            if log is not None:
+                # Whatever it is about was opened, and its content counts as read; times do not.
+                for path in self._opened:
+                    log.asked.append((Read.TIMES, path))
+            return original(*arguments, **options)
+
+        return by_descriptor
+
+    def _open(self, original: Any) -> Callable[..., Any]:
+        def opened(file: Any, *arguments: Any, **options: Any) -> Any:
+            if self._log is not None:
+                relative = self._note(Read.CONTENT, file, options.get("dir_fd"))
+                if relative is not None:
+                    self._opened.add(relative)
+            return original(file, *arguments, **options)
+
+        return opened
+
+    def _listing(self, original: Any) -> Callable[..., Any]:
+        def listed(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+            if self._log is not None:
+                if isinstance(path, int):
+                    self._log.everything = True
+                relative = self._note(Read.LIST, path)
+                if relative is not None:
+                    self._opened.add(relative)
+                    caller = sys._getframe(1).f_code
+                    if original is _scandir and not _is_quiet(caller.co_filename):
+                        self._note(Read.TREE, path)
+            return original(path, *arguments, **options)
+
+        return listed
+
+    def _moves(self, original: Any) -> Callable[..., Any]:
+        """A file that is moved or linked may be read under its new name: it counts as read."""
+
+        def moved(source: Any, destination: Any, *arguments: Any, **options: Any) -> Any:
+            if self._log is not None:
+                if options.get("src_dir_fd") is not None or options.get("dst_dir_fd") is not None:
+                    self._log.everything = True
+                self._note(Read.TREE, source)
+                self._note(Read.LOOKUP, destination)
+            return original(source, destination, *arguments, **options)
+
+        return moved
+
+    def _all(self, original: Any) -> Callable[..., Any]:
+        def anything(*arguments: Any, **options: Any) -> Any:
+            if self._log is not None:
+                self._log.everything = True
+            return original(*arguments, **options)
+
+        return anything
+
+    def _table(self) -> dict[tuple[Any, str], Callable[[Any], Any]]:
+        import builtins
+        import io
+        import posix
+
+        makers: dict[str, Callable[[Any], Any]] = {
+            "stat": self._stat,
+            "lstat": self._stat,
+            "access": self._plain(Read.STAT),
+            "readlink": self._plain(Read.LOOKUP),
+            "unlink": self._plain(Read.LOOKUP),
+            "remove": self._plain(Read.LOOKUP),
+            "rmdir": self._plain(Read.LIST),
+            "mkdir": self._plain(Read.LOOKUP),
+            "symlink": self._all,
+            "truncate": self._plain(Read.CONTENT),
+            "chmod": self._plain(Read.STAT),
+            "chown": self._plain(Read.STAT),
+            "utime": self._plain(Read.TIMES),
+            "statvfs": self._all,
+            "getxattr": self._plain(Read.STAT),
+            "listxattr": self._plain(Read.STAT),
+            "setxattr": self._plain(Read.STAT),
+            "removexattr": self._plain(Read.STAT),
+            "open": self._open,
+            "listdir": self._listing,
+            "scandir": self._listing,
+            "rename": self._moves,
+            "replace": self._moves,
+            "link": self._moves,
+            "fstat": self._descriptor,
+            "chdir": self._all,
+            "fchdir": self._all,
+            "fwalk": self._all,
+            "fork": self._all,
+            "posix_spawn": self._all,
+            "posix_spawnp": self._all,
+            "execv": self._all,
+            "execve": self._all,
+        }
+        table: dict[tuple[Any, str], Callable[[Any], Any]] = {}
+        for name, maker in makers.items():
+            table[os, name] = maker
+            if name not in ("fwalk",):
+                table[posix, name] = maker
+        for module in (io, builtins, sys.modules["_io"]):
+            table[module, "open"] = self._open
+        import _posixsubprocess
+
+        table[_posixsubprocess, "fork_exec"] = self._all
+        return table
+
+
+_scandir = os.scandir
+
+
+def _is_quiet(filename: str) -> bool:
+    """Whether a caller in the standard library is known to use names and kinds only."""
+    if filename.startswith("<frozen "):
+        return filename[8:-1].split(".")[0] in _QUIET
+    if not filename.startswith(_STDLIB) or "site-packages" in filename:
+        return False
+    return os.path.basename(os.path.dirname(filename)) == "pathlib" or (
+        os.path.basename(filename).removesuffix(".py") in _QUIET
+    )
+
+
+def _stat_kind(filename: str, function: str) -> Read:
+    if not _is_quiet(filename):
+        return Read.TIMES
+    if function in _TIMED:
+        return Read.TIMES
+    return Read.STAT if function in ("getsize", "copymode", "copystat") else Read.LOOKUP

@@ -1,0 +1,317 @@
+"""What a recovery did: a value, an exception, a hang; and what was expected of it.
+
+Belongs here: `Outcome`, comparing outcomes, and `Expectation`, which says whether an outcome is
+allowed after a crash at some point. Pure: nothing is run and nothing is read.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_statepersist.errors import UserError
+
+__all__ = ["UNSET", "Ended", "Expectation", "Kind", "Outcome", "Raises", "Unset", "raises", "same"]
+
+
+class Unset(enum.Enum):
+    """Stands for an argument that was left out, since ``None`` is a value."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "<left out>"
+
+
+UNSET = Unset.UNSET
+
+
+class Ended(enum.Enum):
+    """How a recovery ended."""
+
+    RETURNED = "returned"
+    RAISED = "raised"
+    EXITED = "exited"
+    HUNG = "hung"
+    DIED = "died"
+
+
+class Kind(enum.Enum):
+    """What a finding says is broken."""
+
+    ATOMICITY = "atomicity"
+    """Recovery gave something that is neither what was there before nor what was being saved."""
+    DURABILITY = "durability"
+    """What was acknowledged as saved is not there."""
+    UNRECOVERABLE = "unrecoverable"
+    """Recovery raised, exited or killed its process."""
+    HANG = "hang"
+    """Recovery did not end within the time limit."""
+    UNSTABLE = "unstable"
+    """Recovery had returned one value, and after one more crash it gave another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one run of a recovery ended; ``text`` is a readable form of value or exception."""
+
+    ended: Ended
+    value: Any = None
+    error: BaseException | None = None
+    text: str = ""
+    details: str = field(default="", compare=False)
+
+    @classmethod
+    def returned(cls, value: Any) -> Outcome:
+        """Make the outcome of a recovery that returned."""
+        return cls(Ended.RETURNED, value=value, text=shorten(value))
+
+    @classmethod
+    def raised(cls, error: BaseException) -> Outcome:
+        """Make the outcome of a recovery that raised or called `sys.exit`."""
+        ended = Ended.EXITED if isinstance(error, SystemExit) else Ended.RAISED
+        text = "".join(traceback.format_exception_only(error)).strip()
+        details = "".join(traceback.format_exception(error))
+        return cls(ended, error=error, text=text, details=details)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the recovery returned a value."""
+        return self.ended is Ended.RETURNED
+
+    def __str__(self) -> str:
+        return f"{self.ended.value} {self.text}" if self.text else self.ended.value
+
+
+def shorten(value: object, limit: int = 400) -> str:
+    """Return a repr of bounded length; never raises."""
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    return text if len(text) <= limit else f"{text[: limit - 20]}… ({len(text)} characters)"
+
+
+_ADDRESS = re.compile(r"0x[0-9a-f]{4,}")
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    """Say whether two outcomes are the same answer.
+
+    Values compare by ``==``, and where that is not a yes or the value came from another process as
+    text only, by their repr without addresses. Exceptions compare by type.
+    """
+    if one.ended is not other.ended:
+        return False
+    if one.ended is Ended.RETURNED:
+        return equal_values(one.value, other.value)
+    if one.error is not None and other.error is not None:
+        return type(one.error) is type(other.error)
+    return one.text.split(":")[0] == other.text.split(":")[0]
+
+
+def equal_values(one: Any, other: Any) -> bool:
+    """Compare two recovered values; objects without an equality of their own by their repr."""
+    if isinstance(one, Unpicklable) or isinstance(other, Unpicklable):
+        return bool(_plain(one) == _plain(other))
+    try:
+        if bool(one == other):
+            return True
+    except Exception:  # arrays and frames answer == with something that is no bool
+        return type(one) is type(other) and _plain(one) == _plain(other)
+    if one != one and other != other:  # NaN is what was saved, and NaN is what came back
+        return _plain(one) == _plain(other)
+    if type(one) is type(other) and type(one).__eq__ is object.__eq__:
+        return _plain(one) == _plain(other)
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Unpicklable:
+    """Stands for a value that could not be handed over from another process."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Unpicklable):
+        return _ADDRESS.sub("0x", value.text)
+    state = getattr(value, "__dict__", None)
+    shown = repr(value)
+    if state and _ADDRESS.search(shown):
+        shown += repr(sorted(state.items(), key=lambda item: item[0]))
+    return _ADDRESS.sub("0x", shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Raises:
+    """Says that a recovery is expected to raise: nothing was saved yet."""
+
+    types: tuple[type[BaseException], ...]
+
+    def matches(self, outcome: Outcome) -> bool:
+        """Say whether an outcome is an exception of one of the types."""
+        return outcome.error is not None and isinstance(outcome.error, self.types)
+
+    def __repr__(self) -> str:
+        return f"raises({', '.join(t.__name__ for t in self.types)})"
+
+
+def raises(*types: type[BaseException]) -> Raises:
+    """Say, as ``before=`` or ``after=``, that recovery raises one of these exceptions.
+
+    Raises `UserError` where no exception type is given.
+    """
+    if not types or not all(isinstance(t, type) and issubclass(t, BaseException) for t in types):
+        raise UserError("raises() takes exception types, as in before=raises(FileNotFoundError)")
+    return Raises(types)
+
+
+Expected = Outcome | Raises
+Invariant = Callable[[Any, tuple[Any, ...]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is wrong with an outcome at one crash point; ``returned`` if the workload had."""
+
+    kind: Kind
+    point: int
+    acknowledged: int
+    expected: str
+
+
+class Expectation:
+    """What recovery may give after a crash at a given point of a trace of ``length`` operations.
+
+    ``acknowledged`` are (position, value) in order. With an ``invariant`` it decides about values;
+    otherwise a value must be what the last acknowledgement said, or what was being saved then.
+    """
+
+    def __init__(
+        self,
+        *,
+        length: int,
+        before: Expected,
+        after: Expected,
+        acknowledged: Sequence[tuple[int, Any]] = (),
+        invariant: Invariant | None = None,
+    ) -> None:
+        self.length = length
+        self.before = before
+        self.after = after
+        self.acknowledged = tuple(acknowledged)
+        self.invariant = invariant
+        self._stages = self._make_stages()
+
+    def _make_stages(self) -> list[tuple[int, Expected]]:
+        """Values in the order in which they became durable, with the point from which each must."""
+        stages: list[tuple[int, Expected]] = [(0, self.before)]
+        stages += [(position, Outcome.returned(value)) for position, value in self.acknowledged]
+        last = stages[-1][1]
+        if len(stages) == 1 or not _agree(last, self.after):
+            stages.append((self.length, self.after))
+        return stages
+
+    def judge(
+        self, outcome: Outcome, points: Sequence[tuple[int, int]], last: int
+    ) -> list[Judgement]:
+        """Return what is wrong with an outcome that is legal at these crash points.
+
+        ``last`` is the last operation with an effect on disk: what was acknowledged before it began
+        was acknowledged. One judgement a kind, each at its earliest crash point.
+        """
+        found: dict[Kind, Judgement] = {}
+        for begin, end in points:
+            for point, count in self._moments(max(begin, 0), end, last):
+                kind = self._wrong(outcome, point, count)
+                if kind is not None and kind not in found:
+                    found[kind] = Judgement(kind, point, count, self._expected(count))
+        return list(found.values())
+
+    def _moments(self, begin: int, end: int, last: int) -> list[tuple[int, int]]:
+        """Return (crash point, stages reached) for each moment that the outcome must fit."""
+        positions = [position for position, _ in self._stages[1:]]
+        least = sum(position <= last for position in positions)
+        least = max(least, sum(position < begin for position in positions))
+        most = sum(position <= end for position in positions)
+        moments = [(begin, least)]
+        moments += [(max(begin, positions[n - 1]), n) for n in range(least + 1, most + 1)]
+        return moments
+
+    def _wrong(self, outcome: Outcome, point: int, count: int) -> Kind | None:
+        if outcome.ended is Ended.HUNG:
+            return Kind.HANG
+        if self.invariant is not None:
+            return self._by_invariant(outcome, count)
+        allowed = [self._stages[count][1]]
+        if count + 1 < len(self._stages):
+            allowed.append(self._stages[count + 1][1])
+        if any(fits(outcome, stage) for stage in allowed):
+            return None
+        if any(fits(outcome, stage) for _, stage in self._stages[:count]):
+            return Kind.DURABILITY
+        return Kind.ATOMICITY if outcome.ok else Kind.UNRECOVERABLE
+
+    def _by_invariant(self, outcome: Outcome, count: int) -> Kind | None:
+        assert self.invariant is not None
+        values = tuple(value for _, value in self.acknowledged)
+        # The return of the workload is a stage of its own, but not an acknowledgement.
+        count = min(count, len(values))
+        if not outcome.ok:
+            if count == 0 and fits(outcome, self.before):
+                return None
+            return Kind.UNRECOVERABLE
+        if self._holds(outcome.value, values[:count]):
+            return None
+        earlier = any(self._holds(outcome.value, values[:n]) for n in range(count))
+        return Kind.DURABILITY if earlier else Kind.ATOMICITY
+
+    def _holds(self, value: Any, acknowledged: tuple[Any, ...]) -> bool:
+        assert self.invariant is not None
+        try:
+            answer = self.invariant(value, acknowledged)
+        except AssertionError:
+            return False
+        # A function that asserts and returns nothing has agreed.
+        return answer is None or bool(answer)
+
+    def _expected(self, count: int) -> str:
+        if self.invariant is not None:
+            done = [value for _, value in self.acknowledged][: min(count, len(self.acknowledged))]
+            name = getattr(self.invariant, "__name__", "invariant")
+            return f"{name}(recovered, acknowledged={shorten(tuple(done))}) to hold"
+        texts = [describe(self._stages[count][1])]
+        if count + 1 < len(self._stages):
+            texts.append(describe(self._stages[count + 1][1]))
+        return " or ".join(dict.fromkeys(texts))
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether a right and a wrong answer can be told apart at all."""
+        return self.invariant is not None or not _agree(self.before, self.after)
+
+
+def fits(outcome: Outcome, expected: Expected) -> bool:
+    """Say whether an outcome is the expected one."""
+    if isinstance(expected, Raises):
+        return expected.matches(outcome)
+    return same(outcome, expected)
+
+
+def describe(expected: Expected) -> str:
+    """Return the expected outcome in words."""
+    return repr(expected) if isinstance(expected, Raises) else expected.text or str(expected)
+
+
+def _agree(one: Expected, other: Expected) -> bool:
+    if isinstance(one, Raises):
+        return one == other if isinstance(other, Raises) else one.matches(other)
+    return fits(one, other)

@@ -1,0 +1,142 @@
+"""Running a recovery once, in this process: with a time limit, and surviving what it does.
+
+Belongs here: the call itself. Rules:
+
+1. Nothing that a recovery raises leaves this module, apart from the user's own Ctrl-C.
+2. A hang is ended by an exception raised in the recovery's thread: by a timer signal in the main
+   thread, elsewhere by the interpreter. It is raised again until the recovery gives in.
+3. `os._exit` is not this module's business: a recovery that calls it runs in a fresh process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pytest_statepersist.explorer.outcome import Ended, Outcome
+
+__all__ = ["Recovery", "call", "run_recovery", "time_limit"]
+
+Recovery = Callable[[Any], Any]
+_AGAIN = 0.2
+
+
+class TimeIsUp(BaseException):
+    """Raised inside a recovery that exceeded its time limit; never leaves this module."""
+
+
+class Exited(BaseException):
+    """Raised in place of `os._exit`, which would end the test run."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the user and await what it returns if it is a coroutine."""
+    result = function(*arguments)
+    if inspect.isawaitable(result):
+        return asyncio.run(_wait(result))
+    return result
+
+
+async def _wait(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def run_recovery(recover: Recovery, directory: object, limit: float | None) -> Outcome:
+    """Run a recovery and say how it ended; ``limit`` is in seconds, ``None`` for none."""
+    try:
+        with time_limit(limit):
+            value = call(recover, directory)
+        return Outcome.returned(value)
+    except TimeIsUp:
+        return Outcome(Ended.HUNG, text=f"no answer within {limit:g} s")
+    except Exited as error:
+        return Outcome(Ended.DIED, text=f"the recovery called os._exit({error.status})")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return Outcome.raised(error)
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise `TimeIsUp` in this thread once the block has run for that many seconds."""
+    if seconds is None:
+        yield
+    elif threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        yield from _by_signal(seconds)
+    else:
+        yield from _by_thread(seconds)
+
+
+def _expire(*_: object) -> None:
+    raise TimeIsUp
+
+
+def _by_signal(seconds: float) -> Iterator[None]:
+    if signal.getsignal(signal.SIGALRM) is not _expire:
+        previous = signal.signal(signal.SIGALRM, _expire)
+    else:
+        previous = _expire
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
+    try:
+        yield
+    finally:
+        # A signal may still arrive between the block and here; it must not escape.
+        while True:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, left, interval)
+                if previous is not _expire:
+                    signal.signal(signal.SIGALRM, previous)
+                break
+            except TimeIsUp:
+                continue
+
+
+def _by_thread(seconds: float) -> Iterator[None]:
+    ident = threading.get_ident()
+    done = threading.Event()
+
+    def watch() -> None:
+        if done.wait(seconds):
+            return
+        while not done.is_set():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(ident), ctypes.py_object(TimeIsUp)
+            )
+            done.wait(_AGAIN)
+
+    watcher = threading.Thread(target=watch, name="statepersist-time-limit", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Turn `os._exit` in this process into an exception for the time of the block."""
+    original, pid = os._exit, os.getpid()
+
+    def refuse(status: int = 0) -> Any:
+        if os.getpid() != pid:
+            original(status)
+        raise Exited(status)
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = original
