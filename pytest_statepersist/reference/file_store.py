@@ -50,7 +50,12 @@ from pytest_statepersist.reference.serializers import (
     Serializer,
 )
 from pytest_statepersist.reference.store_autosave import AutoSaver
-from pytest_statepersist.reference.store_backup import BackupContent, create_backup, read_backup
+from pytest_statepersist.reference.store_backup import (
+    BackupContent,
+    create_backup,
+    make_content,
+    read_backup,
+)
 from pytest_statepersist.reference.store_codec import Decoded, Encoded, ItemCodec, place_of
 from pytest_statepersist.reference.store_events import (
     ErrorInfo,
@@ -383,13 +388,20 @@ class FileStore:
         Raises `BackupError` (``dest`` exists, ``base`` is no full backup), `StorageError`.
         """
         with self._exclusive():
+            return create_backup(
+                self.backup_content(), Path(dest), base=None if base is None else Path(base)
+            )
+
+    def backup_content(self) -> BackupContent:
+        """Return a full backup in memory, as of one moment; nothing is written.
+
+        Damaged items and links are reported, set aside and left out. Raises `StorageError`.
+        """
+        with self._exclusive():
             for _ in self._readable():
                 pass  # reports and sets aside what is damaged
-            files = {place: self._files.read(place) for place in self._places()}
-            return create_backup(
-                files,
-                Path(dest),
-                base=None if base is None else Path(base),
+            return make_content(
+                {place: self._files.read(place) for place in self._places()},
                 created_at=self._clock.now(),
                 schema_version=self._codec.schema.version,
             )

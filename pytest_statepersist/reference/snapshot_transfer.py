@@ -57,11 +57,13 @@ class ImportOptions:
     """What becomes of a snapshot.
 
     ``skip_existing``: leave components that are there alone (else they are replaced).
-    ``components``: only these ids. ``verify_checksums``: of binaries, inline or fetched.
+    ``components``: only these ids. ``verify_checksums``: of fetched binaries, where the
+    snapshot has one (inline binaries are always verified).
     ``fetch``: gets a binary that the snapshot leaves out; without it such a component is
     restored without binary, unless the registry has that very binary already.
-    ``open_secrets_with``: the passphrase for sealed secrets; without it the registry's own
-    secrets stay. ``trusted``: refuse what none of these keys has signed.
+    ``open_secrets_with``: the passphrase for sealed secrets; where there are none, or no
+    passphrase, the registry's own secrets stay.
+    ``trusted``: refuse what none of these keys has signed.
     """
 
     skip_existing: bool = False
@@ -155,8 +157,11 @@ def import_state(
         there = set(registry.ids())
         if chosen.skip_existing:
             records = [record for record in records if record.component_id not in there]
-        kept = [_with_own_secrets(registry, r, there) if sealer is None else r for r in records]
-        registry.apply(kept)
+        opened = {c.component_id for c in components if sealer is not None and c.secrets}
+        registry.apply(
+            record if record.component_id in opened else _with_own_secrets(registry, record, there)
+            for record in records
+        )
     return len(records)
 
 

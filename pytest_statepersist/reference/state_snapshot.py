@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 VERSION = 1
+_REQUIRED = ("version", "created_at", "metadata", "components")
 
 
 class _Value(BaseModel):
@@ -223,6 +224,9 @@ def _encoded(text: str) -> bytes:
 
 
 def _parse(document: dict[str, Any]) -> StateSnapshot:
+    for name in _REQUIRED:  # the models have defaults, for those who build a snapshot in code
+        if name not in document:
+            raise ValidationError(name, "is missing")
     version = document.get("version")
     if isinstance(version, int) and version > VERSION:
         raise NewerVersion(f"version: {version}, this code knows up to {VERSION}; update it")

@@ -41,11 +41,23 @@ from pytest_statepersist.reference.errors import (
     IntegrityError,
     NewerVersion,
     NotFound,
+    PersistenceError,
     StorageError,
 )
 from pytest_statepersist.reference.serializers import CompactJsonSerializer, JsonSerializer
 
-__all__ = ["BackupContent", "Manifest", "create_backup", "read_backup", "read_manifest"]
+__all__ = [
+    "BackupContent",
+    "FileEntry",
+    "Manifest",
+    "create_backup",
+    "make_content",
+    "read_backup",
+    "read_manifest",
+    "seal_manifest",
+    "unseal_manifest",
+    "verified",
+]
 
 MANIFEST_NAME = "manifest.json"
 _FILES = "files"
@@ -97,14 +109,26 @@ class BackupContent:
     files: Mapping[str, bytes]
 
 
-def create_backup(
-    files: Mapping[str, bytes],
-    dest: Path,
-    *,
-    base: Path | None = None,
-    created_at: datetime,
-    schema_version: int,
-) -> Path:
+def make_content(
+    files: Mapping[str, bytes], *, created_at: datetime, schema_version: int
+) -> BackupContent:
+    """Return a full backup of ``files``, in memory."""
+    entries = {
+        place: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data), stored=True)
+        for place, data in files.items()
+    }
+    manifest = Manifest(
+        version=_VERSION,
+        id=secrets.token_hex(16),
+        created_at=created_at,
+        schema_version=schema_version,
+        base=None,
+        files=entries,
+    )
+    return BackupContent(manifest, files)
+
+
+def create_backup(content: BackupContent, dest: Path, *, base: Path | None = None) -> Path:
     """Write a backup to the new directory ``dest`` and return it: atomic, durable on return.
 
     Everything is written and synced under a temporary name; one rename makes it a backup.
@@ -114,26 +138,14 @@ def create_backup(
     dest = Path(os.path.abspath(dest))
     if os.path.lexists(dest):
         raise BackupError(f"{dest}: is already there; a backup never overwrites, choose a new name")
-    entries = {
-        place: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data), stored=True)
-        for place, data in files.items()
-    }
-    reference = None
+    manifest = content.manifest
     if base is not None:
-        reference, entries = _difference(entries, base, dest)
-    manifest = Manifest(
-        version=_VERSION,
-        id=secrets.token_hex(16),
-        created_at=created_at,
-        schema_version=schema_version,
-        base=reference,
-        files=entries,
-    )
+        manifest = _difference(manifest, base, dest)
     make_directory(dest.parent)
     _remove_leftovers(dest)
     building = dest.parent / temporary_name(dest.name)
     try:
-        _write_tree(building, manifest, files)
+        _write_tree(building, manifest, content.files)
         os.rename(building, dest)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
@@ -145,19 +157,17 @@ def create_backup(
     return dest
 
 
-def _difference(
-    entries: dict[str, FileEntry], base: Path, dest: Path
-) -> tuple[Base, dict[str, FileEntry]]:
-    """Return the reference to the base, and the entries with what it holds marked so."""
+def _difference(full: Manifest, base: Path, dest: Path) -> Manifest:
+    """Return the manifest with the reference to the base and what it holds marked so."""
     old, digest = _load_manifest(base)
     if not old.is_full:
         raise BackupError(f"{base}: is itself a differential backup; its base must be a full one")
     reference = Base(id=old.id, sha256=digest, path=os.path.relpath(base, dest.parent))
     marked = {
         place: entry.model_copy(update={"stored": not _same(entry, old.files.get(place))})
-        for place, entry in entries.items()
+        for place, entry in full.files.items()
     }
-    return reference, marked
+    return full.model_copy(update={"base": reference, "files": marked})
 
 
 def _same(entry: FileEntry, other: FileEntry | None) -> bool:
@@ -173,9 +183,7 @@ def _write_tree(building: Path, manifest: Manifest, files: Mapping[str, bytes]) 
         _write_new(building / _FILES / place, files[place])
     for directory in sorted({Path(place).parent for place in stored}):
         fsync_directory(building / _FILES / directory)
-    body = manifest.model_dump(mode="json")
-    sealed = {"manifest": body, "sha256": _digest(body)}
-    write_atomic(building / MANIFEST_NAME, JsonSerializer().dumps(sealed))
+    write_atomic(building / MANIFEST_NAME, JsonSerializer().dumps(seal_manifest(manifest)))
 
 
 def _write_new(path: Path, data: bytes) -> None:
@@ -220,20 +228,37 @@ def _load_manifest(src: Path) -> tuple[Manifest, str]:
         sealed = JsonSerializer().loads(raw)
     except DamagedData as error:
         raise DamagedData(f"{path}: {error}") from error
+    try:
+        return unseal_manifest(sealed)
+    except PersistenceError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def seal_manifest(manifest: Manifest) -> dict[str, Any]:
+    """Return a manifest as JSON together with its checksum."""
+    body = manifest.model_dump(mode="json")
+    return {"manifest": body, "sha256": _digest(body)}
+
+
+def unseal_manifest(sealed: object) -> tuple[Manifest, str]:
+    """Return the manifest in what `seal_manifest` made, and its checksum.
+
+    Raises `DamagedData`, `IntegrityError`, `NewerVersion`.
+    """
     if not isinstance(sealed, dict) or not isinstance(sealed.get("manifest"), dict):
-        raise DamagedData(f"{path}: is no manifest")
+        raise DamagedData("is no manifest")
     body: dict[str, Any] = sealed["manifest"]
     digest = _digest(body)
     if sealed.get("sha256") != digest:
-        raise IntegrityError(f"{path}: the checksum is wrong; it was changed after the backup")
+        raise IntegrityError("the manifest's checksum is wrong; it was changed after the backup")
     version = body.get("version")
     if isinstance(version, int) and version > _VERSION:
-        raise NewerVersion(f"{path}: backup version {version}, this code knows {_VERSION}")
+        raise NewerVersion(f"backup version {version}, this code knows {_VERSION}")
     try:
         return Manifest.model_validate(body), digest
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise DamagedData(f"{path}: {first['loc']}: {first['msg']}") from error
+        raise DamagedData(f"the manifest's {first['loc']}: {first['msg']}") from error
 
 
 def _digest(body: dict[str, Any]) -> str:
@@ -279,6 +304,11 @@ def _read_file(home: Path, place: str, entry: FileEntry) -> bytes:
         data = read_bounded(path, entry.size, follow_symlinks=False)
     except NotFound as error:
         raise BackupError(f"{path}: is missing from the backup") from error
-    if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise IntegrityError(f"{path}: was changed after the backup was made")
-    return data
+    return verified(str(path), data, entry)
+
+
+def verified(name: str, data: object, entry: FileEntry) -> bytes:
+    """Return ``data`` if it is what the manifest says. Raises `IntegrityError`."""
+    if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() == entry.sha256:
+        return data
+    raise IntegrityError(f"{name}: was changed after the backup was made")
