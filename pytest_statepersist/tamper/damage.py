@@ -82,6 +82,10 @@ _T = TypeVar("_T")
 _EDGE = 64
 _BLOCKS = (16, 512, 4096)
 _WIDTHS = (1, 2, 4, 8)
+_TAILS = (
+    "a zero byte", "a byte 0xff", "a line feed", "a space", "16 zero bytes", "16 drawn bytes",
+    "4096 zero bytes", "its last byte", "its last 16 bytes", "itself",
+)  # fmt: skip
 
 
 def tamperings(
@@ -117,11 +121,12 @@ def tampering_of(
         case Damage.TRUNCATE:
             label = f"{name}: cut off after {a} of {size} bytes"
         case Damage.EXTEND:
-            label = f"{name}: {b} bytes appended to its {size}"
+            label = f"{name}: {_TAILS[a]} appended to its {size} bytes"
         case Damage.SWAP_BLOCKS:
             label = f"{name}: the {_BLOCKS[b % 4]}-byte blocks {a} and {b // 4} exchanged"
         case Damage.SPLICE:
-            label = f"{name}: its first {a} bytes, then those of another valid file (#{b})"
+            first, then = ("its own", "another's") if b % 2 == 0 else ("another's", "its own")
+            label = f"{name}: {first} bytes up to {a}, then {then} (valid file #{b // 2})"
         case Damage.ROLL_BACK:
             label = f"{name}: replaced by its older valid version #{b}"
         case Damage.ROLL_BACK_ALL:
@@ -220,8 +225,9 @@ def _extensions(
 ) -> Made:  # fmt: skip
     tails = [b"\0", b"\xff", b"\n", b" ", bytes(16), draw.randbytes(16), bytes(4096)]
     tails += [data[-1:], data[-16:], data]
-    for number, tail in enumerate(dict.fromkeys(tail for tail in tails if tail)):
-        yield {name: data + tail}, number, len(tail)
+    for number, tail in enumerate(tails):
+        if tail and tail not in tails[:number]:
+            yield {name: data + tail}, number, 0
 
 
 def _block_swaps(
@@ -257,11 +263,11 @@ def _splices(
             continue
         shortest = min(len(data), len(donor))
         for cut in _sample(range(1, shortest), sweep.splices, draw):
-            for mixed in (data[:cut] + donor[cut:], donor[:cut] + data[cut:]):
+            for way, mixed in enumerate((data[:cut] + donor[cut:], donor[:cut] + data[cut:])):
                 if mixed not in seen and mixed != donor:
                     if len(data) <= sweep.small:
                         seen.add(mixed)
-                    yield {name: mixed}, cut, number
+                    yield {name: mixed}, cut, number * 2 + way
 
 
 def _roll_backs(
@@ -341,6 +347,8 @@ _EXTREMES = _extreme_fields()
 
 def _edges_and_some(count: int, edge: int, wanted: int, draw: random.Random) -> list[int]:
     """Return ``wanted`` of ``count`` places: both edges first, the rest drawn between them."""
+    if wanted >= count:
+        return list(range(count))
     edge = min(edge, wanted // 2)
     inner = range(edge, count - edge)
     middle = draw.sample(inner, min(len(inner), max(0, wanted - 2 * edge)))

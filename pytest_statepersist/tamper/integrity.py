@@ -275,7 +275,7 @@ def run(give: _Give, judge: _Judge, groups: Iterator[Group]) -> None:
                 raise
             except BaseException as error:
                 # The test runner's own outcomes (skip, timeout) are not the subject's answer.
-                if type(error).__module__.startswith(_RUNNERS):
+                if any(kind.__module__.startswith(_RUNNERS) for kind in type(error).__mro__):
                     raise
                 judge.raised(error, (damage, name, changed, a, b))
             else:
