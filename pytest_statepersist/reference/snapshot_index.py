@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pytest_statepersist.reference import cbor
 from pytest_statepersist.reference.errors import DamagedData, NewerVersion
@@ -85,17 +86,17 @@ class Index:
     @classmethod
     def decode(cls, data: bytes) -> Index:
         """Return the index in opened bytes. Raises `DamagedData`, `NewerVersion`."""
-        content = cbor.decode(data)
-        if isinstance(content, dict) and content.get("version", 0) != _VERSION:
-            raise NewerVersion(f"snapshot index version {content.get('version')!r}")
+        content: Any = cbor.decode(data)
         try:
+            if content["version"] > _VERSION:
+                raise NewerVersion(f"snapshot index version {content['version']}")
             return cls(
-                int(content["commit"]),  # type: ignore[index,call-overload]
+                int(content["commit"]),
                 {
                     bytes.fromhex(owner): tuple(Entry(*entry) for entry in entries)
-                    for owner, entries in content["owners"].items()  # type: ignore[index,call-overload]
+                    for owner, entries in content["owners"].items()
                 },
-                {bytes.fromhex(g): e for g, e in content["removed"].items()},  # type: ignore[index,call-overload]
+                {bytes.fromhex(g): int(epoch) for g, epoch in content["removed"].items()},
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise DamagedData(f"the snapshot index cannot be read ({error!r})") from error

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -41,7 +41,9 @@ from pytest_statepersist.reference.errors import (
     ConflictError,
     DamagedData,
     IntegrityError,
+    NewerVersion,
     NotFound,
+    PersistenceError,
     RolledBack,
     StorageError,
     ValidationError,
@@ -349,20 +351,25 @@ class SnapshotStore:
                 f"{path}: the current snapshot of {_name(owner)} is missing; restore a backup, "
                 "or join the group again"
             ) from None
-        genuine = hashlib.sha256(data).digest() == entry.sha256
+        if hashlib.sha256(data).digest() != entry.sha256:
+            raise self._impostor(path, owner, entry, data)
+        opened = self._key.open(data, purpose=Purpose.SNAPSHOT, context=owner)
+        return _decode_snapshot(opened, owner)
+
+    def _impostor(self, path: Path, owner: bytes, entry: Entry, data: bytes) -> IntegrityError:
+        """Say what stands in the current snapshot's place: an older one, or nothing of ours."""
         try:
             opened = self._key.open(data, purpose=Purpose.SNAPSHOT, context=owner)
-        except DamagedData as error:
-            raise type(error)(f"{path}: {error}") from error
-        snapshot = _decode_snapshot(opened, owner)
-        if snapshot.commit < entry.commit:
-            raise RolledBack(
-                f"{path}: is the snapshot of commit {snapshot.commit}, the index knows commit "
-                f"{entry.commit}; an older file was put in its place"
+            found = _decode_snapshot(opened, owner)
+        except PersistenceError as error:
+            return IntegrityError(
+                f"{path}: is not what was saved ({error}); restore a backup, or join the group "
+                "again"
             )
-        if not genuine or snapshot.commit != entry.commit:
-            raise IntegrityError(f"{path}: is not the snapshot that the index names")
-        return snapshot
+        return RolledBack(
+            f"{path}: is a snapshot of commit {found.commit} and epoch {found.epoch}, where the "
+            f"index knows commit {entry.commit} and epoch {entry.epoch}; it was put in its place"
+        )
 
 
 def render_store(
@@ -402,16 +409,15 @@ def _seal_snapshot(
 
 
 def _decode_snapshot(opened: bytes, owner: bytes) -> GroupSnapshot:
-    content = cbor.decode(opened)
+    content: Any = cbor.decode(opened)
     try:
-        assert isinstance(content, dict)
-        if content["version"] == _VERSION and content["owner"] == owner:
-            return GroupSnapshot(
-                owner, content["commit"], content["epoch"], content["saved_at"], content["slots"]
-            )
-        raise DamagedData(f"snapshot version {content['version']} of {content['owner']!r}")
-    except (KeyError, AssertionError) as error:
-        raise DamagedData(f"the snapshot of {_name(owner)} cannot be read") from error
+        if content["version"] > _VERSION:
+            raise NewerVersion(f"snapshot version {content['version']} of {_name(owner)}")
+        return GroupSnapshot(
+            owner, content["commit"], content["epoch"], content["saved_at"], content["slots"]
+        )
+    except (KeyError, TypeError) as error:
+        raise DamagedData(f"the snapshot of {_name(owner)} cannot be read ({error!r})") from error
 
 
 def _name(owner: bytes) -> str:
