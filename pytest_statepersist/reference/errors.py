@@ -16,6 +16,7 @@ __all__ = [
     "BackupError",
     "ConflictError",
     "DamagedData",
+    "DamagedHeader",
     "DamagedLog",
     "DecompressionBomb",
     "IntegrityError",
@@ -129,3 +130,7 @@ class RolledBack(IntegrityError):
 
 class TransportError(PersistenceError):
     """A message could not be handed to, or fetched from, the other members."""
+
+
+class DamagedHeader(WrongPassword, DamagedData):
+    """Wrong password or damaged header: the bytes that could tell the two apart are damaged."""
