@@ -94,6 +94,7 @@ class Coverage:
     seed: int = 0
     failures: list[Failure] = field(default_factory=list)
     failing: dict[Kind, int] = field(default_factory=lambda: defaultdict(int))
+    lost_after_return: bool = False
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -231,6 +232,9 @@ class _Search:
         self, state: CrashState, outcome: Outcome, judgement: Judgement, step: Step | None
     ) -> None:
         self.out.failing[judgement.kind] += 1
+        end = len(self.disk.trace)
+        if any(begin <= end <= last for begin, last in state.points):
+            self.out.lost_after_return = True
         if sum(f.judgement.kind is judgement.kind for f in self.out.failures) < _KEPT_FAILURES:
             self.out.failures.append(
                 Failure(self.disk.model, self.disk, state, outcome, judgement, step)

@@ -1,1 +1,1 @@
-
+"""Turning results into text: for a terminal, for a pipeline. Reads values, decides nothing."""

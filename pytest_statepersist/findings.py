@@ -1,0 +1,135 @@
+"""What an exploration says: findings, verdicts and the report that holds them.
+
+Belongs here: the values that users and renderers read. No prose beyond one line, no search, no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pytest_statepersist.core.diagnosis import Diagnosis, Repair
+from pytest_statepersist.core.models import get_model
+from pytest_statepersist.core.operations import Operation, Site, Trace
+from pytest_statepersist.core.tree import Tree
+from pytest_statepersist.errors import CrashConsistencyError
+from pytest_statepersist.explorer.outcome import Kind, Outcome
+from pytest_statepersist.explorer.search import Coverage, Failure
+
+__all__ = ["Finding", "Report", "Verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one model says: True, False, or ``None`` for "not covered".
+
+    ``complete`` is whether every state was covered, at least up to the bound on deviations;
+    ``states`` counts the classes of crash states that a recovery could tell apart.
+    """
+
+    model: str
+    atomic: bool | None
+    durable: bool | None
+    complete: bool
+    states: int
+    coverage: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        words = {True: "yes", False: "NO", None: "not covered"}
+        text = f"{self.model}: atomic {words[self.atomic]}, durable {words[self.durable]}"
+        return f"{text} ({self.coverage}{'; ' + self.reason if self.reason else ''})"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One way in which a crash breaks the subject: the smallest history that shows it.
+
+    ``models`` allow the state; ``count`` states have the same cause at the same lines. ``on_disk``
+    and ``missing`` are operations that matter: those that reached the disk, those that had to and
+    did not. ``crash_point`` counts the operations that had returned.
+    """
+
+    id: str
+    kind: Kind
+    cause: str
+    site: Site | None
+    models: tuple[str, ...]
+    crash_point: int
+    deviations: int
+    on_disk: tuple[Operation, ...]
+    missing: tuple[Operation, ...]
+    observed: Outcome
+    expected: str
+    count: int
+    diagnosis: Diagnosis
+    failure: Failure = field(repr=False, compare=False)
+    confirmed: bool | None = None
+
+    @property
+    def tree(self) -> Tree:
+        """The disk that recovery saw."""
+        return self.failure.disk.tree(self.failure.state)
+
+    @property
+    def repairs(self) -> tuple[Repair, ...]:
+        """Sets of sync calls that remove the finding, cheapest first; empty where none can."""
+        return self.diagnosis.repairs
+
+    def __str__(self) -> str:
+        where = f" at {self.site}" if self.site else ""
+        return f"[{self.id}] {self.kind.value}: {self.cause}{where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of an exploration under one or more models."""
+
+    trace: Trace
+    findings: tuple[Finding, ...]
+    verdicts: tuple[Verdict, ...]
+    coverage: tuple[Coverage, ...] = field(default=(), repr=False)
+    recorder: str = "python"
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    runs: int = 0
+    name: str = ""
+
+    def verdict(self, model: str) -> Verdict:
+        """Return the verdict of a model; raises `UserError` for one that is unknown or not run."""
+        for verdict in self.verdicts:
+            if verdict.model == model:
+                return verdict
+        return Verdict(
+            get_model(model).name, None, None, False, 0, "not run", "this model was not asked for"
+        )
+
+    @property
+    def states_checked(self) -> int:
+        """Classes of crash states that were judged, over all models."""
+        return sum(verdict.states for verdict in self.verdicts)
+
+    @property
+    def safe(self) -> bool:
+        """Whether every model said yes to both questions; "not covered" is not safe."""
+        return bool(self.verdicts) and all(v.atomic and v.durable for v in self.verdicts)
+
+    def raise_for_findings(self) -> None:
+        """Raise `CrashConsistencyError` with the explanation where there is a finding."""
+        if self.findings:
+            raise CrashConsistencyError(str(self), self)
+
+    def __str__(self) -> str:
+        from pytest_statepersist.report.text import render
+
+        return render(self)
+
+
+def smallest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Sort findings: fewest deviations, earliest crash point, fewest operations."""
+    return tuple(
+        sorted(
+            findings,
+            key=lambda f: (f.deviations, f.crash_point, len(f.missing) + len(f.on_disk), f.id),
+        )
+    )

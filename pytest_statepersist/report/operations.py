@@ -1,0 +1,69 @@
+"""One operation, one state, one model list: the small words that every report uses."""
+
+from __future__ import annotations
+
+import os
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.operations import Operation, Site
+
+__all__ = ["describe_operation", "place"]
+
+
+def place(site: Site | None) -> str:
+    """Return file:line of a call site, relative to the current directory where it is below it."""
+    if site is None:
+        return "(no call site)"
+    path = site.file
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:
+        relative = path
+    if not relative.startswith(".."):
+        path = relative
+    return f"{path}:{site.line}"
+
+
+def describe_operation(operation: Operation) -> str:
+    """Return an operation in words: what was called, on which path, with which sizes."""
+    name = operation.path or "?"
+    match operation:
+        case op.Create():
+            return f"create {name}"
+        case op.Mkdir():
+            return f"mkdir {name}/"
+        case op.Symlink():
+            return f"symlink {name} -> {operation.target}"
+        case op.Link():
+            return f"link {name}"
+        case op.Unlink():
+            return f"unlink {name}"
+        case op.Rmdir():
+            return f"rmdir {name}/"
+        case op.Rename():
+            verb = "exchange" if operation.exchange else "rename"
+            over = " (replaces a file)" if operation.replaced is not None else ""
+            return f"{verb} {operation.name} -> {name}{over}"
+        case op.Write():
+            end = operation.offset + len(operation.data)
+            sync = "" if operation.durability is op.Durability.NONE else ", synced by its flags"
+            return f"write {name} bytes {operation.offset}..{end}{sync}"
+        case op.Truncate():
+            return f"truncate {name} to {operation.size} bytes"
+        case op.Allocate():
+            return f"allocate space for {name}"
+        case op.ZeroRange():
+            end = operation.offset + operation.length
+            return f"zero {name} bytes {operation.offset}..{end}"
+        case op.SetAttributes():
+            return f"set attributes of {name}"
+        case op.Fsync():
+            verb = "fdatasync" if operation.data_only else "fsync"
+            failed = " (failed)" if operation.failed else ""
+            return f"{verb} {name if operation.inode != op.ROOT else 'the directory'}{failed}"
+        case op.SyncRange():
+            return f"sync a range of {name}"
+        case op.SyncAll():
+            return "sync"
+        case op.Close():
+            return f"close {name}"

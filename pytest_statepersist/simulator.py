@@ -1,0 +1,677 @@
+"""The hub: record a workload, explore what a crash may leave, say what breaks.
+
+Belongs here: `CrashSimulator` and the way from arguments to a `Report`. Recorders see, `core` says
+what is legal, the explorer runs, diagnosis explains; this module only leads from one to the next.
+Everything that needs tidying up (patches, processes, scratch directories) is undone on every way out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import random
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.crash_state import CrashState, Disk
+from pytest_statepersist.core.diagnosis import Cause, Diagnosis, diagnose
+from pytest_statepersist.core.models import Model, get_models
+from pytest_statepersist.core.states import crash_states, disk_of
+from pytest_statepersist.core.tree import Tree
+from pytest_statepersist.errors import BlindSpot, UserError
+from pytest_statepersist.explorer.engine import Engine, Restart, Workplace, in_order_states
+from pytest_statepersist.explorer.fresh import FreshProcess
+from pytest_statepersist.explorer.outcome import (
+    UNSET,
+    Expectation,
+    Expected,
+    Invariant,
+    Kind,
+    Outcome,
+    Raises,
+    Unset,
+    same,
+)
+from pytest_statepersist.explorer.runner import Recovery, call
+from pytest_statepersist.explorer.search import Bounds, Coverage, Failure, search
+from pytest_statepersist.findings import Finding, Report, Verdict, smallest_first
+from pytest_statepersist.recording import Recorded, RecordingSession, record_workload
+
+__all__ = ["CrashSimulator", "Recording", "Settings"]
+
+_DIAGNOSED = 40
+_PASSES_CONFIRMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an exploration is told beyond the subject; each can be overridden for one call.
+
+    ``budget`` is a number of recoveries for each model, or seconds as text ("30s").
+    ``time_limit`` is in seconds for one recovery, ``None`` for none.
+    """
+
+    model: str | Model | tuple[str | Model, ...] = "posix"
+    budget: int | str = 10_000
+    deviations: int = 2
+    recovery_crashes: int = 1
+    seed: int = 0
+    recorder: str = "auto"
+    time_limit: float | None = 10.0
+    samples: int = 200
+    workspace: str | None = None
+
+    def __post_init__(self) -> None:
+        get_models(self.model if isinstance(self.model, str | Model) else tuple(self.model))
+        self.bounds()
+        if self.recorder not in ("auto", "python", "strace"):
+            raise UserError(
+                f"recorder={self.recorder!r} is unknown; choose from 'auto', 'python', 'strace'"
+            )
+        for name in ("deviations", "recovery_crashes", "samples"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise UserError(f"{name}={value!r} cannot be: give a whole number from 0")
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise UserError(f"time_limit={self.time_limit!r} cannot be: give seconds above 0, or None")
+
+    def bounds(self) -> Bounds:
+        """Return the bounds of a search; raises `UserError` for a budget that cannot be."""
+        budget = self.budget
+        if isinstance(budget, str):
+            text = budget.strip().lower().removesuffix("s").strip()
+            try:
+                seconds = float(text) if budget.strip().lower().endswith("s") else -1.0
+                states = int(text) if seconds < 0 else 1 << 40
+            except ValueError:
+                raise UserError(
+                    f"budget={budget!r} is neither a number of recoveries nor seconds like '30s'"
+                ) from None
+            if seconds >= 0:
+                return self._bounds(1 << 40, seconds)
+            budget = states
+        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+            raise UserError(f"budget={self.budget!r} cannot be: give 1 or more recoveries, or '30s'")
+        return self._bounds(budget, None)
+
+    def _bounds(self, states: int, seconds: float | None) -> Bounds:
+        if seconds is not None and seconds <= 0:
+            raise UserError(f"budget={self.budget!r} cannot be: give seconds above 0")
+        return Bounds(states, seconds, self.deviations, self.samples, self.seed)
+
+
+class CrashSimulator:
+    """Records what a save does and runs recovery on every disk that a crash may leave.
+
+    Keyword arguments are `Settings`; each method takes them too, for one call. Raises `UserError`
+    for arguments that cannot be.
+    """
+
+    def __init__(self, *, settings: Settings | None = None, **changes: Any) -> None:
+        self.settings = _changed(settings or Settings(), changes)
+        self.reports: list[Report] = []
+
+    def check(self, **arguments: Any) -> Report:
+        """Explore as `explore` does and raise `CrashConsistencyError` where there is a finding."""
+        report = self.explore(**arguments)
+        report.raise_for_findings()
+        return report
+
+    def explore(
+        self,
+        *,
+        workload: Callable[..., Any],
+        recover: Recovery,
+        setup: Callable[[Path], Any] | None = None,
+        before: Any = UNSET,
+        after: Any = UNSET,
+        invariant: Invariant | None = None,
+        name: str = "",
+        **changes: Any,
+    ) -> Report:
+        """Record ``workload(directory)`` after ``setup(directory)`` and judge every crash.
+
+        ``workload`` may take a second argument, a function that it calls with each value that it
+        has acknowledged. ``recover(directory)`` loads. ``before`` and ``after`` are what it gives
+        on the tree before and after; an ``invariant(recovered, acknowledged)`` judges instead.
+        Raises `UserError`, or `BlindSpot` where something changed that no recorder saw.
+        """
+        settings = _changed(self.settings, changes)
+        _check_callables(workload, recover, setup, invariant)
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            place = stack.enter_context(workplace(settings.workspace))
+            directory = Path(place.directory)
+            fresh = FreshProcess(recover, directory)
+            stack.callback(fresh.close)
+            if setup is not None:
+                _user_call("setup", call, setup, directory)
+            recorded = record_workload(
+                directory,
+                Path(place.aside),
+                _with_acknowledge(workload),
+                recorder=settings.recorder,
+                setup=setup,
+            )
+            report = _explore(
+                recorded, recover, directory, place, fresh, settings, before, after, invariant, True
+            )
+        return self._finish(report, name, started)
+
+    @contextmanager
+    def record(self, directory: str | os.PathLike[str], **changes: Any) -> Iterator[Recording]:
+        """Record a block that changes ``directory``; the directory itself is only read.
+
+        Gives a `Recording`, which is complete when the block has ended. Raises `UserError` where
+        the path is no directory, `BlindSpot` where something changed unseen.
+        """
+        settings = _changed(self.settings, changes)
+        path = _watched(directory)
+        with ExitStack() as stack:
+            place = stack.enter_context(workplace(settings.workspace, keep=True))
+            recording = Recording(self, path, place, settings)
+            stack.enter_context(RecordingSession(path, Path(place.aside), recording, settings.recorder))
+            yield recording
+
+    def _finish(self, report: Report, name: str, started: float) -> Report:
+        report = replace(report, name=name, seconds=time.perf_counter() - started)
+        self.reports.append(report)
+        return report
+
+
+class Recording:
+    """A recorded block: its trace, and the ways to explore it. Made by `CrashSimulator.record`."""
+
+    def __init__(
+        self, simulator: CrashSimulator, directory: Path, place: Workplace, settings: Settings
+    ) -> None:
+        self.directory = directory
+        self.recorded: Recorded | None = None
+        self._simulator = simulator
+        self._place = place
+        self._settings = settings
+        self._acknowledge: Callable[[Any], None] | None = None
+
+    def attach(self, acknowledge: Callable[[Any], None]) -> None:
+        """Connect the recorder that runs; not for users."""
+        self._acknowledge = acknowledge
+
+    def acknowledge(self, value: Any) -> None:
+        """Say, inside the block, that the subject has acknowledged this value as saved."""
+        if self._acknowledge is None or self.recorded is not None:
+            raise UserError("acknowledge() belongs inside the recorded block, which has ended")
+        self._acknowledge(value)
+
+    @property
+    def trace(self) -> op.Trace:
+        """The operations of the block; raises `UserError` while it still runs."""
+        if self.recorded is None:
+            raise UserError("the recording has no trace before its block has ended")
+        return self.recorded.trace
+
+    def explore(
+        self,
+        *,
+        recover: Recovery,
+        before: Any = UNSET,
+        after: Any = UNSET,
+        invariant: Invariant | None = None,
+        name: str = "",
+        **changes: Any,
+    ) -> Report:
+        """Run ``recover(directory)`` on every disk that a crash may leave; see `CrashSimulator`.
+
+        States appear in a directory of their own, which ``recover`` is given.
+        """
+        settings = _changed(self._settings, changes)
+        _check_callables(recover, recover, None, invariant)
+        started = time.perf_counter()
+        trace = self.trace
+        assert self.recorded is not None and trace is not None
+        with workplace(settings.workspace) as place:
+            fresh = FreshProcess(recover, Path(place.directory))
+            try:
+                report = _explore(
+                    self.recorded,
+                    recover,
+                    Path(place.directory),
+                    replace(place, original=str(self.directory)),
+                    fresh,
+                    settings,
+                    before,
+                    after,
+                    invariant,
+                    False,
+                )
+            finally:
+                fresh.close()
+        return self._simulator._finish(report, name, started)
+
+    def check(self, **arguments: Any) -> Report:
+        """Explore and raise `CrashConsistencyError` where there is a finding."""
+        report = self.explore(**arguments)
+        report.raise_for_findings()
+        return report
+
+    def crash_states(
+        self, model: str | Model = "posix", *, deviations: int | None = None, limit: int | None = None
+    ) -> Iterator[ShownState]:
+        """Yield every legal crash state as a directory that may be read and changed.
+
+        Each state is in a directory of its own until the next one is asked for.
+        """
+        (chosen,) = get_models(model)
+        disk = disk_of(self.trace, chosen)
+        with workplace(self._settings.workspace) as place:
+            from pytest_statepersist.explorer.materialise import Materialiser
+
+            for state in crash_states(self.trace, chosen, deviations=deviations, limit=limit):
+                shown = Materialiser(place.directory, place.aside, self.trace, present=False)
+                shown.show(disk, state)
+                yield ShownState(Path(place.directory), disk.tree(state), state, chosen.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownState:
+    """One crash state on disk: ``path`` is its directory, ``crash_points`` inclusive spans."""
+
+    path: Path
+    tree: Tree
+    state: CrashState
+    model: str
+
+    @property
+    def deviations(self) -> int:
+        """Operations that miss an effect although a later one has one on disk."""
+        return self.state.deviations
+
+    @property
+    def crash_points(self) -> tuple[tuple[int, int], ...]:
+        """Inclusive spans of crash points at which the state is legal."""
+        return self.state.points
+
+
+# -- arguments ---------------------------------------------------------------------------------------
+
+
+def _changed(settings: Settings, changes: dict[str, Any]) -> Settings:
+    known = Settings.__dataclass_fields__
+    for name in changes:
+        if name not in known:
+            raise UserError(f"there is no setting {name!r}; there are {', '.join(known)}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    if "model" in given and isinstance(given["model"], Iterable) and not isinstance(
+        given["model"], str
+    ):
+        given["model"] = tuple(given["model"])
+    if changes.get("time_limit", UNSET) is None:
+        given["time_limit"] = None
+    return replace(settings, **given) if given else settings
+
+
+def _check_callables(workload: Any, recover: Any, setup: Any, invariant: Any) -> None:
+    for name, value in (("workload", workload), ("recover", recover)):
+        if not callable(value):
+            raise UserError(f"{name}= takes a function of the directory, not {value!r}")
+    for name, value in (("setup", setup), ("invariant", invariant)):
+        if value is not None and not callable(value):
+            raise UserError(f"{name}= takes a function, not {value!r}")
+
+
+def _with_acknowledge(
+    workload: Callable[..., Any],
+) -> Callable[[Path, Callable[[Any], None]], Any]:
+    """Give every workload the same form: those that take one argument are not told."""
+    try:
+        parameters = [
+            p
+            for p in inspect.signature(workload).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
+        ]
+    except (TypeError, ValueError):
+        parameters = []
+    wants = sum(p.default is p.empty for p in parameters) >= 2 or any(
+        p.name == "acknowledge" or p.kind is p.VAR_POSITIONAL for p in parameters
+    )
+    if wants:
+        return workload
+    return lambda directory, acknowledge: workload(directory)
+
+
+def _user_call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except (KeyboardInterrupt, UserError, BlindSpot):
+        raise
+    except BaseException as error:
+        raise UserError(
+            f"{what} raised {type(error).__name__}: {error}. Nothing was judged: {what} has to "
+            "succeed once, without a crash, before crashes can be explored."
+        ) from error
+
+
+def _watched(directory: str | os.PathLike[str]) -> Path:
+    path = Path(directory)
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a symbolic link; give the directory itself, {path.resolve()}, so that it is "
+            "clear what is watched"
+        )
+    if not path.exists():
+        raise UserError(f"{path} does not exist; make the directory before recording it")
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory; give the directory that holds the state")
+    return path.resolve()
+
+
+@contextmanager
+def workplace(parent: str | None, keep: bool = False) -> Iterator[Workplace]:
+    """Make a directory for states and one for scratch, in memory where there is one."""
+    root = tempfile.mkdtemp(prefix="statepersist-", dir=parent or _in_memory())
+    try:
+        root = os.path.realpath(root)
+        directory, aside = f"{root}/state", f"{root}/aside"
+        os.mkdir(directory, 0o755)
+        os.mkdir(aside, 0o700)
+        yield Workplace(directory, aside)
+    finally:
+        if not keep:
+            _discard(root)
+        else:
+            _later(root)
+
+
+def _in_memory() -> str | None:
+    shared = "/dev/shm"
+    if os.path.isdir(shared) and os.access(shared, os.W_OK | os.X_OK):
+        return shared
+    return None
+
+
+def _discard(root: str) -> None:
+    def force(function: Any, path: str, _: Any) -> None:
+        for each in (os.path.dirname(path), path):
+            try:
+                os.chmod(each, stat.S_IRWXU)
+            except OSError:
+                pass
+        try:
+            function(path)
+        except OSError:
+            pass
+
+    shutil.rmtree(root, onerror=force)
+
+
+def _later(root: str) -> None:
+    """A recording may be explored after its block: its copies live as long as the process."""
+    import atexit
+
+    atexit.register(_discard, root)
+
+
+# -- exploration ---------------------------------------------------------------------------------------
+
+
+def _explore(
+    recorded: Recorded,
+    recover: Recovery,
+    argument: Path,
+    place: Workplace,
+    fresh: FreshProcess,
+    settings: Settings,
+    before: Any,
+    after: Any,
+    invariant: Invariant | None,
+    present: bool,
+) -> Report:
+    models = get_models(settings.model if isinstance(settings.model, str) else settings.model)
+    bounds = settings.bounds()
+    engine = Engine(
+        trace=recorded.trace,
+        recover=recover,
+        argument=argument,
+        place=place,
+        fresh=fresh,
+        record=recorded.record_recovery(argument, Path(place.aside)),
+        time_limit=settings.time_limit,
+        recovery_crashes=settings.recovery_crashes,
+        deviations=settings.deviations,
+        present=present,
+    )
+    with engine:
+        for _ in range(3):
+            try:
+                return _Exploration(engine, recorded, models, bounds, before, after, invariant).go()
+            except Restart:
+                continue
+    raise UserError(
+        "recovery gives another answer each time it is run on the same disk, even in fresh "
+        "processes; make it deterministic (seed it, freeze its clock) to get a verdict"
+    )
+
+
+class _Exploration:
+    def __init__(
+        self,
+        engine: Engine,
+        recorded: Recorded,
+        models: tuple[Model, ...],
+        bounds: Bounds,
+        before: Any,
+        after: Any,
+        invariant: Invariant | None,
+    ) -> None:
+        self.engine = engine
+        self.recorded = recorded
+        self.trace = recorded.trace
+        self.models = models
+        self.bounds = bounds
+        self.given = (before, after)
+        self.invariant = invariant
+        self.unstable = ""
+
+    def go(self) -> Report:
+        disks = [disk_of(self.trace, model) for model in self.models]
+        expectation = self._expectation(disks[0])
+        self._same_twice(disks[0])
+        coverage = []
+        for disk in disks:
+            coverage.append(
+                search(disk, self.engine.answer, expectation, self.bounds, lambda: self.engine.runs)
+            )
+        self.engine.check_sentinels()
+        self._confirm_passes(disks[0])
+        findings = self._findings(coverage, expectation)
+        verdicts = tuple(
+            self._verdict(each, expectation, [f for f in findings if each.model.name in f.models])
+            for each in coverage
+        )
+        return Report(
+            trace=self.trace,
+            findings=findings,
+            verdicts=verdicts,
+            coverage=tuple(coverage),
+            recorder=self.recorded.recorder,
+            warnings=(*self.recorded.warnings, *self.engine.warnings),
+            runs=self.engine.runs,
+        )
+
+    def _expectation(self, disk: Disk) -> Expectation:
+        """Find out what recovery gives before and after, in a way that no cache can disturb."""
+        start, end = in_order_states(self.trace, disk)
+        first = self.engine.outcome(disk, start).outcome
+        last = self.engine.outcome(disk, end).outcome
+        self.engine.trust(disk, start, first)
+        self.engine.trust(disk, end, last)
+        if not self.engine.isolated and self.engine.fresh.available:
+            self._not_cached(disk, start, first)
+            self._not_cached(disk, end, last)
+        before, after = (self._given(value) for value in self.given)
+        expected_after: Expected = last if after is None else after
+        return Expectation(
+            length=len(self.trace),
+            before=first if before is None else before,
+            after=expected_after,
+            acknowledged=self.recorded.acknowledged,
+            invariant=self.invariant,
+        )
+
+    def _not_cached(self, disk: Disk, state: CrashState, here: Outcome) -> None:
+        there = self.engine.confirm(disk, state)
+        if there is not None and not same(here, there):
+            self.engine.isolate(
+                f"on one disk recovery gave {here} in this process and {there} in a fresh one"
+            )
+
+    def _given(self, value: Any) -> Expected | None:
+        if isinstance(value, Unset):
+            return None
+        if isinstance(value, Raises | Outcome):
+            return value
+        return Outcome.returned(value)
+
+    def _same_twice(self, disk: Disk) -> None:
+        self.engine.check_sentinels()
+
+    def _confirm_passes(self, disk: Disk) -> None:
+        """Run a few states again in a fresh process; a pass that is not one is worse than none."""
+        if self.engine.isolated or not self.engine.fresh.available:
+            return
+        chosen = random.Random(self.bounds.seed)
+        states = list(crash_states(self.trace, disk.model, deviations=1, limit=50))
+        for state in chosen.sample(states, min(_PASSES_CONFIRMED, len(states))):
+            known = self.engine.outcome(disk, state).outcome
+            there = self.engine.confirm(disk, state)
+            if there is not None and not same(known, there):
+                self.engine.isolate(
+                    f"on one disk recovery gave {known} in this process and {there} in a fresh one"
+                )
+
+    # -- findings ------------------------------------------------------------------------------------
+
+    def _findings(
+        self, coverage: list[Coverage], expectation: Expectation
+    ) -> tuple[Finding, ...]:
+        merged: dict[tuple[Any, ...], Finding] = {}
+        for each in coverage:
+            self._merge(each, expectation, merged)
+        return smallest_first(merged.values())
+
+    def _merge(
+        self, coverage: Coverage, expectation: Expectation, merged: dict[tuple[Any, ...], Finding]
+    ) -> None:
+        failures = sorted(
+            coverage.failures, key=lambda f: (f.state.deviations, f.judgement.point)
+        )
+        for number, failure in enumerate(failures):
+            if number >= _DIAGNOSED:
+                break
+            finding = self._finding(failure, expectation)
+            if finding is None:
+                continue
+            key = (finding.kind, finding.cause, finding.site, finding.diagnosis.culprit)
+            known = merged.get(key)
+            if known is None:
+                merged[key] = finding
+            else:
+                models = tuple(dict.fromkeys((*known.models, *finding.models)))
+                merged[key] = replace(known, models=models, count=known.count + 1)
+
+    def _finding(self, failure: Failure, expectation: Expectation) -> Finding | None:
+        confirmed = self._confirm(failure)
+        kind, point = failure.judgement.kind, failure.judgement.point
+        diagnosis = self._diagnose(failure, expectation)
+        operations = self.trace.operations
+        site = operations[diagnosis.culprit].site if diagnosis.culprit is not None else None
+        missing = tuple(operations[n] for n in diagnosis.missing)
+        identity = hashlib.sha256(
+            repr((kind.value, diagnosis.cause.value, str(site), diagnosis.missing)).encode()
+        ).hexdigest()[:8]
+        return Finding(
+            id=identity,
+            kind=kind,
+            cause=diagnosis.cause.value,
+            site=site,
+            models=(failure.model.name,),
+            crash_point=point,
+            deviations=failure.state.deviations,
+            on_disk=tuple(operations[n] for n in diagnosis.on_disk),
+            missing=missing,
+            observed=failure.outcome,
+            expected=failure.judgement.expected,
+            count=1,
+            diagnosis=diagnosis,
+            failure=replace(failure, state=diagnosis.state),
+            confirmed=confirmed,
+        )
+
+    def _confirm(self, failure: Failure) -> bool | None:
+        if failure.step is not None or self.engine.isolated:
+            return None
+        there = self.engine.confirm(failure.disk, failure.state)
+        if there is None:
+            return None
+        if not same(there, failure.outcome):
+            self.engine.isolate(
+                f"on one disk recovery gave {failure.outcome} in this process and {there} in a "
+                "fresh one"
+            )
+        return True
+
+    def _diagnose(self, failure: Failure, expectation: Expectation) -> Diagnosis:
+        kind, point = failure.judgement.kind, failure.judgement.point
+
+        def fails(state: CrashState) -> bool:
+            spans = [(point, point) for begin, end in state.points if begin <= point <= end]
+            if not spans:
+                return False
+            result = self.engine.answer(failure.disk, state)
+            outcomes = [result.outcome]
+            if failure.step is not None:
+                outcomes = [step.outcome for step in result.again]
+                if any(step.kind is kind for step in result.again):
+                    return True
+            found = [j for o in outcomes for j in expectation.judge(o, spans, state.last)]
+            return any(j.kind is kind for j in found)
+
+        diagnosis = diagnose(failure.disk, failure.state, point, fails)
+        if failure.step is not None:
+            return replace(diagnosis, cause=Cause.RECOVERY_NOT_IDEMPOTENT)
+        return diagnosis
+
+    # -- verdicts --------------------------------------------------------------------------------------
+
+    def _verdict(
+        self, coverage: Coverage, expectation: Expectation, findings: list[Finding]
+    ) -> Verdict:
+        broken = {kind for kind, count in coverage.failing.items() if count}
+        atomic: bool | None = not broken - {Kind.DURABILITY}
+        durable: bool | None = not (Kind.DURABILITY in broken or coverage.lost_after_return)
+        reason = ""
+        covered = coverage.complete
+        if not covered:
+            atomic, durable = _only_no(atomic), _only_no(durable)
+            reason = coverage.reason
+        if not expectation.tells_apart:
+            atomic, durable = _only_no(atomic), _only_no(durable)
+            reason = (
+                "recovery gives the same answer before and after the workload, so it cannot tell "
+                "whether anything was saved"
+            )
+        return Verdict(
+            coverage.model.name, atomic, durable, covered, coverage.states, str(coverage), reason
+        )
+
+
+def _only_no(value: bool | None) -> bool | None:
+    return value if value is False else None
