@@ -1,0 +1,505 @@
+"""Records what any program does to a directory, by running ``strace``.
+
+Belongs here: finding, starting and stopping strace, and putting marks into its stream; what the
+calls mean is `strace_model`'s. Rules:
+
+1. No block starts before every thread of this process was seen to be traced.
+2. Everything that can go wrong with strace itself is a `RecorderUnavailable` with the way out.
+3. The trace must explain the directory, byte for byte, or there is a `BlindSpot` instead of it.
+
+The traced threads run on one processor for the time of the recording: calls then rarely run at the
+same time, whose order nobody could tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_statepersist.core.apply import apply
+from pytest_statepersist.core.operations import Trace
+from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, TraceError, UserError
+from pytest_statepersist.recorders import real
+from pytest_statepersist.recorders.builder import TraceBuilder
+from pytest_statepersist.recorders.scan import Keep, Scan, scan
+from pytest_statepersist.recorders.sqlite import is_shared_memory
+from pytest_statepersist.recorders.strace_model import SYSTEM_CALLS, Known, StraceModel
+from pytest_statepersist.recorders.strace_parser import Call, Event, parse
+from pytest_statepersist.recorders.strace_tasks import OpenFile
+from pytest_statepersist.recorders.strace_unseen import find_out
+
+__all__ = ["StraceRecorder", "check_available"]
+
+_OLDEST = (5, 0)
+_PR_SET_PTRACER = 0x59616D61
+_PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
+_LONGEST = 1 << 25  # strace makes buffers of five times this; what is longer is looked up later
+_PATIENCE = 20.0
+_CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
+_YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
+
+
+def check_available() -> str:
+    """Return the path of a strace that can be used; raises `RecorderUnavailable` otherwise."""
+    if not sys.platform.startswith("linux"):
+        raise RecorderUnavailable(
+            f"strace exists on Linux only, this is {sys.platform}: run this test on Linux, in a "
+            "container or a virtual machine"
+        )
+    program = shutil.which("strace")
+    if program is None:
+        raise RecorderUnavailable(
+            "strace is not installed: it comes from the system's package manager "
+            "(apt install strace, dnf install strace, apk add strace)"
+        )
+    answer = subprocess.run([program, "-V"], capture_output=True, text=True, check=False)
+    found = re.search(r"version (\d+)\.(\d+)", answer.stdout)
+    if found is None:
+        raise RecorderUnavailable(
+            f"{program} -V does not say its version but {answer.stdout[:80]!r}: install a "
+            "strace of your distribution"
+        )
+    version = int(found[1]), int(found[2])
+    if version < _OLDEST:
+        raise RecorderUnavailable(
+            f"strace {version[0]}.{version[1]} is too old, {_OLDEST[0]}.{_OLDEST[1]} is needed "
+            "(2019): update it"
+        )
+    return program
+
+
+@dataclass(slots=True)
+class _Held:
+    """What this process held when the recording began."""
+
+    cwd: str
+    umask: int
+    program: str
+    files: dict[int, tuple[str, int, int, tuple[int, int]]] = field(default_factory=dict)
+    """Descriptor to path, flags, position, and real identity."""
+
+
+class StraceRecorder:
+    """Records a block of this process (`start`, `stop`) or a command (`run`).
+
+    Keyword options: ``ignore`` gets relative paths and says what is no state; ``scratch`` is a
+    directory for strace's output, outside of the one that is recorded.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        ignore: Callable[[str], bool] | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.directory = os.path.realpath(directory)
+        if not os.path.isdir(self.directory):
+            raise UserError(f"{os.fspath(directory)!r} is not a directory, so nothing to record")
+        self._ignore = ignore
+        self._scratch = scratch
+        self._strace: subprocess.Popen[bytes] | None = None
+        self._token = ""
+        self._acknowledged: list[str] = []
+        self._affinity: dict[int, set[int]] = {}
+
+    # -- a block of this process ---------------------------------------------------------------
+
+    def start(self) -> None:
+        """Attach strace to this process; returns when every thread is traced.
+
+        Raises `RecorderUnavailable`.
+        """
+        program = check_available()
+        if self._strace is not None:
+            raise UserError("this recorder is running already: stop it first")
+        tracer = _tracers().get(os.getpid(), 0)
+        if tracer:
+            raise RecorderUnavailable(
+                f"process {tracer} traces this one already (a debugger or another strace): only "
+                "one can, so end it first"
+            )
+        self._folder = Path(tempfile.mkdtemp(prefix="statepersist-strace-", dir=self._scratch))
+        self._token = secrets.token_hex(8)
+        self._acknowledged = []
+        self._base = self._scan()
+        with _may_be_traced():
+            command = [*self._command(program), "-p", str(os.getpid())]
+            with open(self._folder / "errors", "wb") as errors:
+                self._strace = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=errors)
+            try:
+                self._wait_until_traced(self._strace)
+            except BaseException:
+                self._end_strace()
+                shutil.rmtree(self._folder, ignore_errors=True)
+                raise
+        self._pin()
+        self._mark("attached")
+        self._held = _what_is_held()
+        self._mark("begin")
+
+    def acknowledge(self, text: str = "") -> None:
+        """Note that the subject said "saved" here."""
+        self._mark(f"saved/{len(self._acknowledged)}")
+        self._acknowledged.append(text)
+
+    def stop(self) -> Trace:
+        """Detach strace and return the trace; raises `BlindSpot` for what cannot be known."""
+        if self._strace is None:
+            raise UserError("this recorder is not running: start it first")
+        try:
+            self._mark("end")
+            self._end_strace()
+            events = self._events()
+            first, last = self._span(events)
+            return self._build(events, first, last, self._begin_attached)
+        finally:
+            self._end_strace()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> StraceRecorder:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._strace is not None:  # the block raised, or nobody wants the trace
+            self._end_strace()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # -- a command -----------------------------------------------------------------------------
+
+    def run(
+        self,
+        arguments: Sequence[str | os.PathLike[str]],
+        *,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> tuple[Trace, int, bytes]:
+        """Run a command to its end; return the trace, its exit code, and what it printed.
+
+        The output is standard output and error together; ``timeout`` is in seconds. Raises
+        `RecorderUnavailable`, `BlindSpot`, `UserError` where there is no such command, and
+        `subprocess.TimeoutExpired`.
+        """
+        program = check_available()
+        self._folder = Path(tempfile.mkdtemp(prefix="statepersist-strace-", dir=self._scratch))
+        self._token = ""
+        self._acknowledged = []
+        self._base = self._scan()
+        where = os.path.realpath(os.getcwd() if cwd is None else cwd)
+        wanted = [os.fspath(argument) for argument in arguments]
+        if not wanted or shutil.which(wanted[0], path=(env or os.environ).get("PATH")) is None:
+            raise UserError(f"there is no command {wanted[:1]!r} to run under strace")
+        try:
+            with _one_processor():
+                done = subprocess.Popen(
+                    [*self._command(program), "--", *wanted],
+                    cwd=where,
+                    env=None if env is None else dict(env),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            with done:
+                try:
+                    output, _ = done.communicate(timeout=timeout)
+                except subprocess.TimeoutExpired:
+                    os.killpg(done.pid, signal.SIGKILL)
+                    raise
+            events = self._events() if (self._folder / "calls").exists() else []
+            if not any(isinstance(e, Call) and e.name == "execve" and e.succeeded for e in events):
+                raise _no_permission(output.decode(errors="replace"))
+
+            def begin(model: StraceModel) -> None:
+                first = next(event.task for event in events)
+                model.add_task(first, where, os.path.basename(wanted[0]), _umask())
+
+            return self._build(events, 0, len(events), begin), done.returncode, output
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # -- strace --------------------------------------------------------------------------------
+
+    def _command(self, program: str) -> list[str]:
+        return [
+            program,
+            "-f",
+            "-y",
+            "-xx",
+            "-ttt",
+            "-qq",
+            "-s",
+            str(_LONGEST),
+            "-e",
+            "signal=none",
+            "-e",
+            "raw=read,readv",  # only how much was read matters, not what
+            "-e",
+            "trace=" + ",".join(f"?{name}" for name in SYSTEM_CALLS),
+            "-o",
+            str(self._folder / "calls"),
+        ]
+
+    def _wait_until_traced(self, strace: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            traced = _tracers()
+            if traced and all(tracer == strace.pid for tracer in traced.values()):
+                return
+            if strace.poll() is not None:
+                raise _no_permission((self._folder / "errors").read_text(errors="replace"))
+            if time.monotonic() > deadline:
+                missing = sorted(task for task, by in traced.items() if by != strace.pid)
+                raise RecorderUnavailable(
+                    f"strace did not attach to threads {missing} of this process within "
+                    f"{_PATIENCE:.0f} s: the machine may be overloaded, or a thread hangs in the "
+                    "kernel"
+                )
+            time.sleep(0.001)
+
+    def _end_strace(self) -> None:
+        strace, self._strace = self._strace, None
+        if strace is None:
+            return
+        if strace.poll() is None:
+            strace.terminate()  # it detaches from everything and ends
+        try:
+            strace.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            strace.kill()
+            strace.wait()
+        self._unpin()
+
+    def _mark(self, what: str) -> None:
+        os.access(f"/.statepersist/{self._token}/{what}", os.F_OK)
+
+    def _pin(self) -> None:
+        self._affinity = {}
+        for task in _tasks():
+            with contextlib.suppress(OSError):
+                self._affinity[task] = os.sched_getaffinity(task)
+        chosen = {min(os.sched_getaffinity(0))}
+        for task in [*self._affinity, self._strace.pid if self._strace else 0]:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(task, chosen)
+
+    def _unpin(self) -> None:
+        usual = self._affinity.get(os.getpid())
+        for task in _tasks() if usual else ():
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(task, self._affinity.get(task, usual or set()))
+        self._affinity = {}
+
+    # -- from text to trace --------------------------------------------------------------------
+
+    def _scan(self) -> Scan:
+        return scan(self.directory, keep=Keep(self.directory), ignore=self._left_out)
+
+    def _left_out(self, path: str) -> bool:
+        if self._ignore is not None and self._ignore(path):
+            return True
+        return is_shared_memory(os.path.join(self.directory, path))
+
+    def _is_state(self, path: str) -> bool:
+        prefix = self.directory + os.sep
+        return not path.startswith(prefix) or not self._left_out(path[len(prefix) :])
+
+    def _events(self) -> list[Event]:
+        with open(self._folder / "calls", encoding="ascii", errors="backslashreplace") as lines:
+            return list(parse(lines))
+
+    def _span(self, events: list[Event]) -> tuple[int, int]:
+        """Return the first and the last event of the block, by its marks."""
+        places = {}
+        for index, event in enumerate(events):
+            if isinstance(event, Call) and event.name.startswith(("access", "faccessat")):
+                shown = "".join(event.arguments).replace("\\x", "")
+                for mark in ("attached", "begin", "end"):
+                    if f'/.statepersist/{self._token}/{mark}"'.encode()[:-1].hex() + '"' in shown:
+                        places[mark] = index
+        if len(places) < 3:
+            raise TraceError(
+                "strace's output lacks the marks of this recording: strace was killed or its "
+                "output was cut (is the disk for temporary files full?)"
+            )
+        between = events[places["attached"] + 1 : places["begin"]]
+        others = {event.task for event in between if isinstance(event, Call)}
+        main = events[places["begin"]].task
+        if others - {main}:
+            raise BlindSpot(
+                "another thread was at work when the recording began, so what it held is not "
+                "known: start the recording before the threads, or while they wait",
+                culprit=f"thread {min(others - {main})}",
+            )
+        return places["begin"] + 1, places["end"]
+
+    def _begin_attached(self, model: StraceModel) -> None:
+        held, builder = self._held, model.builder
+        pid = os.getpid()
+        task = model.add_task(pid, held.cwd, held.program, held.umask)
+        for number, (path, how, position, identity) in held.files.items():
+            inode = builder.find(identity)
+            if inode is None and path == self.directory:
+                inode = 0
+            if inode is None:
+                continue
+            builder.opened(inode)
+            file = OpenFile(inode, position, append=bool(how & os.O_APPEND))
+            task.descriptors.set(number, file, close_on_exec=bool(how & os.O_CLOEXEC))
+
+    def _build(
+        self,
+        events: list[Event],
+        first: int,
+        last: int,
+        begin: Callable[[StraceModel], None],
+    ) -> Trace:
+        births: dict[int, list[Call]] = defaultdict(list)
+        for event in events:
+            if isinstance(event, Call) and event.name in _CLONES and event.succeeded:
+                assert event.result is not None  # it succeeded
+                births[event.result].append(event)
+        threads = self._threads_at(events, first)
+
+        def once(known: Known | None) -> tuple[TraceBuilder, StraceModel]:
+            builder = TraceBuilder(
+                self.directory,
+                self._base.tree,
+                recorder="strace",
+                identities=self._base.identities,
+            )
+
+            def on_mark(path: str) -> None:
+                _, _, _, kind, *rest = path.split("/")
+                if kind == "saved":
+                    builder.acknowledge(self._acknowledged[int(rest[0])])
+
+            model = StraceModel(
+                builder, births=births, known=known, is_state=self._is_state, on_mark=on_mark
+            )
+            begin(model)
+            if self._token:
+                for thread in threads - {os.getpid()}:
+                    model.add_thread(thread, os.getpid())
+            for event in events[first:last]:
+                model.feed(event)
+            if builder.doubts:
+                raise builder.doubts[0]
+            return builder, model
+
+        builder, model = once(None)
+        trace = builder.finish()
+        if model.findings:
+            builder, _ = once(find_out(trace, model.findings))
+            trace = builder.finish()
+        self._must_explain(trace)
+        return trace
+
+    def _threads_at(self, events: list[Event], first: int) -> set[int]:
+        """Return the threads that existed when the block began, by what is seen of them."""
+        born = {
+            event.result
+            for event in events[first:]
+            if isinstance(event, Call) and event.name in _CLONES and event.succeeded
+        }
+        return {event.task for event in events} - born
+
+    def _must_explain(self, trace: Trace) -> None:
+        now = scan(self.directory, ignore=self._left_out).tree
+        differences = apply(trace).differences(now)
+        if differences:
+            raise BlindSpot(
+                f"{differences[0]}: something changed it that strace did not see (a process that "
+                "was there before the recording, or one on another machine)",
+                culprit=differences[0].split(" ")[0],
+            )
+
+
+def _no_permission(message: str) -> RecorderUnavailable:
+    """Say what keeps strace from tracing, and the way out."""
+    shown = message.strip().splitlines()[-1:] or ["no message"]
+    if "not permitted" not in message and "EPERM" not in message:
+        return RecorderUnavailable(f"strace could not start: {shown[0]}")
+    ways = ["in a container, run it with --cap-add=SYS_PTRACE (Docker, Podman)"]
+    with contextlib.suppress(OSError):
+        scope = int(_YAMA.read_text())
+        if scope >= 2:
+            ways.insert(0, f"{_YAMA} is {scope}: as root, write 1 or 0 into it")
+    return RecorderUnavailable(f"strace may not trace here ({shown[0]}): " + "; or ".join(ways))
+
+
+def _tasks() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/task")]
+
+
+def _tracers() -> dict[int, int]:
+    """Return, for every thread of this process, the process that traces it (0 for none)."""
+    found = {}
+    for task in _tasks():
+        with contextlib.suppress(OSError), real.open(f"/proc/self/task/{task}/status") as status:
+            for line in status:
+                if line.startswith("TracerPid:"):
+                    found[task] = int(line.split()[1])
+    return found
+
+
+@contextlib.contextmanager
+def _may_be_traced() -> Iterator[None]:
+    """Let any process trace this one for a moment: Yama allows only parents by default."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_PTRACER, 0, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def _one_processor() -> Iterator[None]:
+    usual = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usual)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usual)
+
+
+def _umask() -> int:
+    with real.open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+def _what_is_held() -> _Held:
+    """Read what this process holds: directory, umask, and open files with their positions."""
+    held = _Held(os.getcwd(), _umask(), os.path.basename(sys.argv[0]) or "python")
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            path = real.readlink(f"/proc/self/fd/{name}")
+            status = real.fstat(int(name))
+            values = {}
+            with real.open(f"/proc/self/fdinfo/{name}") as info:
+                for line in info:
+                    key, _, value = line.partition(":")
+                    values[key] = value.strip()
+            identity = status.st_dev, status.st_ino
+            how, position = int(values["flags"], 8), int(values["pos"])
+            held.files[int(name)] = (path, how, position, identity)
+    return held

@@ -1,0 +1,164 @@
+"""Finding out what strace did not print, by looking at the files afterwards.
+
+Belongs here: the bytes that the kernel moved by itself, the changes made through memory, and the
+files that came from outside. Rules:
+
+1. Bytes that are still in the file, since no later call touched them, are what the call put there.
+2. Bytes that are gone are taken from the file they were copied from, as the trace has it.
+3. Anything else is a `BlindSpot`: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.apply import apply
+from pytest_statepersist.core.tree import BLOCK, File, Tree, read_content, size_of
+from pytest_statepersist.errors import BlindSpot
+from pytest_statepersist.recorders import real
+from pytest_statepersist.recorders.strace_model import Findings, Known, Unknown
+
+__all__ = ["find_out"]
+
+
+def find_out(trace: op.Trace, findings: Findings) -> Known:
+    """Return what a second pass must know; ``trace`` is that of the first, with zeros for it.
+
+    The directory must be as the recording left it. Raises `BlindSpot`.
+    """
+    seeker = _Seeker(trace)
+    contents = [seeker.content(unknown) for unknown in findings.unknowns]
+    arrivals = {line: seeker.arrival(line, inode) for line, inode in findings.arrivals.items()}
+    mapped = {
+        inode: tuple(seeker.changed_pieces(inode, line, findings))
+        for inode, line in findings.mapped.items()
+    }
+    return Known(contents, mapped, arrivals)
+
+
+class _Seeker:
+    def __init__(self, trace: op.Trace) -> None:
+        self.trace = trace
+        self.final: Tree = apply(trace)
+        self.paths: dict[int, str] = {}
+        for path, inode, node in self.final.walk():
+            if isinstance(node, File):
+                self.paths.setdefault(inode, os.path.join(trace.directory, path))
+
+    def content(self, unknown: Unknown) -> bytes:
+        """Return the bytes that a call put into a file."""
+        inode, begin, end = unknown.inode, unknown.offset, unknown.offset + unknown.length
+        index = self._index(unknown.line, inode)
+        if index is None:
+            return bytes(unknown.length)  # a file that never came inside
+        later = self.trace.operations[index + 1 :]
+        if inode in self.paths and not any(_touches(o, inode, begin, end) for o in later):
+            found = self._read(inode, begin, unknown.length)
+            if len(found) == unknown.length:
+                self._remember(index, found)
+                return found
+        if unknown.source is not None:
+            source, offset = unknown.source
+            before = apply(self.trace.with_operations(self.trace.operations[:index]))
+            node = before.nodes.get(source)
+            if isinstance(node, File):
+                found = read_content(node.content, offset, unknown.length)
+                if len(found) == unknown.length:
+                    self._remember(index, found)
+                    return found
+        path = self.trace.operations[index].path
+        raise BlindSpot(
+            f"what happened on disk is not covered: the kernel copied {unknown.length} bytes into "
+            f"{path!r} (sendfile, splice or copy_file_range), from a place that was not recorded, "
+            "and later calls overwrote them",
+            culprit=path,
+        )
+
+    def _index(self, line: int, inode: int) -> int | None:
+        for index, operation in enumerate(self.trace.operations):
+            site = operation.site
+            if isinstance(operation, op.Write) and site is not None and site.line == line:
+                return index if operation.inode == inode else None
+        return None
+
+    def _remember(self, index: int, data: bytes) -> None:
+        """Put found bytes into the trace, for what was copied from there in its turn."""
+        operations = list(self.trace.operations)
+        write = operations[index]
+        assert isinstance(write, op.Write)  # `_index` looks for nothing else
+        operations[index] = op.Write(
+            inode=write.inode, offset=write.offset, data=data, path=write.path, site=write.site
+        )
+        self.trace = self.trace.with_operations(tuple(operations))
+
+    def arrival(self, line: int, inode: int) -> tuple[bytes, int]:
+        """Return content and mode of a file that came from outside."""
+        later = self.trace.operations
+        changed = any(_touches(o, inode, 0, 1 << 62) and _line(o) > line for o in later)
+        path = self.paths.get(inode)
+        if path is not None and not changed:
+            status = real.lstat(path)
+            if stat.S_ISREG(status.st_mode):
+                with real.open(path, "rb") as file:
+                    return file.read(), stat.S_IMODE(status.st_mode)
+        name = next((o.path for o in later if getattr(o, "inode", None) == inode), "")
+        raise BlindSpot(
+            f"what happened on disk is not covered: {name!r} came from outside the directory, was "
+            "made before the recording or in a way that it did not see, and was changed or removed "
+            "afterwards, so its content is not known",
+            culprit=name,
+        )
+
+    def changed_pieces(
+        self, inode: int, line: int, findings: Findings
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield the blocks of a mapped file that differ from what calls wrote."""
+        node, path = self.final.nodes.get(inode), self.paths.get(inode)
+        if path is None or not isinstance(node, File) or inode in findings.arrivals.values():
+            return
+        pieces = []
+        size = size_of(node.content)
+        for offset in range(0, size, BLOCK):
+            length = min(BLOCK, size - offset)
+            now = self._read(inode, offset, length)
+            if now != read_content(node.content, offset, length):
+                pieces.append((offset, now))
+        later = any(
+            _touches(o, inode, 0, 1 << 62) and _line(o) > line for o in self.trace.operations
+        )
+        if pieces and later:
+            shown = os.path.relpath(path, self.trace.directory)
+            raise BlindSpot(
+                f"what happened on disk is not covered: {shown!r} was changed through memory that "
+                "maps it and by calls as well, and the order of the two cannot be seen",
+                culprit=shown,
+            )
+        yield from pieces
+
+    def _read(self, inode: int, offset: int, length: int) -> bytes:
+        with real.open(self.paths[inode], "rb", buffering=0) as file:
+            file.seek(offset)
+            found = bytearray()
+            while len(found) < length and (piece := file.read(length - len(found))):
+                found += piece
+            return bytes(found)
+
+
+def _line(operation: op.Operation) -> int:
+    return 0 if operation.site is None else operation.site.line
+
+
+def _touches(operation: op.Operation, inode: int, begin: int, end: int) -> bool:
+    """Say whether an operation changes bytes of a range of a file."""
+    match operation:
+        case op.Write(inode=number, offset=offset, data=data):
+            return number == inode and offset < end and begin < offset + len(data)
+        case op.Truncate(inode=number, size=size):
+            return number == inode and size < end
+        case op.ZeroRange(inode=number, offset=offset, length=length):
+            return number == inode and offset < end and begin < offset + length
+        case _:
+            return False
