@@ -1,1 +1,76 @@
-"""Find every crash, I/O error and act of tampering that can lose or corrupt what your app saved."""
+"""Find every crash, I/O error and act of tampering that can lose or corrupt what your app saved.
+
+Names are resolved when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_statepersist.core.models import MODELS, Model, get_model
+    from pytest_statepersist.core.operations import Trace
+    from pytest_statepersist.core.tree import Tree
+    from pytest_statepersist.errors import (
+        BlindSpot,
+        BundleError,
+        CrashConsistencyError,
+        RecorderUnavailable,
+        StatePersistError,
+        TraceError,
+        UserError,
+    )
+    from pytest_statepersist.explorer.outcome import Kind, raises
+    from pytest_statepersist.findings import Finding, Report, Verdict
+    from pytest_statepersist.simulator import CrashSimulator, Recording
+
+__all__ = [
+    "MODELS",
+    "BlindSpot",
+    "BundleError",
+    "CrashConsistencyError",
+    "CrashSimulator",
+    "Finding",
+    "Kind",
+    "Model",
+    "RecorderUnavailable",
+    "Recording",
+    "Report",
+    "StatePersistError",
+    "Trace",
+    "TraceError",
+    "Tree",
+    "UserError",
+    "Verdict",
+    "get_model",
+    "raises",
+]
+
+_WHERE = {
+    "MODELS": "core.models",
+    "Model": "core.models",
+    "get_model": "core.models",
+    "Trace": "core.operations",
+    "Tree": "core.tree",
+    "Kind": "explorer.outcome",
+    "raises": "explorer.outcome",
+    "Finding": "findings",
+    "Report": "findings",
+    "Verdict": "findings",
+    "CrashSimulator": "simulator",
+    "Recording": "simulator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(f"{__name__}.{_WHERE.get(name, 'errors')}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

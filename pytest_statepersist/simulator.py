@@ -157,7 +157,6 @@ class CrashSimulator:
                 _user_call("setup", call, setup, directory)
             recorded = record_workload(
                 directory,
-                Path(place.aside),
                 _with_acknowledge(workload),
                 recorder=settings.recorder,
                 setup=setup,
@@ -179,7 +178,7 @@ class CrashSimulator:
         with ExitStack() as stack:
             place = stack.enter_context(workplace(settings.workspace, keep=True))
             recording = Recording(self, path, place, settings)
-            stack.enter_context(RecordingSession(path, Path(place.aside), recording, settings.recorder))
+            stack.enter_context(RecordingSession(path, recording, settings.recorder))
             yield recording
 
     def _finish(self, report: Report, name: str, started: float) -> Report:
@@ -442,7 +441,7 @@ def _explore(
         argument=argument,
         place=place,
         fresh=fresh,
-        record=recorded.record_recovery(argument, Path(place.aside)),
+        record=recorded.record_recovery(argument),
         time_limit=settings.time_limit,
         recovery_crashes=settings.recovery_crashes,
         deviations=settings.deviations,

@@ -1,0 +1,158 @@
+"""The pytest plugin: options, marker, header, summary. Nothing heavy is imported at load.
+
+Belongs here: what pytest calls. Fixtures are in `fixtures`, prose in `report`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_statepersist.fixtures import (
+    crash_simulator,
+    state_dir,
+)
+
+if TYPE_CHECKING:
+    from pytest_statepersist.findings import Report
+
+__all__ = ["crash_simulator", "state_dir"]
+
+REPORTS: pytest.StashKey[list[tuple[str, Report]]] = pytest.StashKey()
+MARKER_KEYWORDS = (
+    "model",
+    "budget",
+    "seed",
+    "deviations",
+    "recovery_crashes",
+    "recorder",
+    "time_limit",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options and ini settings."""
+    group = parser.getgroup("statepersist", "crash consistency of what is saved")
+    group.addoption(
+        "--statepersist-model",
+        metavar="NAMES",
+        help="persistence models to check, comma-separated (default: posix); 'all' for every one",
+    )
+    group.addoption(
+        "--statepersist-budget",
+        metavar="N|Ns",
+        help="bound for each exploration: a number of recoveries, or seconds such as 30s",
+    )
+    group.addoption(
+        "--statepersist-seed", metavar="N", type=int, help="seed of every choice made by chance"
+    )
+    group.addoption(
+        "--statepersist-deviations",
+        metavar="N",
+        type=int,
+        help="how many operations may be overtaken by later ones (default: 2)",
+    )
+    group.addoption(
+        "--statepersist-off",
+        action="store_true",
+        help="skip every test that explores crashes",
+    )
+    for name, text in (
+        ("model", "persistence models to check, comma-separated"),
+        ("budget", "bound for each exploration: recoveries, or seconds such as 30s"),
+        ("seed", "seed of every choice made by chance"),
+        ("deviations", "how many operations may be overtaken by later ones"),
+        ("recovery_crashes", "how many crashes during recovery to explore"),
+        ("recorder", "auto, python or strace"),
+        ("time_limit", "seconds that one recovery may take"),
+        ("workspace", "directory for crash states; default: in memory where there is one"),
+    ):
+        parser.addini(f"statepersist_{name}", text, default="")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker and the place where reports are collected."""
+    config.addinivalue_line(
+        "markers",
+        "statepersist(model=…, budget=…, seed=…, deviations=…, recovery_crashes=…, recorder=…, "
+        "time_limit=…): settings of crash_simulator for this test",
+    )
+    config.stash[REPORTS] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Check the markers early, and skip what explores crashes when it is switched off."""
+    off = config.getoption("--statepersist-off")
+    for item in items:
+        for mark in item.iter_markers("statepersist"):
+            unknown = sorted(set(mark.kwargs) - set(MARKER_KEYWORDS))
+            if unknown or mark.args:
+                what = f"keyword {unknown[0]!r}" if unknown else f"argument {mark.args[0]!r}"
+                raise pytest.UsageError(
+                    f"{item.nodeid}: @pytest.mark.statepersist does not know the {what}; it takes "
+                    f"{', '.join(MARKER_KEYWORDS)}"
+                )
+        if off and "crash_simulator" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.skip(reason="--statepersist-off was given"))
+
+
+def settings_for(config: pytest.Config, node: pytest.Item | None) -> dict[str, Any]:
+    """Return the settings for a test: ini, then options, then the closest marker."""
+    found: dict[str, Any] = {}
+    numbers = {"seed": int, "deviations": int, "recovery_crashes": int, "time_limit": float}
+    for name in ("workspace", *MARKER_KEYWORDS):
+        text = config.getini(f"statepersist_{name}")
+        if text:
+            found[name] = _number(name, text, numbers[name]) if name in numbers else text
+    for name in ("model", "budget", "seed", "deviations"):
+        value = config.getoption(f"--statepersist-{name}")
+        if value is not None:
+            found[name] = value
+    if node is not None:
+        for mark in reversed(list(node.iter_markers("statepersist"))):
+            found.update(mark.kwargs)
+    if isinstance(found.get("model"), str):
+        found["model"] = _models(found["model"])
+    if isinstance(found.get("budget"), str) and found["budget"].isdigit():
+        found["budget"] = int(found["budget"])
+    return found
+
+
+def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise pytest.UsageError(f"statepersist_{name} = {text!r} is not a number") from None
+
+
+def _models(text: str) -> tuple[str, ...]:
+    if text.strip() == "all":
+        from pytest_statepersist.core.models import MODELS
+
+        return tuple(MODELS)
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what was asked for on the command line; nothing where nothing was."""
+    given = [
+        f"{name}={config.getoption(f'--statepersist-{name}')}"
+        for name in ("model", "budget", "seed", "deviations")
+        if config.getoption(f"--statepersist-{name}") is not None
+    ]
+    if config.getoption("--statepersist-off"):
+        given.append("off")
+    return f"statepersist: {', '.join(given)}" if given else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what was covered, one line an exploration; nothing where there was none."""
+    reports = terminalreporter.config.stash.get(REPORTS, [])
+    if not reports:
+        return
+    from pytest_statepersist.report.summary import summary_lines
+
+    terminalreporter.section("statepersist")
+    for line in summary_lines(reports):
+        terminalreporter.line(line)
