@@ -78,6 +78,8 @@ class Inode:
     changed: int | None = None
     """Wall time of the last operation on it, nanoseconds; ``None`` where none was recorded."""
     kept: int = field(default=0, repr=False)
+    was_opened: bool = False
+    """Whether a recorder ever saw it being opened for writing."""
     lost: bool = False
     """Outside, and too large to keep: nothing of it is recorded until it is adopted."""
 
@@ -165,7 +167,9 @@ class TraceBuilder:
 
     def opened(self, number: int) -> None:
         """Count one more open description: the kernel keeps the inode while one is open."""
-        self._inodes[number].opens += 1
+        inode = self._inodes[number]
+        inode.opens += 1
+        inode.was_opened = True
 
     def locate(self, path: str, *, start: int | None = None, follow: bool = True) -> Place:
         """Find a path by the model alone, symbolic links inside the directory included.
@@ -524,6 +528,11 @@ class TraceBuilder:
         self.doubts.append(spot)
 
     # -- the trace -----------------------------------------------------------------------------
+
+    def position(self, count: int) -> int:
+        """Return how many of the first ``count`` operations kept are in the finished trace."""
+        wanted = self._concerned(self._log)
+        return sum(cls is SyncAll or fields[0] in wanted for cls, fields, _, _ in self._log[:count])
 
     def finish(self) -> Trace:
         """Return the trace of what concerns the directory, in the order in which it happened."""

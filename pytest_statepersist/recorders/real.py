@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import time
+from fcntl import F_GETFL, fcntl
+from types import SimpleNamespace
 from typing import Any
 
 __all__ = ["FileIO", "open", "optional", "time_ns"]
@@ -25,6 +27,7 @@ time_ns = time.time_ns
 os_open = os.open
 close = os.close
 read = os.read
+pread = os.pread
 write = os.write
 lseek = os.lseek
 stat = os.stat
@@ -35,3 +38,14 @@ readlink = os.readlink
 listxattr = optional("listxattr")
 getxattr = optional("getxattr")
 copy_file_range = optional("copy_file_range")
+
+
+def _appends(fd: int) -> bool:
+    return bool(fcntl(fd, F_GETFL) & os.O_APPEND)
+
+
+system = SimpleNamespace(
+    **{name: getattr(os, name) for name in dir(os) if callable(getattr(os, name))},
+    appends=_appends,
+)
+"""Every function of `os` as it was."""

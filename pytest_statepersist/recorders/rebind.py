@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.callsite import is_internal
 
 __all__ = ["Rebinding"]
@@ -26,7 +27,7 @@ __all__ = ["Rebinding"]
 _DEPTH = 4
 _OWN = __name__.partition(".")[0]
 _SUBJECT = f"{_OWN}.reference"
-_IGNORED = (types.FrameType, weakref.ReferenceType, types.BuiltinFunctionType)
+_IGNORED = (types.FrameType, weakref.ReferenceType, types.BuiltinFunctionType, type)
 _OPTIMIZED = 0x1  # inspect.CO_OPTIMIZED: the locals are not in a dict
 
 
@@ -73,7 +74,7 @@ class Rebinding:
                 if value is not None:
                     fresh[id(holder)] = value
                     rebuilt.append(holder)
-            elif not self._rewrite(holder, new):
+            elif not self._rewrite(holder, new) and _calls(holder, olds):
                 self.unreached.append(f"{type(holder).__name__} {_short(holder)}")
         del holders
         if rebuilt and depth > 0:
@@ -180,7 +181,7 @@ def _rewrite_frame(frame: types.FrameType, new: dict[int, Any]) -> bool:
 
 def _own_containers(pairs: list[tuple[Any, Any]]) -> set[int]:
     """Return the containers by which this package itself holds the originals."""
-    found: set[int] = set()
+    found: set[int] = {id(vars(real.system))}
     for name, module in list(sys.modules.items()):
         if name.startswith(_OWN) and not name.startswith(_SUBJECT):
             found.add(id(vars(module)))
@@ -198,6 +199,12 @@ def _is_own(holder: Any) -> bool:
     owner = holder if isinstance(holder, types.FunctionType | type) else type(holder)
     module = str(getattr(owner, "__module__", ""))
     return module.startswith(_OWN) and not module.startswith(_SUBJECT)
+
+
+def _calls(holder: Any, olds: list[Any]) -> bool:
+    """Say whether a holder has more than a type, which its instances and methods hold as well."""
+    held = {id(old) for old in olds if not isinstance(old, type)}
+    return any(id(item) in held for item in gc.get_referents(holder))
 
 
 def _rebuilt(holder: Any, new: dict[int, Any], wrapped: dict[int, Any]) -> Any:

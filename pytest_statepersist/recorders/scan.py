@@ -16,7 +16,9 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pytest_statepersist.core.tree import (
@@ -33,7 +35,7 @@ from pytest_statepersist.errors import UserError
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import Identity
 
-__all__ = ["FileSource", "Scan", "Seen", "keep_copy", "scan"]
+__all__ = ["FileSource", "Keep", "Scan", "Seen", "keep_copy", "scan", "survey"]
 
 _CHUNK = 1 << 20
 
@@ -44,11 +46,13 @@ class FileSource:
     ``path`` must not change as long as the object is used.
     """
 
-    __slots__ = ("_digest", "path", "size")
+    __slots__ = ("_digest", "owner", "path", "size")
 
     def __init__(self, path: str, size: int) -> None:
         self.path = path
         self.size = size
+        self.owner: object = None
+        """What must live as long as this object does."""
         self._digest: str | None = None
 
     @property
@@ -105,10 +109,32 @@ class Scan:
         return {seen.identity: number for number, seen in self.seen.items()}
 
 
+class Keep:
+    """A directory for copies of large files, made when the first is needed.
+
+    It is beside the scanned directory where that is possible, since copies on the same file
+    system can be reflinks, and never on a file system in memory. It goes when its last user does.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._beside = os.path.dirname(os.path.abspath(directory))
+        self._made: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The directory, which is made at the first use."""
+        if self._made is None:
+            beside = self._beside if os.access(self._beside, os.W_OK) else None
+            self._made = tempfile.mkdtemp(prefix=".statepersist-keep-", dir=beside)
+            weakref.finalize(self, shutil.rmtree, self._made, ignore_errors=True)
+        return self._made
+
+
 @dataclass(slots=True)
 class _Reader:
-    keep: str | None
+    keep: Keep | str | os.PathLike[str] | None
     ignore: Callable[[str], bool] | None
+    known: Mapping[Identity, tuple[Seen, Content]]
     xattrs: bool = True
     nodes: dict[int, Node] = field(default_factory=dict)
     seen: dict[int, Seen] = field(default_factory=dict)
@@ -119,17 +145,20 @@ class _Reader:
 def scan(
     directory: str | os.PathLike[str],
     *,
-    keep: str | os.PathLike[str] | None = None,
+    keep: Keep | str | os.PathLike[str] | None = None,
     ignore: Callable[[str], bool] | None = None,
+    known: Mapping[Identity, tuple[Seen, Content]] | None = None,
 ) -> Scan:
     """Read a directory, without following links, into a `Scan`.
 
-    Files above `LARGE` bytes become a `FileSource`: of the file itself, or of a copy in the
-    existing directory ``keep``. ``ignore`` gets relative paths and says what to leave out. Raises
-    `UserError` for what is neither file, directory nor symbolic link, and `OSError` as it comes.
+    Files above `LARGE` bytes become a `FileSource`: of the file itself, or of a copy in ``keep``
+    (a `Keep`, or a directory that exists).
+    ``ignore`` gets relative paths and says what to leave out. A file that is in ``known``, and
+    looks the same as then, gets its content from there and is not read. Raises `UserError` for what
+    is neither file, directory nor symbolic link, and `OSError` as it comes.
     """
     root = os.fspath(directory)
-    reader = _Reader(None if keep is None else os.fspath(keep), ignore)
+    reader = _Reader(keep, ignore, known or {})
     status = real.stat(root)
     reader.numbers[(status.st_dev, status.st_ino)] = ROOT
     reader.seen[ROOT] = Seen.of(status)
@@ -165,7 +194,9 @@ def _entry(reader: _Reader, path: str, relative: str) -> int:
     elif stat.S_ISLNK(status.st_mode):
         reader.nodes[number] = Symlink(real.readlink(path))
     elif stat.S_ISREG(status.st_mode):
-        content = _content(reader, path, number, status.st_size)
+        seen, content = reader.known.get(identity, (None, b""))
+        if seen != reader.seen[number]:
+            content = _content(reader, path, number, status.st_size)
         mode, mtime = stat.S_IMODE(status.st_mode), status.st_mtime_ns
         reader.nodes[number] = File(content, mode, mtime, _xattrs(reader, path))
     else:
@@ -185,7 +216,10 @@ def _content(reader: _Reader, path: str, number: int, size: int) -> Content:
             return bytes(file.readall())
     if reader.keep is None:
         return FileSource(path, size)
-    return keep_copy(path, os.path.join(reader.keep, str(number)))
+    folder = reader.keep.path if isinstance(reader.keep, Keep) else reader.keep
+    source = keep_copy(path, os.path.join(folder, str(number)))
+    source.owner = reader.keep
+    return source
 
 
 def keep_copy(path: str, target: str) -> FileSource:
@@ -217,3 +251,20 @@ def _xattrs(reader: _Reader, path: str) -> tuple[tuple[str, bytes], ...]:
         if error.errno in (errno.EACCES, errno.EPERM):
             return ()
         raise
+
+
+def survey(
+    directory: str | os.PathLike[str], tree: Tree, *, ignore: Callable[[str], bool] | None = None
+) -> Scan:
+    """Look at a directory whose tree is known already, without reading contents.
+
+    Raises `UserError` where the names differ from the tree's.
+    """
+    root = os.fspath(directory)
+    seen = {ROOT: Seen.of(real.stat(root))}
+    for path, number, _ in tree.walk():
+        try:
+            seen[number] = Seen.of(real.lstat(f"{root}/{path}"))
+        except OSError as error:
+            raise UserError(f"{path!r} of the given base tree is not in {root}: {error}") from error
+    return Scan(tree, seen)

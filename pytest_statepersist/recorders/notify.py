@@ -1,0 +1,274 @@
+"""What the kernel says happened, against what the trace says.
+
+Belongs here: an inotify queue for one recording and the proof that every event in it is explained.
+The rules, of Linux (inotify(7), fs/notify):
+
+1. One queue has one order. Creations, removals and moves of names must be the trace's, one by one.
+2. A MODIFY event says which name was written through. It must fall between the same two changes of
+   names as a write, truncation or allocation of that file in the trace. Equal neighbours in the
+   queue are merged, so a missing event means nothing.
+3. A CLOSE_WRITE event of a file that no recorder saw being opened for writing means that something
+   else had it open: a mapping, a child process, native code.
+4. A sync leaves no event and no other mark: what native code syncs cannot be seen here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.tree import Directory, Tree
+from pytest_statepersist.recorders import real
+
+__all__ = ["Notifications", "Unexplained", "explain"]
+
+_MODIFY, _CLOSE_WRITE = 0x2, 0x8
+_FROM, _TO, _CREATE, _DELETE = 0x40, 0x80, 0x100, 0x200
+_OVERFLOW = 0x4000
+_EXCLUDE_UNLINKED = 0x04000000
+_MASK = _MODIFY | _CLOSE_WRITE | _FROM | _TO | _CREATE | _DELETE | _EXCLUDE_UNLINKED
+_NAMES = _FROM | _TO | _CREATE | _DELETE
+_VERBS = {
+    _FROM: "renamed away",
+    _TO: "renamed to",
+    _CREATE: "created",
+    _DELETE: "removed",
+    _MODIFY: "written",
+    _CLOSE_WRITE: "open for writing",
+}
+_HEADER = struct.Struct("iIII")
+_BUFFER = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: its kind (one bit), the directory's inode number, the entry, and a bound.
+
+    ``before`` is how many operations the recording had when the event was read.
+    """
+
+    kind: int
+    directory: int
+    name: str
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unexplained:
+    """The first event that the trace does not explain."""
+
+    path: str
+    verb: str
+
+
+class Notifications:
+    """An inotify queue for the directories of one recording.
+
+    Where the platform has none, or it overflows, `unproved` says why nothing can be proved.
+    """
+
+    def __init__(self) -> None:
+        self.unproved: str | None = None
+        self.closed = False
+        self._directories: dict[int, int] = {}
+        self._chunks: list[tuple[bytes, int]] = []
+        self._descriptor = -1
+        self._libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+        if self._libc is None or not hasattr(self._libc, "inotify_init1"):
+            self.unproved = "this platform has no inotify"
+            return
+        self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor < 0:
+            self._fail("inotify gives no queue (fs.inotify.max_user_instances?)")
+
+    def watch(self, number: int, path: str) -> None:
+        """Watch the entries of a real directory, which is this inode of the trace."""
+        if self._descriptor < 0 or self._libc is None:
+            return
+        watch = self._libc.inotify_add_watch(self._descriptor, os.fsencode(path), _MASK)
+        if watch < 0:
+            self._fail(f"inotify cannot watch {path} (fs.inotify.max_user_watches?)")
+        else:
+            self._directories[watch] = number
+
+    def drain(self, before: int) -> None:
+        """Take what is in the queue; it belongs to the first ``before`` operations."""
+        if self._descriptor < 0:
+            return
+        while True:
+            try:
+                chunk = real.read(self._descriptor, _BUFFER)
+            except BlockingIOError:
+                return
+            self._chunks.append((chunk, before))
+
+    def close(self) -> None:
+        """Give the queue back; called twice it does nothing."""
+        self.closed = True
+        if self._descriptor >= 0:
+            real.close(self._descriptor)
+            self._descriptor = -1
+
+    def events(self) -> Iterator[Event]:
+        """Yield what was drained, in the kernel's order."""
+        for chunk, before in self._chunks:
+            at = 0
+            while at < len(chunk):
+                watch, mask, _, length = _HEADER.unpack_from(chunk, at)
+                at += _HEADER.size + length
+                if mask & _OVERFLOW:
+                    self.unproved = "the queue of inotify overflowed"
+                    return
+                name = os.fsdecode(chunk[at - length : at].rstrip(b"\0"))
+                directory = self._directories.get(watch)
+                if directory is not None and name:
+                    yield Event(mask & _MASK, directory, name, before)
+
+    @property
+    def silent(self) -> bool:
+        """Whether the queue worked and nothing at all was in it."""
+        return self.unproved is None and not self._chunks
+
+    def _fail(self, what: str) -> None:
+        self.unproved = f"{what}: {os.strerror(ctypes.get_errno())}"
+        real.close(self._descriptor)
+        self._descriptor = -1
+
+
+class _Names:
+    """The names at a position of the trace."""
+
+    def __init__(self, base: Tree) -> None:
+        self.entries: dict[tuple[int, str], int] = {
+            (number, name): child
+            for number, node in base.nodes.items()
+            if isinstance(node, Directory)
+            for name, child in node.entries.items()
+        }
+        self._paths: dict[int, str] = {number: path for path, number, _ in base.walk()}
+
+    def path(self, directory: int, name: str) -> str:
+        above = self._paths.get(directory, "")
+        return f"{above}/{name}" if above else name
+
+    def step(self, operation: op.Operation) -> None:
+        match operation:
+            case op.Create() | op.Mkdir() | op.Symlink() | op.Link():
+                self._set(operation.parent, operation.name, operation.inode)
+            case op.Unlink() | op.Rmdir():
+                self.entries.pop((operation.parent, operation.name), None)
+            case op.Rename():
+                self.entries.pop((operation.parent, operation.name), None)
+                self._set(operation.new_parent, operation.new_name, operation.inode)
+                if operation.exchange and operation.replaced is not None:
+                    self._set(operation.parent, operation.name, operation.replaced)
+
+    def _set(self, parent: int, name: str, inode: int) -> None:
+        self.entries[parent, name] = inode
+        self._paths[inode] = self.path(parent, name)
+
+
+_Expected: TypeAlias = tuple[int, int, str]
+
+
+def _expected(operation: op.Operation) -> list[_Expected]:
+    """Return the (kind, directory, name) of the events of names that an operation must leave."""
+    match operation:
+        case op.Create() | op.Mkdir() | op.Symlink() | op.Link():
+            events = [(_CREATE, operation.parent, operation.name)]
+        case op.Unlink() | op.Rmdir():
+            events = [(_DELETE, operation.parent, operation.name)]
+        case op.Rename():
+            old = (operation.parent, operation.name)
+            new = (operation.new_parent, operation.new_name)
+            events = [(_FROM, *old), (_TO, *new)]
+            if operation.exchange:
+                events += [(_FROM, *new), (_TO, *old)]
+        case _:
+            return []
+    return [event for event in events if event[1] != op.OUTSIDE]
+
+
+class _Explainer:
+    """Walks through the trace as the events ask for it."""
+
+    def __init__(self, trace: op.Trace) -> None:
+        self.names = _Names(trace.base)
+        self._operations = trace.operations
+        self._position = 0
+        self._changed: set[int] = set()
+        self._owed: list[_Expected] = []
+
+    def window(self, start: int) -> None:
+        """Forget what was written before operation ``start``: its events were read before."""
+        while self._position < min(start, len(self._operations)):
+            self._step()
+        self._changed.clear()
+
+    def name(self, event: Event) -> bool:
+        """Say whether the next change of a name in the trace is this one."""
+        while not self._owed and self._position < len(self._operations):
+            self._owed = _expected(self._operations[self._position])
+            self._step()
+        if self._owed[:1] != [(event.kind, event.directory, event.name)]:
+            return False
+        self._owed.pop(0)
+        return True
+
+    def write(self, inode: int | None, end: int) -> bool:
+        """Say whether this inode was written before operation ``end`` and the next new name."""
+        while inode not in self._changed and self._position < min(end, len(self._operations)):
+            if _expected(self._operations[self._position]):
+                break
+            self._step()
+        return inode in self._changed
+
+    def _step(self) -> None:
+        operation = self._operations[self._position]
+        self._position += 1
+        self.names.step(operation)
+        if isinstance(operation, op.Write | op.Truncate | op.Allocate | op.ZeroRange):
+            self._changed.add(operation.inode)
+        elif _expected(operation):
+            self._changed.clear()
+
+
+def explain(
+    trace: op.Trace,
+    notifications: Notifications,
+    *,
+    opened: Callable[[int], bool],
+    ignored: Callable[[str], bool] | None = None,
+    bound: Callable[[int], int] = lambda before: before,
+) -> Unexplained | None:
+    """Return the first event that the trace does not explain, or ``None``.
+
+    ``opened`` says whether a recorder saw an inode being opened for writing, ``ignored`` which
+    paths do not count, ``bound`` turns a count of recorded operations into one of the trace.
+    """
+    explainer = _Explainer(trace)
+    before = 0
+    for event in notifications.events():
+        path = explainer.names.path(event.directory, event.name)
+        if ignored is not None and ignored(path):
+            continue
+        if event.before != before:
+            explainer.window(bound(before))
+            before = event.before
+        if event.kind & _NAMES:
+            explained = explainer.name(event)
+        else:
+            inode = explainer.names.entries.get((event.directory, event.name))
+            if event.kind == _CLOSE_WRITE:
+                explained = inode is not None and opened(inode)
+            else:
+                explained = explainer.write(inode, bound(event.before))
+        if not explained:
+            return Unexplained(path, _VERBS.get(event.kind, "changed"))
+    return None

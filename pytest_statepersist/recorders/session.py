@@ -1,0 +1,417 @@
+"""One recording while it runs: which descriptor is which file, and what calls did to it.
+
+Belongs here: turning paths and descriptors into inodes of the builder's model, and checking on the
+way that what a call touches is what the trace expects. Which Python functions lead here is said in
+`calls`, `streams` and `maps`. Rules:
+
+1. Each call is made and recorded with the builder's lock held.
+2. A path is resolved by the kernel: its directory's real identity says where it is. Only the last
+   component is a matter of the model.
+3. Calls on what is no regular file (pipes, terminals) hold no lock: they may block.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from pytest_statepersist.core.operations import OUTSIDE, ROOT, Durability
+from pytest_statepersist.core.tree import LARGE
+from pytest_statepersist.errors import BlindSpot
+from pytest_statepersist.recorders import real
+from pytest_statepersist.recorders.builder import Identity, Inode, Moment, TraceBuilder
+from pytest_statepersist.recorders.callsite import CallSites
+from pytest_statepersist.recorders.notify import Notifications
+from pytest_statepersist.recorders.scan import scan
+
+__all__ = ["Description", "Session", "Slot"]
+
+Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+_DRAIN = 64
+_ADOPTED = 256 << 20
+_DSYNC = getattr(os, "O_DSYNC", 0)
+_SYNC = getattr(os, "O_SYNC", 0)
+
+
+@dataclass(slots=True, eq=False)
+class Description:
+    """An open file description: several descriptors may share it."""
+
+    inode: int
+    durability: Durability = Durability.NONE
+    written: bool = False
+    references: int = 1
+
+
+@dataclass(slots=True)
+class Slot:
+    """Where the replacements find the recording that runs, if one does."""
+
+    session: Session | None = None
+
+
+def durability_of(flags: int) -> Durability:
+    """Return what writes through a descriptor with these flags of open(2) promise."""
+    if _SYNC and flags & _SYNC == _SYNC:
+        return Durability.FULL
+    return Durability.DATA if flags & _DSYNC else Durability.NONE
+
+
+class Session:
+    """The state of one running recording."""
+
+    __slots__ = (
+        "_outside_heads",
+        "attached",
+        "before_moment",
+        "builder",
+        "callsites",
+        "directory",
+        "files",
+        "lock",
+        "notifications",
+        "since_drain",
+    )
+
+    def __init__(self, directory: str, builder: TraceBuilder, notifications: Notifications) -> None:
+        self.directory = directory
+        self.builder = builder
+        self.lock = builder.lock
+        self.notifications = notifications
+        self.callsites = CallSites()
+        self.files: dict[int, Description] = {}
+        self.attached: dict[int, Callable[[], Any]] = {}
+        """Weak references to the raw files that are recorded, by descriptor."""
+        self.before_moment: Callable[[], None] | None = None
+        self.since_drain = 0
+        self._outside_heads: dict[Identity, str] = {}
+
+    def moment(self) -> Moment:
+        """Return the moment of a call that has just been made and is about to be recorded."""
+        if self.before_moment is not None:
+            self.before_moment()
+        self.since_drain += 1
+        if self.since_drain >= _DRAIN:
+            self.drain(1)
+        return self.callsites.moment()
+
+    def drain(self, pending: int = 0) -> None:
+        """Read the kernel's notifications; ``pending`` calls are made and not yet recorded."""
+        self.since_drain = 0
+        self.notifications.drain(len(self.builder) + pending)
+
+    # -- paths ---------------------------------------------------------------------------------
+
+    def place(self, path: Path, directory: int | None = None) -> tuple[int, str]:
+        """Return (inode of the parent, name) of a path; OUTSIDE names are absolute paths."""
+        text = path if type(path) is str else os.fsdecode(path)
+        head, slash, name = text.rpartition("/")
+        if directory is None and head == self.directory and name not in ("", ".", ".."):
+            return ROOT, name
+        if name in ("", ".", ".."):
+            return self._odd_place(text, directory)
+        head = head or slash or "."
+        try:
+            status = real.stat(head, dir_fd=directory)
+        except OSError:
+            return OUTSIDE, os.path.abspath(text)  # the call itself will fail
+        number = self.builder.find((status.st_dev, status.st_ino))
+        if number is not None:
+            return number, name
+        return OUTSIDE, self._outside_name(head, name, directory, status)
+
+    def _odd_place(self, text: str, directory: int | None) -> tuple[int, str]:
+        """A path that ends in a slash or dots names a directory: find it from above."""
+        try:
+            status = real.stat(text, dir_fd=directory)
+        except OSError:
+            stripped = text.rstrip("/")
+            if stripped and stripped != text:
+                return self.place(stripped, directory)
+            return OUTSIDE, os.path.abspath(text)
+        number = self.builder.find((status.st_dev, status.st_ino))
+        if number is not None and number != ROOT:
+            inode = self.builder[number]
+            return inode.parent, os.path.basename(inode.path)
+        stripped = text.rstrip("/")
+        return OUTSIDE, os.path.realpath(stripped or "/")
+
+    def _outside_name(
+        self, head: str, name: str, directory: int | None, status: os.stat_result
+    ) -> str:
+        identity = (status.st_dev, status.st_ino)
+        known = self._outside_heads.get(identity)
+        if known is None:
+            if directory is not None and not head.startswith("/"):
+                head = os.path.join(_descriptor_path(directory), head)
+            known = self._outside_heads[identity] = os.path.realpath(head)
+        return os.path.join(known, name)
+
+    def check(self, parent: int, name: str, path: Path, directory: int | None = None) -> None:
+        """Doubt the recording if a name inside is not what the model says."""
+        if parent == OUTSIDE:
+            return
+        number = self.builder.entry(parent, name)
+        try:
+            status = real.lstat(path, dir_fd=directory)
+        except OSError:
+            if number is not None:
+                self.unseen(self.builder[number].path, "was removed or renamed")
+            return
+        if number is None:
+            self.unseen(f"{self.builder[parent].path}/{name}".lstrip("/"), "was created")
+        else:
+            self.compare(self.builder[number], status)
+
+    def compare(self, inode: Inode, status: os.stat_result) -> None:
+        """Doubt the recording if a real file is not the one, or not as long, as the model says."""
+        if inode.number == OUTSIDE or not inode.inside:
+            return
+        identity = (status.st_dev, status.st_ino)
+        if inode.identity is not None and inode.identity != identity:
+            self.unseen(inode.path, "was replaced")
+        elif stat.S_ISREG(status.st_mode) and inode.size != status.st_size:
+            self.unseen(inode.path, "was written or cut")
+        elif inode.changed is not None and status.st_ctime_ns > inode.changed:
+            self.unseen(inode.path, "was changed")
+
+    def unseen(self, path: str, what: str, recorder: str | None = "strace") -> None:
+        """Keep a doubt: something happened to this path that was not recorded."""
+        self.builder.doubt(
+            BlindSpot(
+                f"{path!r} {what} by something that the python recorder does not see, usually "
+                f"native code or another process{_way_out(recorder)}",
+                culprit=path,
+                recorder=recorder,
+            )
+        )
+
+    def inode_at(self, path: Path | int, directory: int | None, follow: bool) -> int | None:
+        """Return the model's inode for a path or descriptor; ``None`` if it is not known."""
+        if isinstance(path, int):
+            status = real.fstat(path)
+        else:
+            status = real.stat(path, dir_fd=directory, follow_symlinks=follow)
+        return self.builder.find((status.st_dev, status.st_ino))
+
+    # -- descriptors ---------------------------------------------------------------------------
+
+    def description(self, fd: int) -> Description | None:
+        """Return the description behind a descriptor that may be written to.
+
+        One that was opened before, or natively, is looked at; ``None`` if it does not matter.
+        """
+        found = self.files.get(fd)
+        if found is not None:
+            return found
+        try:
+            status = real.fstat(fd)
+        except OSError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        number = self.builder.find((status.st_dev, status.st_ino))
+        if number is None:
+            return None
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        return self.register(fd, number, durability_of(flags))
+
+    def register(self, fd: int, number: int, durability: Durability) -> Description:
+        """Note that a descriptor is open on an inode; what it was before was closed unseen."""
+        self.builder.opened(number)
+        made = self.files[fd] = Description(number, durability)
+        return made
+
+    def opened(
+        self,
+        fd: int,
+        path: Path,
+        *,
+        place: tuple[int, str],
+        truncated: bool,
+        durability: Durability = Durability.NONE,
+    ) -> Description | None:
+        """Record what an open for writing did to names and sizes, and register the descriptor."""
+        self.files.pop(fd, None)
+        status = real.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        identity = (status.st_dev, status.st_ino)
+        builder = self.builder
+        parent, name = place
+        known = builder.entry(parent, name)
+        if known is not None and builder[known].target is not None:
+            parent, name = self.place(os.path.realpath(os.fsdecode(path)))
+            known = builder.entry(parent, name)
+        real_one = builder.find(identity)
+        if known is None and real_one is not None and builder[real_one].links <= 0:
+            if parent == OUTSIDE and builder[real_one].opens > 0:
+                known = real_one  # by way of /proc/self/fd
+        elif known is None and real_one is not None:
+            if parent != OUTSIDE:
+                self.unseen(f"{builder[parent].path}/{name}".lstrip("/"), "was linked")
+            known = real_one
+        if known is None and parent == OUTSIDE:
+            # A link outside may have led inside.
+            parent, name = self.place(os.path.realpath(os.fsdecode(path)))
+        if known is None:
+            if status.st_size > 0:
+                if parent == OUTSIDE:
+                    return None  # an older file elsewhere: adopted if it ever matters
+                self.unseen(f"{builder[parent].path}/{name}".lstrip("/"), "was created")
+            mode = stat.S_IMODE(status.st_mode)
+            known = builder.create(parent, name, self.moment(), mode=mode, identity=identity)
+            builder[known].size = status.st_size
+        elif truncated:
+            if real_one != known:
+                self.compare(builder[known], status)
+            builder.truncate(known, 0, self.moment())
+        else:
+            self.compare(builder[known], status)
+        return self.register(fd, known, durability)
+
+    def opened_nameless(self, fd: int, durability: Durability) -> Description:
+        """Record a file that O_TMPFILE made."""
+        status = real.fstat(fd)
+        mode, identity = stat.S_IMODE(status.st_mode), (status.st_dev, status.st_ino)
+        number = self.builder.create(OUTSIDE, "", self.moment(), mode=mode, identity=identity)
+        return self.register(fd, number, durability)
+
+    def closed(self, fd: int) -> None:
+        """Record that a descriptor was closed."""
+        found = self.files.pop(fd, None)
+        if found is None:
+            return
+        found.references -= 1
+        if found.references == 0:
+            at = self.moment()
+            self.builder.close(found.inode, at, written=found.written)
+            if found.written:
+                self.drain()
+
+    def duplicated(self, fd: int, copy: int) -> None:
+        """Note one more descriptor of the same description."""
+        found = self.files.get(fd)
+        if found is not None:
+            found.references += 1
+            self.files[copy] = found
+
+    # -- contents ------------------------------------------------------------------------------
+
+    def wrote(self, fd: int, found: Description, data: Any, count: int) -> None:
+        """Record a write at the file position: the position now says where it was."""
+        end = real.lseek(fd, 0, os.SEEK_CUR)
+        kind = type(data)
+        if kind is bytes:
+            if count != len(data):
+                data = data[:count]
+        elif kind is memoryview and data.nbytes == count:
+            data = data.tobytes()
+        else:
+            data = memoryview(data).cast("B")[:count].tobytes()
+        self.builder.write(found.inode, end - count, data, self.moment(), found.durability)
+        found.written = True
+
+    def wrote_at(
+        self,
+        found: Description,
+        offset: int,
+        data: bytes,
+        durability: Durability | None = None,
+    ) -> None:
+        """Record a write at a known offset."""
+        how = found.durability if durability is None else durability
+        self.builder.write(found.inode, offset, data, self.moment(), how)
+        found.written = True
+
+    def read_back(self, fd: int, offset: int, count: int) -> bytes:
+        """Return what a descriptor's file has there, also if it was opened for writing only."""
+        found = bytearray()
+        own = True
+        source = fd
+        try:
+            real.pread(fd, 0, 0)
+        except OSError:
+            source, own = real.os_open(_descriptor_path(fd), os.O_RDONLY), False
+        try:
+            while len(found) < count:
+                piece = real.pread(source, count - len(found), offset + len(found))
+                if not piece:
+                    break
+                found += piece
+        finally:
+            if not own:
+                real.close(source)
+        return bytes(found)
+
+    # -- what comes from outside ---------------------------------------------------------------
+
+    def adopt(self, path: Path, name: str, directory: int | None = None) -> int | None:
+        """Make something outside known before it moves in; ``None`` where it is not there."""
+        try:
+            status = real.lstat(path, dir_fd=directory)
+        except OSError:
+            return None
+        identity = (status.st_dev, status.st_ino)
+        known = self.builder.find(identity)
+        if known is not None:
+            if self.builder.entry(OUTSIDE, name) is None and not self.builder[known].inside:
+                self.builder.link(known, OUTSIDE, name, self.moment())
+            return known
+        full = name if directory is None else _at(path, directory)
+        if stat.S_ISREG(status.st_mode):
+            return self._adopt_file(full, name, status)
+        if stat.S_ISLNK(status.st_mode):
+            target = real.readlink(full)
+            return self.builder.symlink(OUTSIDE, name, target, self.moment(), identity=identity)
+        if stat.S_ISDIR(status.st_mode):
+            found = scan(full)
+            identities = found.identities
+            return self.builder.adopt_tree(name, found.tree, self.moment(), identities=identities)
+        return None
+
+    def _adopt_file(self, path: str, name: str, status: os.stat_result) -> int:
+        if status.st_size > _ADOPTED:
+            self.unseen(name, f"came from outside with {status.st_size} bytes,", None)
+        with real.open(path, "rb", buffering=0) as file:
+            content = file.read(min(status.st_size, _ADOPTED))
+        return self.builder.adopt(
+            name,
+            bytes(content),
+            self.moment(),
+            mode=stat.S_IMODE(status.st_mode),
+            identity=(status.st_dev, status.st_ino),
+        )
+
+    def adopt_synced(self, fd: int, status: os.stat_result) -> int | None:
+        """Make an older file outside known because it is synced now, unless it is large."""
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGE:
+            return None
+        path = _descriptor_path(fd)
+        try:
+            return self._adopt_file(path, os.path.realpath(path), status)
+        except OSError:
+            return None  # not readable: it counts as unsynced if it ever moves in
+
+    def watch_below(self, number: int, path: str) -> None:
+        """Watch a directory that is new inside, and all directories in it."""
+        self.notifications.watch(number, path)
+        for name, child in (self.builder[number].entries or {}).items():
+            if self.builder[child].entries is not None:
+                self.watch_below(child, f"{path}/{name}")
+
+
+def _descriptor_path(fd: int) -> str:
+    return f"/proc/self/fd/{fd}" if os.path.isdir("/proc/self/fd") else f"/dev/fd/{fd}"
+
+
+def _at(path: Path, directory: int) -> str:
+    return os.path.join(_descriptor_path(directory), os.fsdecode(path))
+
+
+def _way_out(recorder: str | None) -> str:
+    return "" if recorder is None else f"; record with {recorder}"

@@ -1,0 +1,271 @@
+"""Python's file objects: `open` and `io.FileIO`.
+
+Belongs here: seeing bytes when they reach the raw layer; what is still in a buffer is in user
+space and lost in a crash. Rules:
+
+1. Files are the interpreter's own objects. A recorded raw file gets ``write``, ``truncate`` and
+   ``close`` as attributes of the instance, which buffered layers in C find by name; so files that
+   were opened before the recording are seen as well, and every type is as it always was.
+2. The attributes refer to the raw file weakly: a file that nobody holds is closed at once.
+3. Files opened for reading only are not touched.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pytest_statepersist.core.operations import OUTSIDE
+from pytest_statepersist.recorders import real
+from pytest_statepersist.recorders.session import Description, Session, Slot
+
+__all__ = ["attach", "detach", "make_fileio", "make_open", "patch_subclasses", "raw_of"]
+
+_READING = frozenset({"r", "rb", "rt", "br", "tr", "U"})
+_ATTACHED = ("write", "truncate", "close")
+
+
+def raw_of(file: Any) -> Any:
+    """Return the raw file below a text or buffered layer, ``None`` if there is none."""
+    for name in ("buffer", "raw"):
+        file = getattr(file, name, file)
+    return file if isinstance(file, real.FileIO) else None
+
+
+def make_open(slot: Slot) -> Callable[..., Any]:
+    """Return the replacement of `open`."""
+
+    def open(
+        file: Any,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        closefd: bool = True,
+        opener: Callable[[str, int], int] | None = None,
+    ) -> Any:
+        session = slot.session
+        rest = (mode, buffering, encoding, errors, newline, closefd, opener)
+        if session is None or mode in _READING or type(mode) is not str:
+            return real.open(file, *rest)
+        if encoding is None and "b" not in mode and sys.flags.warn_default_encoding:
+            rest = (*rest[:2], io.text_encoding(None, 2), *rest[3:])
+        return _opening(slot, session, file, mode, opener, lambda: real.open(file, *rest))
+
+    return open
+
+
+def make_fileio(slot: Slot) -> type:
+    """Return the replacement of `io.FileIO`: a type that makes and recognises the real ones."""
+
+    class Meta(type(real.FileIO)):  # type: ignore[misc]
+        def __call__(cls, file: Any = None, mode: str = "r", *rest: Any, **options: Any) -> Any:
+            if file is None and "file" not in options:
+                return type.__call__(real.FileIO if cls is FileIO else cls, *rest, **options)
+            make = real.FileIO if cls is FileIO else super().__call__
+            session = slot.session
+            if session is None or mode in _READING:
+                return make(file, mode, *rest, **options)
+            opener = options.get("opener", rest[1] if len(rest) > 1 else None)
+            call = lambda: make(file, mode, *rest, **options)  # noqa: E731
+            return _opening(slot, session, file, mode, opener, call)
+
+        def __instancecheck__(cls, instance: object) -> bool:
+            if cls is FileIO:
+                return isinstance(instance, real.FileIO)
+            return type.__instancecheck__(cls, instance)
+
+        def __subclasscheck__(cls, kind: type) -> bool:
+            if cls is FileIO:
+                return issubclass(kind, real.FileIO)
+            return type.__subclasscheck__(cls, kind)
+
+    class FileIO(real.FileIO, metaclass=Meta):
+        __doc__ = real.FileIO.__doc__
+
+    FileIO.__module__, FileIO.__qualname__ = "_io", "FileIO"
+    return FileIO
+
+
+def patch_subclasses(slot: Slot, ours: type) -> Callable[[], None]:
+    """Make the subject's own subclasses of the real FileIO recorded; returns the way back.
+
+    A class that was made before cannot be given another base, but another ``__init__``.
+    """
+    patched: list[tuple[type, Any]] = []
+    for kind in real.FileIO.__subclasses__():
+        if kind is not ours:
+            patched.append((kind, vars(kind).get("__init__")))
+            setattr(kind, "__init__", _recorded_init(slot, kind.__init__))  # noqa: B010
+
+    def undo() -> None:
+        for kind, original in patched:
+            if original is None:
+                del kind.__init__
+            else:
+                setattr(kind, "__init__", original)  # noqa: B010
+
+    return undo
+
+
+def _recorded_init(slot: Slot, original: Any) -> Any:
+    def __init__(self: Any, file: Any, mode: str = "r", *rest: Any, **options: Any) -> None:
+        session = slot.session
+        if session is None or mode in _READING:
+            original(self, file, mode, *rest, **options)
+            return
+
+        def call() -> Any:
+            original(self, file, mode, *rest, **options)
+            return self
+
+        _opening(slot, session, file, mode, options.get("opener"), call)
+
+    return __init__
+
+
+def _opening(
+    slot: Slot,
+    session: Session,
+    file: Any,
+    mode: str,
+    opener: Any,
+    call: Callable[[], Any],
+) -> Any:
+    if isinstance(file, int):
+        return _take_over(slot, session, call())
+    place = session.place(file)
+    if place[0] == OUTSIDE and _may_block(file):
+        return call()
+    with session.lock:
+        try:
+            made = call()
+        except BaseException:
+            # The file may have been made or cut although the call failed later (an unknown
+            # encoding, a wrong buffer size).
+            _after_failure(session, file, mode, place)
+            raise
+        raw = raw_of(made)
+        if raw is None:
+            return made
+        fd = raw.fileno()
+        if opener is not None and fd in session.files:
+            found: Description | None = session.files[fd]
+        else:
+            found = session.opened(fd, file, place=place, truncated="w" in mode)
+        if found is not None:
+            attach(slot, session, raw, fd, found)
+        return made
+
+
+def _take_over(slot: Slot, session: Session, made: Any) -> Any:
+    """A file object on a descriptor that is open already."""
+    raw = raw_of(made)
+    if raw is not None:
+        with session.lock:
+            found = session.description(raw.fileno())
+            if found is not None:
+                attach(slot, session, raw, raw.fileno(), found)
+    return made
+
+
+def _may_block(file: Any) -> bool:
+    try:
+        return not stat.S_ISREG(real.stat(file).st_mode)
+    except OSError:
+        return False
+
+
+def _after_failure(session: Session, file: Any, mode: str, place: tuple[int, str]) -> None:
+    if not any(letter in mode for letter in "wax"):
+        return
+    number = session.builder.entry(*place)
+    try:
+        status = real.stat(file)
+    except OSError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        return
+    identity = (status.st_dev, status.st_ino)
+    if number is None and place[0] != OUTSIDE and session.builder.find(identity) is None:
+        mode_bits = stat.S_IMODE(status.st_mode)
+        session.builder.create(*place, session.moment(), mode=mode_bits, identity=identity)
+    elif number is not None and status.st_size == 0 and session.builder[number].size:
+        session.builder.truncate(number, 0, session.moment())
+
+
+def attach(slot: Slot, session: Session, raw: Any, fd: int, found: Description) -> None:
+    """Give a raw file the attributes that record it."""
+    kind = type(raw)
+    plain = kind is real.FileIO
+    raw_write, raw_truncate, raw_close = kind.write, kind.truncate, kind.close
+    ref: Callable[[], Any] = weakref.ref(raw)
+    closes = bool(raw.closefd)
+    lock, wrote = session.lock, session.wrote
+
+    def write(data: Any, /) -> int | None:
+        raw = ref()
+        with lock:
+            start = 0 if plain else real.lseek(fd, 0, os.SEEK_CUR)
+            # Without the object (in a cycle that is being collected) the descriptor is still there.
+            count: int | None = real.write(fd, data) if raw is None else raw_write(raw, data)
+            if count and slot.session is session:
+                if plain:
+                    wrote(fd, found, data, count)
+                else:
+                    _wrote_somehow(session, fd, found, start)
+            return count
+
+    def truncate(size: int | None = None, /) -> int:
+        with lock:
+            result: int = raw_truncate(ref(), size)
+            if slot.session is session:
+                session.builder.truncate(found.inode, result, session.moment())
+                found.written = True
+            return result
+
+    def close() -> None:
+        raw = ref()
+        with lock:
+            open_before = raw is None or not raw.closed
+            try:
+                if raw is not None:
+                    raw_close(raw)
+                elif closes:
+                    real.close(fd)
+            finally:
+                ended = open_before and closes and slot.session is session
+                if ended and session.files.get(fd) is found:
+                    session.closed(fd)
+
+    raw.write, raw.truncate, raw.close = write, truncate, close
+    session.attached[fd] = ref
+
+
+def _wrote_somehow(session: Session, fd: int, found: Description, start: int) -> None:
+    """A subclass wrote what it liked: read it back."""
+    end = real.lseek(fd, 0, os.SEEK_CUR)
+    if end > start:
+        session.wrote_at(found, start, session.read_back(fd, start, end - start))
+
+
+def detach(raw: Any) -> None:
+    """Take the attributes away again."""
+    for name in _ATTACHED:
+        try:
+            delattr(raw, name)
+        except AttributeError:
+            pass
+
+
+def living(objects: list[Any]) -> Iterator[Any]:
+    """Yield the raw files among all objects of the process."""
+    for candidate in objects:
+        if issubclass(type(candidate), real.FileIO):
+            yield candidate
