@@ -24,9 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import abc, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pytest_statepersist.core.apply import apply
@@ -36,9 +35,12 @@ from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import TraceBuilder
 from pytest_statepersist.recorders.scan import Keep, Scan, scan
 from pytest_statepersist.recorders.sqlite import is_shared_memory
+from pytest_statepersist.recorders.strace_contents import now_writable
+from pytest_statepersist.recorders.strace_held import what_is_held
 from pytest_statepersist.recorders.strace_model import SYSTEM_CALLS, Known, StraceModel
+from pytest_statepersist.recorders.strace_order import in_order
 from pytest_statepersist.recorders.strace_parser import Call, Event, parse
-from pytest_statepersist.recorders.strace_tasks import OpenFile
+from pytest_statepersist.recorders.strace_tasks import Mapping, OpenFile
 from pytest_statepersist.recorders.strace_unseen import find_out
 
 __all__ = ["StraceRecorder", "check_available"]
@@ -79,17 +81,6 @@ def check_available() -> str:
             "(2019): update it"
         )
     return program
-
-
-@dataclass(slots=True)
-class _Held:
-    """What this process held when the recording began."""
-
-    cwd: str
-    umask: int
-    program: str
-    files: dict[int, tuple[str, int, int, tuple[int, int]]] = field(default_factory=dict)
-    """Descriptor to path, flags, position, and real identity."""
 
 
 class StraceRecorder:
@@ -148,7 +139,7 @@ class StraceRecorder:
                 raise
         self._pin()
         self._mark("attached")
-        self._held = _what_is_held()
+        self._held = what_is_held()
         self._mark("begin")
 
     def acknowledge(self, text: str = "") -> None:
@@ -186,7 +177,7 @@ class StraceRecorder:
         arguments: Sequence[str | os.PathLike[str]],
         *,
         cwd: str | os.PathLike[str] | None = None,
-        env: Mapping[str, str] | None = None,
+        env: abc.Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> tuple[Trace, int, bytes]:
         """Run a command to its end; return the trace, its exit code, and what it printed.
@@ -227,7 +218,7 @@ class StraceRecorder:
 
             def begin(model: StraceModel) -> None:
                 first = next(event.task for event in events)
-                model.add_task(first, where, os.path.basename(wanted[0]), _umask())
+                model.add_task(first, where, os.path.basename(wanted[0]), what_is_held().umask)
 
             return self._build(events, 0, len(events), begin), done.returncode, output
         finally:
@@ -350,17 +341,31 @@ class StraceRecorder:
 
     def _begin_attached(self, model: StraceModel) -> None:
         held, builder = self._held, model.builder
-        pid = os.getpid()
-        task = model.add_task(pid, held.cwd, held.program, held.umask)
-        for number, (path, how, position, identity) in held.files.items():
-            inode = builder.find(identity)
-            if inode is None and path == self.directory:
-                inode = 0
+        task = model.add_task(os.getpid(), held.cwd, held.program, held.umask)
+        files: dict[int, OpenFile] = {}
+        for number, description in held.files.items():
+            inode = builder.find(description.identity)
             if inode is None:
                 continue
-            builder.opened(inode)
-            file = OpenFile(inode, position, append=bool(how & os.O_APPEND))
-            task.descriptors.set(number, file, close_on_exec=bool(how & os.O_CLOEXEC))
+            file = files.get(description.group)
+            if file is None:
+                builder.opened(inode)
+                file = files[description.group] = OpenFile(
+                    inode,
+                    description.position,
+                    append=bool(description.flags & os.O_APPEND),
+                    durability=description.durability,
+                )
+            close_on_exec = bool(description.flags & os.O_CLOEXEC)
+            task.descriptors.set(number, file, close_on_exec=close_on_exec)
+        for address, length, offset, identity in held.maps:
+            inode = builder.find(identity)
+            if inode is not None:
+                builder.opened(inode)
+                file = OpenFile(inode, references=1)
+                mapping = Mapping(address, length, offset, file, shared=True, writable=True)
+                task.memory.maps.append(mapping)
+                now_writable(model, mapping, 0)
 
     def _build(
         self,
@@ -375,6 +380,7 @@ class StraceRecorder:
                 assert event.result is not None  # it succeeded
                 births[event.result].append(event)
         threads = self._threads_at(events, first)
+        ordered = in_order(events[first:last])
 
         def once(known: Known | None) -> tuple[TraceBuilder, StraceModel]:
             builder = TraceBuilder(
@@ -396,8 +402,8 @@ class StraceRecorder:
             if self._token:
                 for thread in threads - {os.getpid()}:
                     model.add_thread(thread, os.getpid())
-            for event in events[first:last]:
-                model.feed(event)
+            for event, horizon in ordered:
+                model.feed(event, horizon)
             if builder.doubts:
                 raise builder.doubts[0]
             return builder, model
@@ -477,29 +483,3 @@ def _one_processor() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, usual)
-
-
-def _umask() -> int:
-    with real.open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    return 0o022
-
-
-def _what_is_held() -> _Held:
-    """Read what this process holds: directory, umask, and open files with their positions."""
-    held = _Held(os.getcwd(), _umask(), os.path.basename(sys.argv[0]) or "python")
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            path = real.readlink(f"/proc/self/fd/{name}")
-            status = real.fstat(int(name))
-            values = {}
-            with real.open(f"/proc/self/fdinfo/{name}") as info:
-                for line in info:
-                    key, _, value = line.partition(":")
-                    values[key] = value.strip()
-            identity = status.st_dev, status.st_ino
-            how, position = int(values["flags"], 8), int(values["pos"])
-            held.files[int(name)] = (path, how, position, identity)
-    return held

@@ -26,6 +26,7 @@ __all__ = [
     "Descriptor",
     "Event",
     "Exit",
+    "clone_flags",
     "descriptor",
     "flags",
     "members",
@@ -245,3 +246,11 @@ def members(argument: str) -> tuple[str, ...]:
     if argument[:1] + argument[-1:] not in ("[]", "{}"):
         raise TraceError(f"strace printed {argument[:80]!r} where a list was expected")
     return _split(argument[1:-1])
+
+
+def clone_flags(call: Call) -> frozenset[str]:
+    """Return the flags of a call that makes a task; fork has none."""
+    if call.name == "vfork":
+        return frozenset({"CLONE_VM"})
+    found = re.search(r"flags=([A-Z_|0-9a-fx]+)", " ".join(call.arguments))
+    return frozenset() if found is None else flags(found[1])
