@@ -467,7 +467,7 @@ def test_one_unread_file_is_told_and_can_be_named() -> None:
 
 
 def test_a_load_that_keeps_state_is_refused() -> None:
-    broken = []
+    broken: list[int] = []
 
     def load(directory: Path) -> Any:
         if broken:

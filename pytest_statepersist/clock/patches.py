@@ -46,6 +46,8 @@ _OURS = tuple(
     )
 )  # fmt: skip
 _BLOCKING = ("threading", "queue", "concurrent.futures")
+# Whoever stands above these has called; the timeline stands at the root of threads it started.
+_THROUGH = ("threading", "queue", "pytest_statepersist.clock.timeline")
 _real_start = threading.Thread.start
 _real_join = threading.Thread.join
 _real_wait = threading.Condition.wait
@@ -63,7 +65,7 @@ def installed(
 ) -> Iterator[StateClock]:
     """Do what `StateClock.installed` promises."""
     exempt = RUNNERS + real + (() if asyncio else ("asyncio",)) + (() if threads else _BLOCKING)
-    callers = _Callers(exempt, through=_BLOCKING[:2] if threads else ())
+    callers = _Callers(exempt, through=_THROUGH if threads else ())
     with ExitStack() as stack:
         chosen = stack.enter_context(follow_wall(clock, adapter, exempt + _OURS))
         block = _Block(clock, callers)
@@ -303,14 +305,14 @@ class _Block:
         condition._waiters.append(wait.gate)
         saved = condition._release_save()
         notified = False
+
+        def really(rest: float | None) -> None:
+            nonlocal notified
+            notified = wait.gate.acquire(timeout=-1 if rest is None else rest)
+
         try:
-            gate = wait.gate
-            outcome = self._wait(
-                wait, timeout, then=lambda rest: gate.acquire(timeout=-1 if rest is None else rest)
-            )
-            notified = outcome is Outcome.READY or (
-                outcome is Outcome.RELEASED and wait.gate not in condition._waiters
-            )
+            if self._wait(wait, timeout, then=really) is Outcome.READY:
+                notified = True
             return notified
         finally:
             condition._acquire_restore(saved)

@@ -7,7 +7,7 @@ Belongs here: moving time, waking in order, and knowing who waits. Rules:
 2. Time never moves while a thread known to the clock is still running: it first comes to wait or
    ends. A thread that makes no progress for ``settle_s`` real seconds is blocked on something that
    the clock cannot see (a bare lock, real input or output); time goes on without it, and
-   `waiting()` shows it as blocked elsewhere.
+   `waiting()` shows it so. At which moment it goes on is then up to the machine, not to us.
 3. A deadlock is claimed only when nobody can go on, and the message lists who waits for what.
 
 Real time is used for rule 2 only, through functions that were bound before any patch.
@@ -48,7 +48,10 @@ class ClockDeadlock(StatePersistError):
 
 
 class ClockClosed(StatePersistError):
-    """The clock was closed while a thread slept on it; raised in that thread."""
+    """The clock was closed while a thread slept on it; raised in that thread.
+
+    A thread that the clock started, or that was started while it was installed, just ends.
+    """
 
 
 class Outcome(Enum):
@@ -134,6 +137,8 @@ class NotifiedWait(Wait):
         while not self._gate.acquire(timeout=_RELEASE_POLL_S):
             if self.released:
                 return
+        # The gate is open: a notification (or the time) came first, so this wait has its outcome.
+        self.released = False
 
     def wake(self) -> bool:
         """Time out, unless the notification came first."""
@@ -279,6 +284,9 @@ class Timeline:
         def run_and_tell() -> None:
             try:
                 run()
+            except ClockClosed:
+                # The thread slept on a clock that is gone: this is its end, not an accident.
+                pass
             finally:
                 del thread.run  # only the instance's shadow of the method
                 self._ended(thread)
