@@ -154,9 +154,17 @@ def _together(
 
 def _with_lineage(record: SessionRecord, one: SessionRecord, other: SessionRecord) -> SessionRecord:
     """Return the record as the descendant of everything that either side descends from."""
-    known = {*one.ancestors, *other.ancestors}
-    known |= {(item.revision, item.revision_id) for item in (one, other)}
-    ancestors = sorted(item for item in known if item[1] != record.revision_id)
+    known: dict[str, int] = {}
+    for revision, revision_id in (
+        *one.ancestors,
+        *other.ancestors,
+        (one.revision, one.revision_id),
+        (other.revision, other.revision_id),
+    ):
+        # Equal content can come about on two ways, and so have two numbers; the larger counts.
+        known[revision_id] = max(revision, known.get(revision_id, 0))
+    known.pop(record.revision_id, None)
+    ancestors = sorted((revision, revision_id) for revision_id, revision in known.items())
     return record.model_copy(
         update={
             "revision": max(record.revision, one.revision, other.revision),
