@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pytest_statepersist.core import operations as op
-from pytest_statepersist.core.effects import Cell, Effects, Kind, Part
+from pytest_statepersist.core.effects import CONTENT, Cell, Effects, Kind, Part
 from pytest_statepersist.core.forcing import Forcing, force
 from pytest_statepersist.core.tree import (
     BLOCK,
@@ -180,11 +180,8 @@ class Disk:
                 buffer[: len(data)] = data
         for index in chain[begin:version]:
             effect = self.effects.effects[index]
-            if effect.kind is Kind.DATA:
+            if effect.kind in CONTENT:
                 buffer[effect.start : effect.start + len(effect.data)] = effect.data
-            elif effect.kind is Kind.ZERO_TAIL:
-                start = max(0, effect.size - number * self.unit)
-                buffer[start:] = bytes(self.unit - start)
         if len(self._units) >= _CACHED_UNITS:
             self._units.clear()
         self._units[key] = made = bytes(buffer)
@@ -258,7 +255,7 @@ class Disk:
         return made.time if made is not None else None
 
     def node(self, state: CrashState, inode: int, entries: Mapping[str, int] | None = None) -> Node:
-        """Return an inode as a node; ``entries`` are a directory's, read from the state if absent."""
+        """Return an inode as a node; a directory's ``entries`` are read from the state if absent."""
         base = self.trace.base.nodes.get(inode)
         made = self.effects.created.get(inode)
         if isinstance(base, Symlink):

@@ -7,7 +7,8 @@ first. What a sync forces is in `forcing`; which sets of effects are legal is in
    on one cell are chained: a later one needs the earlier. Growing writes only *raise* a size and
    are not chained; the size is that of the last raise present.
 2. Needs point to effects with a lower index, so closures are computed in one pass. The one
-   exception is a rename across directories on a logging file system: `twins`.
+   exception is a rename across directories on a logging file system: `twins`, which maps the first
+   half to the second, which it needs until a log has taken it.
 3. `needs` holds the edges that nothing waives. The order of metadata is kept apart
    (``ordered``, ``after_metadata``), because a log may waive it.
 """
@@ -26,7 +27,7 @@ from pytest_statepersist.core.models import MetadataOrder, Model
 from pytest_statepersist.core.tree import BLOCK, Directory, File, size_of
 from pytest_statepersist.errors import TraceError
 
-__all__ = ["EAGER", "Cell", "Effect", "Effects", "Kind", "Part", "split"]
+__all__ = ["CONTENT", "EAGER", "Cell", "Effect", "Effects", "Kind", "Part", "clears", "split"]
 
 
 class Part(enum.IntEnum):
@@ -61,13 +62,16 @@ class Kind(enum.Enum):
 
 EAGER = frozenset({Kind.ENTRY, Kind.SET_SIZE, Kind.ATTRIBUTES})
 """Effects that a journal writes in the order of the trace; raises follow lazily."""
+CONTENT = frozenset({Kind.DATA, Kind.ZERO_TAIL})
+"""Effects on a data unit: bytes that were written, zeros behind a new end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One indivisible change. ``size`` is the size set or raised to, or where a tail begins.
+    """One indivisible change. ``size`` is the size set or raised to.
 
-    ``entries`` are (cell, inode or ``None``); ``start`` is where ``data`` begins inside its unit.
+    ``entries`` are (cell, inode or ``None``) and ``renamed`` the inodes that gain or lose a name
+    by them; ``start`` is where ``data`` begins inside its unit.
     """
 
     index: int
@@ -75,6 +79,7 @@ class Effect:
     kind: Kind
     inode: int
     entries: tuple[tuple[Cell, int | None], ...] = ()
+    renamed: frozenset[int] = frozenset()
     size: int = 0
     unit: int = 0
     start: int = 0
@@ -126,7 +131,7 @@ class Effects:
             begin = unit * self.model.unit
             chain = sorted(
                 self.chains.get(Cell(Part.DATA, inode, unit), [])
-                + [i for i in self.set_sizes.get(inode, ()) if _clears(self.effects[i], begin)]
+                + [i for i in self.set_sizes.get(inode, ()) if clears(self.effects[i], begin)]
             )
             self._data_chains[key] = chain
         return chain
@@ -147,13 +152,10 @@ class Effects:
                 yield Cell(Part.SIZE, effect.inode)
                 unit = self.model.unit
                 for number in self.units[effect.inode]:
-                    if _clears(effect, number * unit):
+                    if clears(effect, number * unit):
                         yield Cell(Part.DATA, effect.inode, number)
-            case Kind.DATA:
+            case Kind.DATA | Kind.ZERO_TAIL:
                 yield Cell(Part.DATA, effect.inode, effect.unit)
-            case Kind.ZERO_TAIL:
-                for number in _tail_units(effect.size, self.model.unit):
-                    yield Cell(Part.DATA, effect.inode, number)
             case Kind.ATTRIBUTES:
                 yield Cell(Part.ATTRIBUTES, effect.inode)
             case Kind.TIMES:
@@ -165,14 +167,13 @@ def split(trace: op.Trace, model: Model) -> Effects:
     return _Splitter(trace, model).run()
 
 
-def _clears(set_size: Effect, begin: int) -> bool:
+def clears(set_size: Effect, begin: int) -> bool:
     """Whether a set size zeroes the unit that begins at a byte: whole blocks beyond the size."""
-    return begin >= -(-set_size.size // BLOCK) * BLOCK
+    return begin >= _end_of_block(set_size.size)
 
 
-def _tail_units(size: int, unit: int) -> range:
-    """Return the units between a size and the end of its block."""
-    return range(size // unit, -(-size // BLOCK) * BLOCK // unit)
+def _end_of_block(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 class _Splitter:
@@ -185,7 +186,7 @@ class _Splitter:
         self.links: dict[int, int] = defaultdict(int)
         self.entries: dict[tuple[int, str], int] = {}
         self.directories: set[int] = {op.OUTSIDE}
-        self.emptied: dict[int, int] = {}
+        self.emptied: set[int] = set()
         self.owed: list[int] = []
         self.made_by: dict[int, int] = {}
         for number, node in trace.base.nodes.items():
@@ -196,6 +197,8 @@ class _Splitter:
                 for name, child in node.entries.items():
                     self.entries[number, name] = child
                     self.links[child] += 1
+                    self.out.cells_naming[child].add(Cell(Part.ENTRY, number, name))
+        self.out.many_names.update(inode for inode, links in self.links.items() if links > 1)
 
     def run(self) -> Effects:
         for number, operation in enumerate(self.out.trace.operations):
@@ -256,7 +259,8 @@ class _Splitter:
             self.sizes[operation.inode] = 0
         elif isinstance(operation, op.Mkdir):
             self.directories.add(operation.inode)
-        made = self._set_entries([(operation.parent, operation.name, operation.inode)])
+        name: tuple[int, str, int | None] = (operation.parent, operation.name, operation.inode)
+        made = self._set_entries([name])
         if isinstance(operation, op.Mkdir):
             self.made_by[operation.inode] = made
 
@@ -264,33 +268,35 @@ class _Splitter:
         old = (operation.parent, operation.name)
         new = (operation.new_parent, operation.new_name)
         before = self.entries.get(new)
+        atomic = self._atomic(operation, before)
         if operation.exchange:
-            back = [(*old, before)]
-            there = [(*new, operation.inode)]
-            if operation.parent == operation.new_parent or self._atomic(operation.inode, before):
-                self._set_entries(there + back)
-            else:
-                self.out.many_names.update({operation.inode, before or operation.inode})
-                self._set_entries(there)
-                self._set_entries(back)
+            if atomic:
+                self._set_entries([(*new, operation.inode), (*old, before)])
+                return
+            self.out.many_names.update(i for i in (operation.inode, before) if i is not None)
+            there = self._set_entries([(*new, operation.inode)])
+            back = self._set_entries([(*old, before)])
+        elif before == operation.inode:
             return
-        if before == operation.inode:
-            return
-        extra = set()
-        if before is not None and self.model.allocate_on_replace:
-            extra = self._raises_since_set_size(operation.inode)
-        if operation.parent == operation.new_parent or self._atomic(operation.inode, before):
-            self._set_entries([(*new, operation.inode), (*old, None)], needs=extra)
-            return
-        self.out.many_names.add(operation.inode)
-        add = self._set_entries([(*new, operation.inode)], needs=extra)
-        remove = self._set_entries([(*old, None)], needs={add})
+        else:
+            extra = set()
+            if before is not None and self.model.allocate_on_replace:
+                extra = self._raises_since_set_size(operation.inode)
+            if atomic:
+                self._set_entries([(*new, operation.inode), (*old, None)], needs=extra)
+                return
+            self.out.many_names.add(operation.inode)
+            there = self._set_entries([(*new, operation.inode)], needs=extra)
+            back = self._set_entries([(*old, None)], needs={there})
         if self.model.waives_order:
-            self.out.twins[add] = remove
+            self.out.twins[there] = back
 
-    def _atomic(self, *inodes: int | None) -> bool:
-        """A rename across directories: directories are never seen under two names."""
-        if any(inode in self.directories for inode in inodes if inode is not None):
+    def _atomic(self, operation: op.Rename, before: int | None) -> bool:
+        """Whether both names change at once; directories are never seen under two names."""
+        parents = {operation.parent, operation.new_parent}
+        if len(parents) == 1 or op.OUTSIDE in parents:
+            return True
+        if operation.inode in self.directories or before in self.directories:
             return True
         return self.model.atomic_cross_directory_rename and not self.model.waives_order
 
@@ -300,39 +306,41 @@ class _Splitter:
         wanted = set(needs or ())
         index = len(self.out.effects)
         cells: list[tuple[Cell, int | None]] = []
-        subject = next((inode for _, _, inode in changes if inode is not None), None)
-        gone: set[int] = set()
+        renamed: set[int] = set()
         for parent, name, inode in changes:
             if parent not in self.directories:
                 raise TraceError(
                     f"operation {self.now} names {name!r} in inode {parent}, which is no directory"
                 )
+            before = self.entries.pop((parent, name), None)
+            for changed, step in ((before, -1), (inode, 1)):
+                if changed is not None:
+                    self.links[changed] += step
+                    renamed.add(changed)
+            if parent == op.OUTSIDE:
+                if inode is not None and name:
+                    self.entries[parent, name] = inode
+                continue
+            if inode is not None:
+                self.entries[parent, name] = inode
             cell = Cell(Part.ENTRY, parent, name)
-            chain = self.out.chains[cell]
-            if chain:
-                wanted.add(chain[-1])
-            chain.append(index)
+            wanted.update(self.out.chains[cell][-1:])
+            self.out.chains[cell].append(index)
             if self.model.waives_order and parent in self.made_by:
                 wanted.add(self.made_by[parent])
             self.out.names[parent].add(name)
             cells.append((cell, inode))
-            before = self.entries.pop((parent, name), None)
-            subject = before if subject is None else subject
-            if before is not None:
-                gone.add(before)
-            for changed, step in ((before, -1), (inode, 1)):
-                if changed is not None:
-                    self.links[changed] += step
-                    self.out.cells_naming[changed].add(cell)
-            if inode is not None:
-                self.entries[parent, name] = inode
-        wanted.discard(index)
+            for changed in {before, inode} - {None}:
+                self.out.cells_naming[changed].add(cell)
         if self.model.reuse_freed_blocks:
-            for inode in gone:
+            for inode in renamed:
                 if inode in self.sizes and self.links[inode] == 0:
                     self.out.frees[inode].append(index)
+        subject = next((inode for _, _, inode in changes if inode is not None), None)
+        if subject is None:
+            subject = next(iter(renamed), -2)
         return self._emit(
-            Kind.ENTRY, -2 if subject is None else subject, wanted, entries=tuple(cells)
+            Kind.ENTRY, subject, wanted, entries=tuple(cells), renamed=frozenset(renamed)
         )
 
     # -- contents -----------------------------------------------------------------------------
@@ -355,17 +363,16 @@ class _Splitter:
             yield number, start, length
             begin += length
 
-    def _data(self, inode: int, number: int, start: int, data: bytes) -> int:
-        cell = Cell(Part.DATA, inode, number)
-        needs = set()
-        chain = self.out.chains[cell]
-        if chain:
-            needs.add(chain[-1])
+    def _data(
+        self, inode: int, number: int, start: int, data: bytes, kind: Kind = Kind.DATA
+    ) -> int:
+        chain = self.out.chains[Cell(Part.DATA, inode, number)]
+        needs = set(chain[-1:])
         cleared = self._last_clear(inode, number * self.model.unit)
         if cleared is not None:
             needs.add(cleared)
         self.out.units[inode].add(number)
-        index = self._emit(Kind.DATA, inode, needs, unit=number, start=start, data=data)
+        index = self._emit(kind, inode, needs, unit=number, start=start, data=data)
         chain.append(index)
         if self.model.data_needs_metadata:
             self.out.after_metadata.add(index)
@@ -373,7 +380,7 @@ class _Splitter:
 
     def _last_clear(self, inode: int, begin: int) -> int | None:
         for index in reversed(self.out.set_sizes.get(inode, ())):
-            if _clears(self.out.effects[index], begin):
+            if clears(self.out.effects[index], begin):
                 return index
         return None
 
@@ -406,44 +413,32 @@ class _Splitter:
     def _truncate(self, inode: int, size: int) -> None:
         before = self._size(inode)
         if size == before:
-            if size == 0:
-                self.emptied.setdefault(inode, len(self.out.effects))
             return
-        tail: int | None = None
-        if size < before and size % BLOCK and not self.model.data_needs_metadata:
-            tail = self._zero_tail(inode, size)
+        shrinks_first = self.model.data_needs_metadata
+        tail = self._zero_tail(inode, size) if size < before and not shrinks_first else []
         needs = set(self.out.set_sizes[inode][-1:])
-        if tail is not None and self.model.tail_zeroed_first:
-            needs.add(tail)
-        if not self.model.size_needs_data:
-            needs.update(self._raises_since_set_size(inode))
-        unit = self.model.unit
+        if self.model.tail_zeroed_first:
+            needs.update(tail)
+        beyond = _end_of_block(size)
         for number in self.out.units[inode]:
-            if number * unit >= -(-size // BLOCK) * BLOCK:
+            if number * self.model.unit >= beyond:
                 needs.update(self.out.chains[Cell(Part.DATA, inode, number)][-1:])
         index = self._emit(Kind.SET_SIZE, inode, needs, size=size)
         self.out.set_sizes[inode].append(index)
         self.sizes[inode] = size
         if size < before:
+            if shrinks_first:
+                self._zero_tail(inode, size)
             if self.model.reuse_freed_blocks:
                 self.out.frees[inode].append(index)
-            if size % BLOCK and self.model.data_needs_metadata:
-                self._zero_tail(inode, size, {index})
         if size == 0:
-            self.emptied[inode] = index
+            self.emptied.add(inode)
 
-    def _zero_tail(self, inode: int, size: int, needs: set[int] | None = None) -> int:
-        wanted = set(needs or ())
-        index = len(self.out.effects)
-        for number in _tail_units(size, self.model.unit):
-            chain = self.out.chains[Cell(Part.DATA, inode, number)]
-            wanted.update(chain[-1:])
-            cleared = self._last_clear(inode, number * self.model.unit)
-            if cleared is not None:
-                wanted.add(cleared)
-            chain.append(index)
-            self.out.units[inode].add(number)
-        return self._emit(Kind.ZERO_TAIL, inode, wanted, size=size)
+    def _zero_tail(self, inode: int, size: int) -> list[int]:
+        return [
+            self._data(inode, number, start, bytes(length), Kind.ZERO_TAIL)
+            for number, start, length in self._pieces(size, _end_of_block(size))
+        ]
 
     def _raises_since_set_size(self, inode: int) -> set[int]:
         since = self.out.set_sizes[inode][-1:] or [-1]
@@ -464,6 +459,6 @@ class _Splitter:
 
     def _close(self, inode: int) -> None:
         """ext4 allocates at the close of a file that was emptied: later metadata needs its size."""
-        emptied = self.emptied.pop(inode, None)
-        if emptied is not None and self.model.allocate_on_replace:
+        if inode in self.emptied and self.model.allocate_on_replace:
             self.owed.extend(self._raises_since_set_size(inode))
+        self.emptied.discard(inode)

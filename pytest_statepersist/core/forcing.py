@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from pytest_statepersist.core import operations as op
-from pytest_statepersist.core.effects import Cell, Effects, Kind, Part
+from pytest_statepersist.core.effects import CONTENT, Cell, Effects, Kind, Part
 from pytest_statepersist.core.models import FsyncDirectory, FsyncFile, MetadataOrder, SyncCall
 from pytest_statepersist.core.tree import Directory
 
@@ -26,7 +26,7 @@ __all__ = ["NEVER", "Forcing", "force"]
 NEVER = 1 << 60
 """A crash point after every trace."""
 
-_OWN = frozenset({Kind.DATA, Kind.ZERO_TAIL, Kind.RAISE, Kind.SET_SIZE})
+_OWN = CONTENT | {Kind.RAISE, Kind.SET_SIZE}
 
 
 class Forcing:
@@ -37,8 +37,8 @@ class Forcing:
         self.exempt: dict[int, int] = {}
         self.loosened: dict[int, set[int]] = defaultdict(set)
         """Crash point → effects that are bound less from there on than one point earlier."""
-        self.synced_names: dict[Cell, list[tuple[int, int]]] = defaultdict(list)
-        """Names not in the base → (index of the sync, inode that was synced under the name)."""
+        self.synced_names: dict[int, list[tuple[Cell, int]]] = {}
+        """Index of a sync → names that its inode had then and the base does not have."""
 
     def forced_at(self, effect: int, point: int) -> bool:
         """Say whether an effect must be on disk at a crash point."""
@@ -64,10 +64,11 @@ class _Forcer:
         self.names_of: dict[int, list[int]] = defaultdict(list)
         self.last_change: dict[int, int] = {}
         self.synced: set[int] = set()
+        self.logged: set[int] = set()
+        self.log_closed: set[int] = set()
         self.in_log: list[int] = []
         self.everything_done = 0
         self.directories = {op.ROOT}
-        self.seen = 0
         self.names_now: dict[int, set[Cell]] = defaultdict(set)
         self.holder: dict[Cell, int] = {}
         self.base_names: set[Cell] = set()
@@ -89,13 +90,15 @@ class _Forcer:
                 self._force(self.effects.of_operation[index], index)
                 continue
             match operation:
-                case op.Fsync(failed=False):
+                case op.Fsync():
                     self._fsync(index, operation)
+                    self._remember(index, operation.inode, synced=not operation.failed)
                 case op.Write() if operation.durability is not op.Durability.NONE:
                     self._durable_write(index, operation)
+                    self._remember(index, operation.inode, synced=True)
                 case op.SyncRange():
-                    end = operation.offset + operation.length
-                    self._range(index, operation.inode, operation.offset, end)
+                    self._range(index, operation)
+                    self._remember(index, operation.inode, synced=False)
                 case op.SyncAll():
                     self._sync_all(index)
                 case _:
@@ -105,7 +108,6 @@ class _Forcer:
     # -- what a later sync may force ------------------------------------------------------------
 
     def _note(self, operation: int) -> None:
-        self.seen = self.effects.of_operation[operation].stop
         for index in self.effects.of_operation[operation]:
             effect = self.effects.effects[index]
             if self.effects.is_eager(index):
@@ -129,26 +131,23 @@ class _Forcer:
 
     def _note_entry(self, index: int, operation: int) -> None:
         effect = self.effects.effects[index]
-        inodes = {effect.inode}
+        parents = {cell.inode for cell, _ in effect.entries}
         for cell, inode in effect.entries:
             self._hold(cell, inode)
-            self.entries_of[cell.inode].append(index)
-            self.last_change[cell.inode] = index
-            if inode is not None:
-                inodes.add(inode)
-        removed = self.effects.trace.operations[operation]
-        if isinstance(removed, op.Rename) and removed.replaced is not None:
-            inodes.add(removed.replaced)
-        for inode in inodes:
+        for parent in parents:
+            self.entries_of[parent].append(index)
+            self.last_change[parent] = index
+        for inode in effect.renamed:
             self.names_of[inode].append(index)
             self.last_change[inode] = index
-        if self.model.waives_order:
-            parents = {cell.inode for cell, _ in effect.entries}
-            if (inodes | parents) & self.synced:
-                self.in_log.append(index)
-            moved_synced = isinstance(removed, op.Rename) and removed.inode in self.synced
-            if self.model.log_forgets and not moved_synced:
-                self._forget(index, operation)
+        if not self.model.waives_order:
+            return
+        if (effect.renamed | parents) & self.logged:
+            self.in_log.append(index)
+        call = self.effects.trace.operations[operation]
+        moved_synced = isinstance(call, op.Rename) and call.inode in self.synced
+        if self.model.log_forgets and not moved_synced:
+            self._forget(index, operation)
 
     def _forget(self, index: int, operation: int) -> None:
         """An entry that a sync forced is forced no longer once a later operation changed the name.
@@ -172,12 +171,13 @@ class _Forcer:
         return dict(self.effects.effects[index].entries)[cell]
 
     def _newest(self, entries: list[int]) -> list[int]:
-        """Leave out what later entries need anyway, so that long traces stay linear."""
+        """Leave out what others of these need anyway, so that long traces stay linear."""
+        inside = set(entries)
 
         def superseded(index: int, cell: Cell) -> bool:
             chain = self.effects.chains[cell]
             after = bisect_left(chain, index) + 1
-            return after < len(chain) and chain[after] < self.seen
+            return after < len(chain) and chain[after] in inside
 
         return [
             index
@@ -211,86 +211,115 @@ class _Forcer:
         return self.eager[begin : self.eager_done]
 
     def _fsync(self, sync: int, call: op.Fsync) -> None:
-        if call.inode in self.directories:
+        if self.model.waives_order:
+            self._log(sync, *self._logged_parts(call), failed=call.failed)
+        elif call.failed:
+            return
+        elif call.inode in self.directories:
             self._fsync_directory(sync, call.inode)
         else:
-            self._fsync_file(sync, call.inode, data_only=call.data_only)
-        self.synced.add(call.inode)
-        if self.model.names_return:
-            for cell in self.names_now.get(call.inode, ()):
-                if cell not in self.base_names and cell.inode >= op.ROOT:
-                    self.out.synced_names[cell].append((sync, call.inode))
-
-    def _fsync_file(self, sync: int, inode: int, *, data_only: bool) -> None:
-        wanted = self.own.pop(inode, [])
-        full = not data_only or self.model.fdatasync_is_fsync
-        if full:
-            wanted = wanted + self.soft.pop(inode, [])
-        if self.model.waives_order:
-            self.names_of[inode] = self._newest(self.names_of[inode])
-            self._log(sync, wanted, self.names_of[inode])
-            return
-        if full and self.model.fsync_file is FsyncFile.EARLIER_METADATA:
-            wanted += self._eager_up_to(self.last_change.get(inode, -1))
-        self._force(wanted, sync)
+            wanted = self.own.pop(call.inode, [])
+            if not call.data_only:
+                wanted += self.soft.pop(call.inode, [])
+                if self.model.fsync_file is FsyncFile.EARLIER_METADATA:
+                    wanted += self._eager_up_to(self.last_change.get(call.inode, -1))
+            self._force(wanted, sync)
 
     def _fsync_directory(self, sync: int, inode: int) -> None:
         wanted = self.soft.pop(inode, [])
         match self.model.fsync_directory:
-            case FsyncDirectory.ENTRIES:
-                wanted += self.entries_of.pop(inode, [])
             case FsyncDirectory.EVERYTHING:
                 wanted += self._eager_up_to(NEVER)
             case FsyncDirectory.EARLIER_METADATA:
                 wanted += self._eager_up_to(self.last_change.get(inode, -1))
-            case FsyncDirectory.ENTRIES_AND_NAME:
-                own_name = [
-                    index
-                    for index in self.names_of.get(inode, [])
-                    if any(named == inode for _, named in self.effects.effects[index].entries)
-                ]
-                self.entries_of[inode] = self._newest(self.entries_of[inode])
-                self._log(sync, wanted, self.entries_of[inode] + own_name)
-                return
+            case FsyncDirectory.ENTRIES | FsyncDirectory.ENTRIES_AND_NAME:
+                wanted += self.entries_of.pop(inode, [])
         self._force(wanted, sync)
 
-    def _log(self, sync: int, contents: list[int], names: list[int]) -> None:
-        """Write a file or directory to the log: forced out of order, names until they change."""
-        names = [index for index in names if not self.for_good[index]]
-        for index in (*contents, *names, *self.in_log):
-            if self.out.exempt.setdefault(index, sync) == sync:
-                self.out.loosened[sync].add(index)
-        self.in_log.clear()
-        self._force(contents, sync)
-        self._force(names, sync, for_good=False)
-
     def _durable_write(self, sync: int, call: op.Write) -> None:
-        own = self.effects.of_operation[sync]
-        wanted = [i for i in own if self.effects.effects[i].kind is not Kind.TIMES]
+        """Force the write's own range, and of the file's metadata what a sync of it would."""
+        full = call.durability is op.Durability.FULL or self.model.fdatasync_is_fsync
+        effects = self.effects.effects
+        pending = self._pending(call.inode)
+        wanted = [i for i in self.effects.of_operation[sync] if effects[i].kind is not Kind.TIMES]
+        wanted += [i for i in pending if effects[i].kind is Kind.SET_SIZE]
+        if full:
+            wanted += [i for i in self.soft[call.inode] if effects[i].kind is Kind.ATTRIBUTES]
         if self.model.waives_order:
-            names = self.names_of.get(call.inode, [])
-            self._log(sync, wanted, names)
-            self.synced.add(call.inode)
+            self._log(sync, wanted, self._names_of(call.inode))
             return
-        if (
-            call.durability is op.Durability.FULL
-            and self.model.fsync_file is FsyncFile.EARLIER_METADATA
-        ):
+        if full and self.model.fsync_file is FsyncFile.EARLIER_METADATA:
             wanted += self._eager_up_to(self.last_change.get(call.inode, -1))
         self._force(wanted, sync)
 
-    def _range(self, sync: int, inode: int, begin: int, end: int) -> None:
-        unit = self.model.unit
+    def _range(self, sync: int, call: op.SyncRange) -> None:
+        first, last = call.offset // self.model.unit, (call.offset + call.length - 1)
         wanted = [
             index
-            for index in self.own.get(inode, [])
-            if self.effects.effects[index].kind is Kind.DATA
-            and begin // unit <= self.effects.effects[index].unit <= (end - 1) // unit
+            for index in self._pending(call.inode)
+            if self.effects.effects[index].kind in CONTENT
+            and first <= self.effects.effects[index].unit <= last // self.model.unit
         ]
         if self.model.waives_order:
             self._log(sync, wanted, [])
         else:
             self._force(wanted, sync)
+
+    def _pending(self, inode: int) -> list[int]:
+        """Return a file's data and sizes that no sync has forced so far."""
+        self.own[inode] = [index for index in self.own[inode] if not self.for_good[index]]
+        return self.own[inode]
+
+    def _remember(self, sync: int, inode: int, *, synced: bool) -> None:
+        """Note that a log may know an inode, with its names; ``synced`` if wholly, with success."""
+        self.logged.add(inode)
+        if synced:
+            self.synced.add(inode)
+        if self.model.names_return:
+            names = [(cell, inode) for cell in self.names_now[inode] - self.base_names]
+            if names:
+                self.out.synced_names[sync] = names
+
+    # -- a log of what was synced -----------------------------------------------------------------
+
+    def _logged_parts(self, call: op.Fsync) -> tuple[list[int], list[int]]:
+        """Return the contents and the entries that a log takes up with a file or directory."""
+        inode = call.inode
+        contents = self._pending(inode) + self.soft[inode]
+        if not call.failed:
+            del self.own[inode], self.soft[inode]
+        if inode not in self.directories:
+            return contents, self._names_of(inode)
+        self.entries_of[inode] = self._newest(self.entries_of[inode])
+        return contents, self.entries_of[inode] + self._names_of(inode)
+
+    def _names_of(self, inode: int) -> list[int]:
+        self.names_of[inode] = self._newest(self.names_of[inode])
+        return self.names_of[inode]
+
+    def _log(
+        self, sync: int, contents: list[int], names: list[int], *, failed: bool = False
+    ) -> None:
+        """Write a file or directory to the log: forced out of order, names until they change."""
+        names = [index for index in names if not self.for_good[index]]
+        for index in (*self._needed_by([*contents, *names]), *self.in_log):
+            if self.out.exempt.setdefault(index, sync) == sync:
+                self.out.loosened[sync].add(index)
+        self.in_log.clear()
+        if not failed:
+            self._force(contents, sync)
+            self._force(names, sync, for_good=False)
+
+    def _needed_by(self, wanted: list[int]) -> list[int]:
+        """Return these effects and all that they need and no log has taken up so far."""
+        found, stack = [], wanted
+        while stack:
+            index = stack.pop()
+            if index not in self.log_closed and not self.for_good[index]:
+                self.log_closed.add(index)
+                found.append(index)
+                stack.extend(self.effects.needs[index])
+        return found
 
     def _sync_all(self, sync: int) -> None:
         if self.model.sync is SyncCall.NOTHING:

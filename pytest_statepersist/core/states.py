@@ -12,6 +12,7 @@ Belongs here: where the search for legal states begins (`roots`), walking it in 
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -33,7 +34,16 @@ from pytest_statepersist.core.tree import (
 from pytest_statepersist.core.window import Choice, Spans, Window, merge
 from pytest_statepersist.errors import TraceError, UserError
 
-__all__ = ["allows", "count_states", "crash_states", "disk_of", "expand", "roots", "visible_cells"]
+__all__ = [
+    "allows",
+    "count_states",
+    "crash_states",
+    "disk_of",
+    "expand",
+    "roots",
+    "visible_cells",
+    "window_at",
+]
 
 
 def disk_of(trace: op.Trace, model: Model) -> Disk:
@@ -61,9 +71,16 @@ def roots(disk: Disk, *, returning: int | None = None) -> Iterator[Choice]:
         waiting = sorted({*waiting, *reopened}) if reopened else waiting
         if point and _may_force(trace.operations[point - 1], disk.model):
             waiting = [e for e in waiting if not forcing.forced_at(e, point)]
-        if loosened:
-            for window, last_own in _loosened(disk, point, waiting, beyond, loosened):
-                yield from _with_returned(window, last_own, returning)
+        renamable = forcing.synced_names.get(point - 1, [])
+        earlier = _ending_earlier(disk, point, waiting, beyond) if loosened or renamable else ()
+        for window, last_own in earlier:
+            loose = _is_loosened(disk, window, loosened)
+            if not loose and not renamable:
+                break
+            for choice in _last_operation_present(window, last_own):
+                if loose:
+                    yield choice
+                yield from _returning_names(choice, returning, None if loose else renamable)
         if point == len(trace):
             break
         own = effects.of_operation[point]
@@ -98,31 +115,33 @@ def _within(spans: Iterable[tuple[int, int]], outer: tuple[int, int]) -> bool:
     return all(outer[0] <= begin and end <= outer[1] for begin, end in spans)
 
 
-def _loosened(
-    disk: Disk, point: int, waiting: list[int], beyond: dict[int, Spans], loosened: set[int]
+def _ending_earlier(
+    disk: Disk, point: int, waiting: list[int], beyond: dict[int, Spans]
 ) -> Iterator[tuple[Window, range | None]]:
-    """Windows that end earlier than the crash point at which a log made more states legal."""
-    effects = disk.effects
-    forced = disk.forcing.forced_at
-    forgotten = any(forced(e, point - 1) and not forced(e, point) for e in loosened)
-    lowest = min(effects.effects[e].operation for e in loosened)
+    """Windows at a crash point that end with an earlier operation, as long as one can be last."""
     for last in range(point - 1, -2, -1):
         if any(begin <= point < end for begin, end in beyond[last]):
             return
-        if last < lowest and not forgotten:
-            return
-        end = effects.first_of(last + 1)
-        own = effects.of_operation[last] if last >= 0 else None
-        if own is not None and not own:
-            continue
-        yield Window(disk, last, point, [e for e in waiting if e < end], beyond[last]), own
+        own = disk.effects.of_operation[last] if last >= 0 else None
+        if own is None or own:
+            end = disk.effects.first_of(last + 1)
+            yield Window(disk, last, point, [e for e in waiting if e < end], beyond[last]), own
+
+
+def _is_loosened(disk: Disk, window: Window, loosened: set[int]) -> bool:
+    """Whether a log made more states legal that end with the window's last operation."""
+    point, forced = window.since, disk.forcing.forced_at
+    return any(
+        disk.effects.effects[e].operation <= window.last
+        or (forced(e, point - 1) and not forced(e, point))
+        for e in loosened
+    )
 
 
 def _with_returned(window: Window, own: range | None, returning: int | None) -> Iterator[Choice]:
     for choice in _last_operation_present(window, own):
         yield choice
-        if window.disk.model.names_return:
-            yield from _returning_names(choice, returning)
+        yield from _returning_names(choice, returning)
 
 
 def _last_operation_present(window: Window, own: range | None) -> Iterator[Choice]:
@@ -141,17 +160,19 @@ def _last_operation_present(window: Window, own: range | None) -> Iterator[Choic
         absent |= 1 << bit
 
 
-def _returning_names(choice: Choice, newest: int | None) -> Iterator[Choice]:
+def _returning_names(
+    choice: Choice, newest: int | None, held: list[tuple[Cell, int]] | None = None
+) -> Iterator[Choice]:
     """A name that an inode had when it was synced may be back, where both would be absent."""
     disk, window = choice.window.disk, choice.window
-    for name, inode in _synced_names(disk, window, newest):
+    for name, inode in _synced_names(disk, window, newest) if held is None else held:
         found = [choice]
         for cell in sorted(disk.effects.cells_naming[inode] | {name}):
             narrowed = []
             for each in found:
                 for option in each.options(cell):
-                    held = disk.entry(option.state(), cell.inode, str(cell.key))
-                    if held != inode and (cell != name or held is None):
+                    held_now = disk.entry(option.state(), cell.inode, str(cell.key))
+                    if held_now != inode and (cell != name or held_now is None):
                         narrowed.append(option)
             found = narrowed
         for each in found:
@@ -159,12 +180,28 @@ def _returning_names(choice: Choice, newest: int | None) -> Iterator[Choice]:
 
 
 def _synced_names(disk: Disk, window: Window, newest: int | None) -> Iterator[tuple[Cell, int]]:
-    """Names that the window may show absent, with the inodes they had when synced, newest first."""
-    inside = window.cells()
-    for name, held in disk.forcing.synced_names.items():
-        if name in inside:
-            before = [inode for sync, inode in reversed(held) if sync < window.since]
-            yield from ((name, inode) for inode in list(dict.fromkeys(before))[:newest])
+    """Names not in the base, with the inodes that had them at a sync before, newest first."""
+    inodes: dict[Cell, dict[int, None]] = defaultdict(dict)
+    for sync in sorted(disk.forcing.synced_names, reverse=True):
+        if sync < window.since:
+            for name, inode in disk.forcing.synced_names[sync]:
+                if newest is None or len(inodes[name]) < newest:
+                    inodes[name][inode] = None
+    for name, held in inodes.items():
+        yield from ((name, inode) for inode in held)
+
+
+def window_at(disk: Disk, point: int) -> Window:
+    """Return the window of everything that a crash at one point may lose.
+
+    It holds the effects of all operations that had begun; raises `UserError` for no crash point.
+    """
+    if not 0 <= point <= len(disk.trace):
+        raise UserError(f"{point} is not a crash point: the trace has 0 to {len(disk.trace)}")
+    last = min(point, len(disk.trace) - 1)
+    end = disk.effects.first_of(last + 1)
+    ids = [e for e in range(end) if not disk.forcing.forced_at(e, point)]
+    return Window(disk, last, point, ids, _forced_beyond(disk)[last])
 
 
 def visible_cells(disk: Disk, state: CrashState) -> Iterator[Cell]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pytest_statepersist.core.crash_state import CrashState, Disk, Ghost, Returned
-from pytest_statepersist.core.effects import Cell, Kind, Part
+from pytest_statepersist.core.effects import Cell, Kind, Part, clears
 from pytest_statepersist.core.forcing import NEVER
 from pytest_statepersist.core.models import MetadataOrder
 
@@ -143,12 +143,11 @@ class Window:
             if bound and (eager or index in effects.after_metadata):
                 mask |= metadata
             self.down.append(mask)
-            first = effects.twins.get(index - 1)
-            if first == index and exempt.get(index - 1, NEVER) > self.since:
+            if effects.twins.get(index - 1) == index:
                 # The two halves of a rename across directories, as yet in one transaction.
                 twin = self.bit.get(index - 1)
-                if twin is not None:
-                    self.down[twin] = mask
+                if twin is not None and exempt.get(index - 1, NEVER) > self.since:
+                    self.down[twin] |= mask
             if eager:
                 metadata |= mask
         for bit, mask in enumerate(self.down):
@@ -208,7 +207,7 @@ class Window:
         return self._cells
 
     def alternatives(self, cell: Cell) -> list[tuple[int, int]] | None:
-        """Return what must be present and absent for each value of a cell; ``None`` if it is fixed."""
+        """Return what must be present and absent for each value of a cell; ``None`` if fixed."""
         if cell not in self._alternatives:
             chain = self.cells().get(cell)
             if not chain:
@@ -265,22 +264,16 @@ class Window:
     def shows(self, freeing: int, cell: Cell) -> bool:
         """Say whether a unit is freed by an effect: all of a file's, or those beyond a new size."""
         effect = self.disk.effects.effects[self.ids[freeing]]
-        if effect.kind is not Kind.SET_SIZE:
-            return True
-        return int(cell.key) * self.disk.unit >= effect.size
+        return effect.kind is not Kind.SET_SIZE or clears(effect, int(cell.key) * self.disk.unit)
 
     def sources(self, freeing: int) -> Iterator[int]:
-        """Yield the data effects whose bytes a freed unit may show: not on disk when it was freed."""
-        effects = self.disk.effects
+        """Yield the data effects that a freed unit may show: not durable when it was freed."""
+        effects, forcing = self.disk.effects, self.disk.forcing
         freed = effects.effects[self.ids[freeing]].operation
         seen: set[bytes] = set()
-        for index in range(self.ids[0] if self.ids else 0, effects.first_of(self.last + 1)):
-            effect = effects.effects[index]
-            if effect.kind is not Kind.DATA:
-                continue
-            if effect.operation < freed and index not in self.bit:
-                continue
-            data = self.disk.ghost_bytes(index)
-            if data not in seen:
-                seen.add(data)
-                yield index
+        for index in range(effects.first_of(self.last + 1)):
+            if effects.effects[index].kind is Kind.DATA and not forcing.forced_at(index, freed):
+                data = self.disk.ghost_bytes(index)
+                if data not in seen:
+                    seen.add(data)
+                    yield index

@@ -1,0 +1,284 @@
+"""Workloads for the tests of the core: a builder by path, and small random traces.
+
+Belongs here: `Workload`, which turns calls on paths into operations on inodes, and `traces`, a
+Hypothesis strategy for what a program could really have done.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.tree import OUTSIDE, ROOT, Directory, File, Tree, size_of
+
+B = 4096
+Content = bytes | str | None
+
+
+class Workload:
+    """Records what is done by path; paths beginning with ``/`` are outside the directory."""
+
+    def __init__(self, base: dict[str, Content] | Tree | None = None) -> None:
+        self.base = base if isinstance(base, Tree) else Tree.from_mapping(base or {})
+        self.operations: list[op.Operation] = []
+        self.names: dict[tuple[int, str], int] = {}
+        self.directories: set[int] = {ROOT}
+        self.sizes: dict[int, int] = {}
+        self.next = max(self.base.nodes) + 1
+        for number, node in self.base.nodes.items():
+            if isinstance(node, Directory):
+                self.directories.add(number)
+                for name, child in node.entries.items():
+                    self.names[number, name] = child
+            elif isinstance(node, File):
+                self.sizes[number] = size_of(node.content)
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    @property
+    def trace(self) -> op.Trace:
+        return op.Trace(self.base, tuple(self.operations))
+
+    def place(self, path: str) -> tuple[int, str]:
+        if path.startswith("/"):
+            return OUTSIDE, path
+        *parents, name = path.split("/")
+        here = ROOT
+        for part in parents:
+            here = self.names[here, part]
+        return here, name
+
+    def inode(self, path: str | int) -> int:
+        if isinstance(path, int):
+            return path
+        return ROOT if path in ("", ".") else self.names[self.place(path)]
+
+    def add(self, operation: op.Operation) -> Workload:
+        self.operations.append(operation)
+        return self
+
+    def _new(self, path: str) -> tuple[int, int, str]:
+        inode = self.next
+        self.next += 1
+        parent, name = self.place(path) if path else (OUTSIDE, "")
+        if path:
+            assert (parent, name) not in self.names, path
+            self.names[parent, name] = inode
+        return inode, parent, name
+
+    def create(self, path: str, data: bytes = b"") -> Workload:
+        inode, parent, name = self._new(path)
+        self.sizes[inode] = 0
+        self.add(op.Create(inode, parent, name, path=path))
+        return self.write(inode, 0, data) if data else self
+
+    def mkdir(self, path: str) -> Workload:
+        inode, parent, name = self._new(path)
+        self.directories.add(inode)
+        return self.add(op.Mkdir(inode, parent, name, path=path))
+
+    def symlink(self, path: str, target: str) -> Workload:
+        return self.add(op.Symlink(*self._new(path), target, path=path))
+
+    def link(self, old: str | int, new: str) -> Workload:
+        inode, (parent, name) = self.inode(old), self.place(new)
+        self.names[parent, name] = inode
+        return self.add(op.Link(inode, parent, name, path=new))
+
+    def unlink(self, path: str) -> Workload:
+        parent, name = self.place(path)
+        return self.add(op.Unlink(self.names.pop((parent, name)), parent, name, path=path))
+
+    def rmdir(self, path: str) -> Workload:
+        parent, name = self.place(path)
+        return self.add(op.Rmdir(self.names.pop((parent, name)), parent, name, path=path))
+
+    def rename(self, old: str, new: str, *, exchange: bool = False) -> Workload:
+        here, there = self.place(old), self.place(new)
+        inode, before = self.names.pop(here), self.names.pop(there, None)
+        self.names[there] = inode
+        if exchange:
+            assert before is not None
+            self.names[here] = before
+        return self.add(op.Rename(inode, *here, *there, before, exchange, path=old))
+
+    def write(
+        self,
+        path: str | int,
+        offset: int,
+        data: bytes,
+        durability: op.Durability = op.Durability.NONE,
+    ) -> Workload:
+        inode = self.inode(path)
+        self.sizes[inode] = max(self.sizes[inode], offset + len(data) if data else 0)
+        return self.add(op.Write(inode, offset, data, durability))
+
+    def append(self, path: str | int, data: bytes) -> Workload:
+        return self.write(path, self.sizes[self.inode(path)], data)
+
+    def truncate(self, path: str | int, size: int) -> Workload:
+        self.sizes[self.inode(path)] = size
+        return self.add(op.Truncate(self.inode(path), size))
+
+    def chmod(self, path: str | int, mode: int) -> Workload:
+        return self.add(op.SetAttributes(self.inode(path), mode))
+
+    def fsync(self, path: str | int) -> Workload:
+        return self.add(op.Fsync(self.inode(path)))
+
+    def fdatasync(self, path: str | int) -> Workload:
+        return self.add(op.Fsync(self.inode(path), data_only=True))
+
+    def msync(self, path: str | int, offset: int, length: int) -> Workload:
+        return self.add(op.SyncRange(self.inode(path), offset, length))
+
+    def sync(self) -> Workload:
+        return self.add(op.SyncAll())
+
+    def close(self, path: str | int) -> Workload:
+        return self.add(op.Close(self.inode(path)))
+
+    def save(self, path: str, data: bytes, *, temporary: str = "t", sync: bool = True) -> Workload:
+        """Replace a file the right way; without ``sync`` the way that most programs do it."""
+        self.create(temporary, data)
+        if sync:
+            self.fsync(temporary)
+        self.rename(temporary, path)
+        return self.fsync(path.rpartition("/")[0]) if sync else self
+
+
+KINDS = (
+    ["create"] * 3
+    + ["write"] * 4
+    + ["append"] * 2
+    + ["rename"] * 4
+    + ["unlink"] * 2
+    + ["truncate"] * 2
+    + ["fsync"] * 4
+    + ["fsync directory"] * 2
+    + ["link", "mkdir", "rmdir", "symlink", "chmod", "exchange", "zero", "allocate", "mtime"]
+    + ["fdatasync", "msync", "sync", "O_SYNC", "O_DSYNC", "close", "failed", "nameless", "outside"]
+)
+
+
+@st.composite
+def traces(draw: st.DrawFn, *, scale: int = 1, most: int = 5) -> op.Trace:
+    """A workload that could have run; sizes are divided by ``scale``, for torn sectors."""
+    base: dict[str, Content] = {}
+    block = B // scale
+    for path, sizes in (("f", (2 * block, block + 500 // scale)), ("d/g", (block,)), ("e", ())):
+        if draw(st.booleans()):
+            base[path] = b"O" * draw(st.sampled_from(sizes)) if sizes else None
+    w = Workload(base)
+    letters = iter("NMLKJIHG")
+
+    def data() -> bytes:
+        length = draw(st.sampled_from([block, 700 // scale, block + 300 // scale, 2 * block]))
+        return next(letters).encode() * length
+
+    for _ in range(draw(st.integers(1, most))):
+        files = sorted(w.sizes)
+        inside = {place: inode for place, inode in w.names.items() if place[0] != OUTSIDE}
+        reachable = {path: w.inode(path) for path in _paths(w)}
+        named = {path: inode for path, inode in reachable.items() if inode in w.sizes}
+        folders = {p: i for p, i in reachable.items() if i in w.directories}
+        free = [
+            path
+            for folder in ("", *folders)
+            for path in [f"{folder}/{name}".lstrip("/") for name in "fgtn"]
+            if path.count("/") < 3 and path not in reachable
+        ]
+        kind = draw(st.sampled_from(KINDS))
+        if kind in ("create", "symlink", "mkdir", "nameless") or not files:
+            if not free:
+                continue
+            path = draw(st.sampled_from(free))
+            if kind == "mkdir":
+                w.mkdir(path)
+            elif kind == "symlink":
+                w.symlink(path, "x")
+            else:
+                w.create("" if kind == "nameless" else path)
+            continue
+        inode = draw(st.sampled_from(files))
+        size = w.sizes[inode]
+        match kind:
+            case "write" | "O_SYNC" | "O_DSYNC":
+                offset = draw(st.sampled_from([0, block, 1000 // scale, size]))
+                durability = {"write": op.Durability.NONE, "O_SYNC": op.Durability.FULL}.get(
+                    kind, op.Durability.DATA
+                )
+                w.write(inode, offset, data(), durability)
+            case "append":
+                w.append(inode, data())
+            case "truncate":
+                w.truncate(inode, draw(st.sampled_from([0, 500 // scale, block, 5000 // scale])))
+            case "allocate":
+                grown = draw(st.sampled_from([None, size + block]))
+                w.sizes[inode] = grown or size
+                w.add(op.Allocate(inode, grown))
+            case "zero":
+                w.add(op.ZeroRange(inode, draw(st.sampled_from([0, 100])), block))
+            case "chmod":
+                everything = [*files, *w.directories]
+                w.chmod(draw(st.sampled_from(everything)), draw(st.sampled_from([0o600, 0o700])))
+            case "mtime":
+                w.add(op.SetAttributes(inode, mtime=5))
+            case "fsync":
+                w.fsync(inode)
+            case "fdatasync":
+                w.fdatasync(inode)
+            case "failed":
+                w.add(op.Fsync(inode, failed=True))
+            case "msync":
+                w.msync(inode, draw(st.sampled_from([0, block])), block)
+            case "sync":
+                w.sync()
+            case "close":
+                w.close(inode)
+            case "fsync directory":
+                w.fsync(draw(st.sampled_from(["", *folders])))
+            case "link" if free and inode in inside.values():
+                w.link(inode, draw(st.sampled_from(free)))
+            case "unlink" if named:
+                w.unlink(draw(st.sampled_from(sorted(named))))
+            case "rmdir":
+                empty = [
+                    p for p, i in folders.items() if not any(parent == i for parent, _ in w.names)
+                ]
+                if empty:
+                    w.rmdir(draw(st.sampled_from(empty)))
+            case "outside" if named and free:
+                if draw(st.booleans()):
+                    w.rename(draw(st.sampled_from(sorted(named))), f"/x{len(w)}")
+                else:
+                    w.create(f"/x{len(w)}").rename(f"/x{len(w) - 1}", draw(st.sampled_from(free)))
+            case "exchange" if len(reachable) > 1:
+                one, two = draw(st.permutations(sorted(reachable)))[:2]
+                if not (one.startswith(two + "/") or two.startswith(one + "/")):
+                    if w.inode(one) != w.inode(two):
+                        w.rename(one, two, exchange=True)
+            case "rename" if reachable:
+                old = draw(st.sampled_from(sorted(reachable)))
+                targets = [*free, *named] if old not in folders else free
+                targets = [p for p in targets if p != old and not p.startswith(old + "/")]
+                if targets:
+                    new = draw(st.sampled_from(targets))
+                    if named.get(new) != reachable[old]:
+                        w.rename(old, new)
+            case _:
+                pass
+    return w.trace
+
+
+def _paths(w: Workload) -> list[str]:
+    found, waiting = [], [("", ROOT)]
+    while waiting:
+        prefix, folder = waiting.pop()
+        for (parent, name), inode in sorted(w.names.items()):
+            if parent == folder:
+                found.append(prefix + name)
+                if inode in w.directories:
+                    waiting.append((f"{prefix}{name}/", inode))
+    return found
