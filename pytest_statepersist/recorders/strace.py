@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import abc, defaultdict
+from collections import abc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from pytest_statepersist.recorders.scan import Keep, Scan, scan
 from pytest_statepersist.recorders.sqlite import is_shared_memory
 from pytest_statepersist.recorders.strace_contents import now_writable
 from pytest_statepersist.recorders.strace_held import what_is_held
-from pytest_statepersist.recorders.strace_model import SYSTEM_CALLS, Known, StraceModel
+from pytest_statepersist.recorders.strace_model import SYSTEM_CALLS, Known, StraceModel, births_in
 from pytest_statepersist.recorders.strace_order import in_order
 from pytest_statepersist.recorders.strace_parser import Call, Event, parse
 from pytest_statepersist.recorders.strace_tasks import Mapping, OpenFile
@@ -50,7 +50,6 @@ _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
 _LONGEST = 1 << 25  # strace makes buffers of five times this; what is longer is looked up later
 _PATIENCE = 20.0
-_CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
@@ -374,11 +373,7 @@ class StraceRecorder:
         last: int,
         begin: Callable[[StraceModel], None],
     ) -> Trace:
-        births: dict[int, list[Call]] = defaultdict(list)
-        for event in events:
-            if isinstance(event, Call) and event.name in _CLONES and event.succeeded:
-                assert event.result is not None  # it succeeded
-                births[event.result].append(event)
+        births = births_in(events)
         threads = self._threads_at(events, first)
         ordered = in_order(events[first:last])
 
@@ -418,12 +413,8 @@ class StraceRecorder:
 
     def _threads_at(self, events: list[Event], first: int) -> set[int]:
         """Return the threads that existed when the block began, by what is seen of them."""
-        born = {
-            event.result
-            for event in events[first:]
-            if isinstance(event, Call) and event.name in _CLONES and event.succeeded
-        }
-        return {event.task for event in events} - born
+        born = births_in(events[first:])
+        return {event.task for event in events} - born.keys()
 
     def _must_explain(self, trace: Trace) -> None:
         now = scan(self.directory, ignore=self._left_out).tree

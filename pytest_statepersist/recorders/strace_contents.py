@@ -310,7 +310,7 @@ def _sync(model: StraceModel, task: Task, call: Call) -> None:
         return
     model.builder.sync_all(model.moment)
     model.changed(call, 0)
-    for inode in list(model.findings.mapped):
+    for inode in list(model.mapped):
         model.unclear_map(inode, call.name)
 
 

@@ -112,10 +112,12 @@ def _maps() -> list[tuple[int, int, int, Identity]]:
     found = []
     with real.open("/proc/self/maps", errors="replace") as maps:
         for line in maps:
-            span, flags, offset, device, inode, *_ = line.split()
-            if flags[1] == "w" and flags[3] == "s" and inode != "0":
+            span, flags, offset, _, _, *path = line.rstrip("\n").split(maxsplit=5)
+            if flags[1] == "w" and flags[3] == "s" and path:
                 begin, end = (int(part, 16) for part in span.split("-"))
-                major, minor = (int(part, 16) for part in device.split(":"))
-                identity = os.makedev(major, minor), int(inode)
-                found.append((begin, end - begin, int(offset, 16), identity))
+                # The device in this file is not what stat says on every file system.
+                with contextlib.suppress(OSError):
+                    status = real.stat(path[0])
+                    identity = status.st_dev, status.st_ino
+                    found.append((begin, end - begin, int(offset, 16), identity))
     return found

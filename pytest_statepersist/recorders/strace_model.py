@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import abc
-from collections.abc import Callable, Sequence
+from collections import abc, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pytest_statepersist.core.operations import OUTSIDE, Durability, Site
@@ -44,9 +44,10 @@ from pytest_statepersist.recorders.strace_tasks import (
     Task,
 )
 
-__all__ = ["SYSTEM_CALLS", "Findings", "Known", "StraceModel", "Unknown"]
+__all__ = ["SYSTEM_CALLS", "Findings", "Known", "StraceModel", "Unknown", "births_in"]
 
 _PROC_DESCRIPTOR = re.compile(r"/(?:proc/(?:self|thread-self|\d+)|dev)/fd/(\d+)")
+_CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
 _MARKS = frozenset({"access", "faccessat", "faccessat2"})
 
 
@@ -91,6 +92,16 @@ class Known:
     contents: Sequence[bytes] = ()
     mapped: abc.Mapping[int, tuple[tuple[int, bytes], ...]] = field(default_factory=dict)
     arrivals: abc.Mapping[int, tuple[bytes, int]] = field(default_factory=dict)
+
+
+def births_in(events: Iterable[Event]) -> dict[int, list[Call]]:
+    """Return the calls that made tasks, by the task's number."""
+    births: dict[int, list[Call]] = defaultdict(list)
+    for event in events:
+        if isinstance(event, Call) and event.name in _CLONES and event.succeeded:
+            assert event.result is not None  # it succeeded
+            births[event.result].append(event)
+    return births
 
 
 class StraceModel:

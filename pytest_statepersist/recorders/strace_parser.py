@@ -166,7 +166,7 @@ def _call(
         task,
         name,
         _split(arguments),
-        None if value == "?" else int(value, 0),
+        None if value == "?" else number(value),
         error or "",
         None if path is None else _bytes(path),
         time,
