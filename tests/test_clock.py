@@ -230,6 +230,24 @@ def test_a_naive_moment_is_an_error(clock: StateClock) -> None:
             make()
 
 
+def test_importing_it_costs_none_of_the_adapters() -> None:
+    code = (
+        "import sys, pytest_statepersist.clock, pytest_statepersist.tamper, "
+        "pytest_statepersist.leaks\n"
+        "heavy = {'asyncio', 'freezegun', 'time_machine', 'pytest', 'hypothesis', 'cryptography'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == "[]"
+
+
 # --- local time -------------------------------------------------------------------------------
 
 

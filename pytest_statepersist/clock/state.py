@@ -449,7 +449,9 @@ class StateClock:
         ``datetime`` chooses who replaces `datetime.now`: time-machine where it is installed, else
         freezegun. ``threads`` covers timeouts of `threading` and `queue` objects and
         `Thread.join`, ``asyncio`` the loops of the standard library. ``real`` names modules that
-        go on with real time, for example one that waits for another process.
+        go on with real time, for example one that waits for another process. ``TZ`` of the process
+        is the clock's zone meanwhile. One block at a time is meant, or blocks in blocks: what is
+        replaced belongs to the whole process, so all of its threads see it.
 
         Not covered: functions of `time` kept in default arguments or objects (time-machine sees
         those for wall time), timeouts of bare locks and sockets, other processes, uvloop.

@@ -72,8 +72,7 @@ class LeakReport(ScanReport):
             lines.append("No verdict: no state had a file, so there was nothing to scan.")
         elif self.ok:
             lines.append(
-                f"{self.canaries} canaries in none of {self.parts:,} files, "
-                f"{self.states:,} states."
+                f"{self.canaries} canaries in none of {self.parts:,} files, {self.states:,} states."
             )
         else:
             lines.append("Plaintext is on the disk that should never be there:")

@@ -200,11 +200,10 @@ def _flips(
     if len(data) > sweep.small:
         places = _edges_and_some(len(data) * 8, _EDGE * 8, sweep.flips, draw)
     for place in places:
-        at, mask = place >> 3, 1 << (place & 7)
-        buffer[at] ^= mask
-        changed: dict[str, bytes | None] = {name: bytes(buffer)}
-        buffer[at] ^= mask
-        yield changed, at, place & 7
+        at = place >> 3
+        buffer[at] ^= 1 << (place & 7)
+        yield {name: bytes(buffer)}, at, place & 7
+        buffer[at] = data[at]
 
 
 def _truncations(

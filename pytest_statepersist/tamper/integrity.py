@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import BlindSpot, CrashConsistencyError, UserError
@@ -43,7 +43,8 @@ __all__ = ["IntegrityFinding", "IntegrityReport", "Passing", "Verdict", "check_i
 Files = Mapping[str, bytes]
 _Seen = tuple[int, int, int, int]
 _Case = tuple[Damage, str, Mapping[str, bytes | None], int, int]
-_Give = Callable[[dict[str, bytes | None]], object]
+_Show = Callable[[dict[str, bytes | None]], object]
+_REMOVING = (Damage.MISSING, Damage.ROLL_BACK_ALL)
 _KEPT_PER_DAMAGE = 10
 _SAME_SIZE = (Damage.FLIP, Damage.EXTREME, Damage.SWAP_BLOCKS)
 _RUNNERS = ("_pytest.", "pytest_timeout")
@@ -156,13 +157,14 @@ def check_integrity(
     current = _as_files(files)
     past = _as_states(older)
     sweep = sweep or Sweep()
-    with _giver(load, current, passing) as give:
-        original = _load_original(give, same)
+    with _shower(current, passing) as shower:
+        show = shower.shows(Damage.FLIP)
+        original = _load_original(lambda: load(show({})), same)
         judge = _Judge(current, original, same, expected, tuple(expect_missing), accept_original)
-        run(give, judge, cases(current, older=past, sweep=sweep, seed=seed))
+        run(load, shower, judge, cases(current, older=past, sweep=sweep, seed=seed))
         # A subject that answers from memory, or that the sweep has broken, would show here.
         try:
-            again = give({})
+            again = load(show({}))
         except Exception as error:
             raise UserError(
                 f"after the sweep the undamaged files no longer load ({error!r}): the load keeps "
@@ -260,15 +262,18 @@ class _Judge:
             self.findings.append(IntegrityFinding(verdict, tampering, observed, error))
 
 
-def run(give: _Give, judge: _Judge, groups: Iterator[Group]) -> None:
+def run(
+    load: Callable[..., object], shower: _Shower, judge: _Judge, groups: Iterator[Group]
+) -> None:
     """Run every case; this is the hot loop, so it only counts what went right."""
     expected = judge.expected
     for damage, name, made in groups:
         count = refused = 0
+        show = shower.shows(damage)
         for changed, a, b in made:
             count += 1
             try:
-                value = give(changed)
+                value = load(show(changed))
             except expected:
                 refused += 1
             except (KeyboardInterrupt, GeneratorExit):
@@ -289,28 +294,34 @@ def run(give: _Give, judge: _Judge, groups: Iterator[Group]) -> None:
 # --- giving the files to the load ---------------------------------------------------------------
 
 
+class _Shower(Protocol):
+    """Turns the changes of a case into what the load is given."""
+
+    def shows(self, damage: Damage) -> _Show:
+        """Return the function that does so for one kind of damage."""
+
+
+class _Mapping:
+    """Shows a case as a new dict."""
+
+    def __init__(self, files: Files) -> None:
+        self._files: dict[str, bytes | None] = {**files}
+
+    def shows(self, damage: Damage) -> _Show:
+        """Return the union with the files, and without what is removed where that can be."""
+        return self._without if damage in _REMOVING else self._files.__or__
+
+    def _without(self, changed: dict[str, bytes | None]) -> object:
+        return {name: data for name, data in (self._files | changed).items() if data is not None}
+
+
 @contextmanager
-def _giver(
-    load: Callable[..., object], files: dict[str, bytes], passing: Passing
-) -> Iterator[_Give]:
+def _shower(files: dict[str, bytes], passing: Passing) -> Iterator[_Shower]:
     if passing is Passing.MAPPING:
-        base: dict[str, bytes | None] = {**files}
-
-        def give(changed: dict[str, bytes | None]) -> object:
-            damaged = base | changed
-            if None in changed.values():
-                damaged = {name: data for name, data in damaged.items() if data is not None}
-            return load(damaged)
-
-        yield give
-        return
-    with _Scratch.make(files) as scratch:
-
-        def give_directory(changed: dict[str, bytes | None]) -> object:
-            scratch.show(changed)
-            return load(scratch.path)
-
-        yield give_directory
+        yield _Mapping(files)
+    else:
+        with _Scratch.make(files) as scratch:
+            yield scratch
 
 
 class _Scratch:
@@ -335,8 +346,12 @@ class _Scratch:
         finally:
             shutil.rmtree(root, ignore_errors=True)
 
-    def show(self, changed: Mapping[str, bytes | None]) -> None:
-        """Make the directory hold exactly the files with these changes."""
+    def shows(self, damage: Damage) -> _Show:
+        """Return `show`, which is the same for every kind of damage."""
+        return self.show
+
+    def show(self, changed: dict[str, bytes | None]) -> Path:
+        """Make the directory hold exactly the files with these changes, and return it."""
         if not self._shown or self._found() != self._shown:
             self._rebuild()
         for name in self._changed:
@@ -344,6 +359,7 @@ class _Scratch:
         for name, data in changed.items():
             self._write(name, data)
         self._changed = tuple(changed)
+        return self.path
 
     def _rebuild(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -438,9 +454,9 @@ def _exceptions(
     return kinds
 
 
-def _load_original(give: _Give, same: Callable[[Any, Any], object]) -> object:
+def _load_original(give: Callable[[], object], same: Callable[[Any, Any], object]) -> object:
     try:
-        original, again = give({}), give({})
+        original, again = give(), give()
     except Exception as error:
         raise UserError(
             f"the undamaged files do not load: {type(error).__name__}: {error}; check that the "
