@@ -29,9 +29,11 @@ from pytest_statepersist.reference.clock import Clock, Scheduler, SystemClock
 from pytest_statepersist.reference.errors import (
     BackupError,
     DamagedData,
+    NewerVersion,
     NotFound,
     PersistenceError,
     ValidationError,
+    WrongPassword,
 )
 from pytest_statepersist.reference.ids import check_id
 from pytest_statepersist.reference.items import (
@@ -56,7 +58,13 @@ from pytest_statepersist.reference.store_backup import (
     make_content,
     read_backup,
 )
-from pytest_statepersist.reference.store_codec import Decoded, Encoded, ItemCodec, place_of
+from pytest_statepersist.reference.store_codec import (
+    Decoded,
+    Encoded,
+    ItemCodec,
+    NotEncrypted,
+    place_of,
+)
 from pytest_statepersist.reference.store_events import (
     ErrorInfo,
     Event,
@@ -206,10 +214,9 @@ class FileStore:
         """
         place = place_of(model, check_id(item_id))
         with self._exclusive(place):
-            decoded, size = self._read(model, item_id)
-            self._pending.append(
-                LoadInfo(self._files.path(place), decoded.format, size, self._clock.now(), 1)
-            )
+            decoded, raw = self._read(model, item_id)
+            path, now = self._files.path(place), self._clock.now()
+            self._pending.append(LoadInfo(path, decoded.format, len(raw), now, 1))
         assert isinstance(decoded.item, model)
         return decoded.item
 
@@ -278,12 +285,12 @@ class FileStore:
                     failed.append(self._reported(place, bad_id))
                 for item_id in self._files.ids(model):
                     try:
-                        decoded, bytes_read = self._read(model, item_id)
+                        decoded, raw = self._read(model, item_id)
                     except PersistenceError as error:
                         failed.append(self._reported(place_of(model, item_id), error))
                         continue
                     found[model].append(decoded.item)
-                    size += bytes_read
+                    size += len(raw)
             count = sum(map(len, found.values()))
             form = self._codec.serializer.format
             self._pending.append(LoadInfo(self.root, form, size, self._clock.now(), count))
@@ -398,10 +405,18 @@ class FileStore:
         Damaged items and links are reported, set aside and left out. Raises `StorageError`.
         """
         with self._exclusive():
-            for _ in self._readable():
-                pass  # reports and sets aside what is damaged
+            files: dict[str, bytes] = {}
+            for model in ITEM_TYPES:
+                for item_id in self._files.ids(model):
+                    place = place_of(model, item_id)
+                    try:
+                        files[place] = self._read(model, item_id)[1]
+                    except (DamagedData, ValidationError):
+                        pass  # reported and set aside
+                    except (NewerVersion, WrongPassword, NotEncrypted):
+                        files[place] = self._files.read(place)  # whole, though not for us
             return make_content(
-                {place: self._files.read(place) for place in self._places()},
+                files,
                 created_at=self._clock.now(),
                 schema_version=self._codec.schema.version,
             )
@@ -482,7 +497,7 @@ class FileStore:
         if signature is not None:
             self._known[place] = _Known(signature, digest)
 
-    def _read(self, model: type[Item], item_id: str) -> tuple[Decoded, int]:
+    def _read(self, model: type[Item], item_id: str) -> tuple[Decoded, bytes]:
         """Read one item; report what fails, and set aside what is damaged."""
         place = place_of(model, item_id)
         try:
@@ -497,7 +512,7 @@ class FileStore:
             self._reported(place, error)
             raise
         self._remember(place, decoded.digest)
-        return decoded, len(raw)
+        return decoded, raw
 
     def _set_aside(self, place: str, error: PersistenceError) -> None:
         self._known.pop(place, None)
