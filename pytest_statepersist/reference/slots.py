@@ -77,7 +77,6 @@ class InviteKey(_Model):
 
     invite_id: str
     public_key: bytes
-    expires_at: Moment | None = None
 
 
 class GroupState(_Model):

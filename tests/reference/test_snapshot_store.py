@@ -69,7 +69,7 @@ def state(epoch: int, group: bytes = GROUP) -> GroupState:
     member = Member(
         leaf=b"leaf", user_id="u1", name="Alice", joined_at=NOON, signature_key=b"s" * 32
     )
-    invite = InviteKey(invite_id="i", public_key=b"p" * 32, expires_at=NOON)
+    invite = InviteKey(invite_id="i", public_key=b"p" * 32)
     return GroupState(
         group_id=group,
         epoch=epoch,
