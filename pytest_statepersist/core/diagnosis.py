@@ -149,7 +149,7 @@ def _name(
     ]
     first = missing[0]
     later_there = any(number > first for number in on_disk)
-    partly = [n for n in missing if not set(disk.effects.of_operation[n]) <= state.missing]
+    partly = [n for n in missing if _torn(disk, state, n)]
     contents = [e for e in gone if e.kind is not Kind.ENTRY]
     if point < len(disk.trace) and not later_there and not partly and missing[-1] >= point:
         return Cause.NOT_ATOMIC, on_disk[-1] if on_disk else first
@@ -172,3 +172,12 @@ def _name(
     if later_there and not any(n >= point for n in missing):
         return Cause.REORDERED, gone[0].operation if gone else first
     return Cause.DIRECTORY_FSYNC, gone[0].operation if gone else first
+
+
+def _torn(disk: Disk, state: CrashState, number: int) -> bool:
+    """Say whether some units of one write are on disk and others are not."""
+    data = [
+        e for e in disk.effects.of_operation[number] if disk.effects.effects[e].kind is Kind.DATA
+    ]
+    gone = sum(e in state.missing for e in data)
+    return 0 < gone < len(data)

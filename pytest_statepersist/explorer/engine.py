@@ -36,6 +36,8 @@ from pytest_statepersist.explorer.questions import (
 )
 from pytest_statepersist.explorer.runner import Recovery, no_exit, run_recovery
 from pytest_statepersist.explorer.search import RETURNING, Result, Step
+from pytest_statepersist.recorders.interpose import Interposition
+from pytest_statepersist.recorders.python import interposition
 
 __all__ = ["Engine", "Recorded", "Workplace"]
 
@@ -94,6 +96,7 @@ class Engine:
         self._next_check = _SENTINEL_EVERY
         self._checking = False
         self._no_exit = no_exit()
+        self._recorder: Interposition | None = None
 
     def __enter__(self) -> Engine:
         self._no_exit.__enter__()
@@ -106,6 +109,9 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self._observer.stop()
+        if self._recorder is not None:
+            self._recorder.uninstall()
+            self._recorder = None
         self._no_exit.__exit__(None, None, None)
 
     # -- one answer ---------------------------------------------------------------------------------
@@ -238,6 +244,10 @@ class Engine:
     def _crash_again(
         self, disk: Disk, state: CrashState, shown: Materialiser, depth: int, first: Result
     ) -> Result:
+        if self._recorder is None:
+            # Searching the process for bound names once is enough for all recordings to come.
+            self._recorder = interposition()
+            self._recorder.install()
         self._show(disk, state, shown)
         recorded = self._record(
             disk.tree(state), lambda: run_recovery(self.recover, self.argument, self.time_limit)

@@ -387,9 +387,14 @@ class Materialiser:
         self._attach_all()
 
     def _clear(self) -> None:
-        os.chmod(self.directory, 0o700)
+        mode = os.stat(self.directory).st_mode & 0o7777
+        if mode & 0o700 != 0o700:
+            os.chmod(self.directory, 0o700)
         for name in os.listdir(self.directory):
             remove(f"{self.directory}/{name}")
+        root = self.trace.base.nodes[ROOT]
+        if isinstance(root, Directory) and root.mode != mode:
+            os.chmod(self.directory, root.mode)
         for inode in self._stashed:
             remove(self._aside(inode))
         self._attached.clear()
