@@ -23,7 +23,7 @@ from typing import Any
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
-from pytest_statepersist.core.diagnosis import Cause, Diagnosis, diagnose
+from pytest_statepersist.core.diagnosis import Diagnosis, diagnose
 from pytest_statepersist.core.models import Model, get_models
 from pytest_statepersist.core.states import crash_states, disk_of
 from pytest_statepersist.core.tree import Tree
@@ -42,7 +42,7 @@ from pytest_statepersist.explorer.outcome import (
     same,
 )
 from pytest_statepersist.explorer.runner import Recovery, call
-from pytest_statepersist.explorer.search import Bounds, Coverage, Failure, search
+from pytest_statepersist.explorer.search import Bounds, Coverage, Failure, Step, search
 from pytest_statepersist.findings import Finding, Report, Verdict, smallest_first
 from pytest_statepersist.recording import Recorded, RecordingSession, record_workload
 
@@ -590,7 +590,9 @@ class _Exploration:
         confirmed = self._confirm(failure)
         kind, point = failure.judgement.kind, failure.judgement.point
         diagnosis = self._diagnose(failure, expectation)
-        operations = self.trace.operations
+        # A crash during recovery is explained by what recovery did.
+        trace = self.trace if failure.step is None else failure.step.disk.trace
+        operations = trace.operations
         site = operations[diagnosis.culprit].site if diagnosis.culprit is not None else None
         missing = tuple(operations[n] for n in diagnosis.missing)
         identity = hashlib.sha256(
@@ -610,7 +612,7 @@ class _Exploration:
             expected=failure.judgement.expected,
             count=1,
             diagnosis=diagnosis,
-            failure=replace(failure, state=diagnosis.state),
+            failure=_reduced(failure, diagnosis),
             confirmed=confirmed,
         )
 
@@ -634,19 +636,33 @@ class _Exploration:
             spans = [(point, point) for begin, end in state.points if begin <= point <= end]
             if not spans:
                 return False
-            result = self.engine.answer(failure.disk, state)
-            outcomes = [result.outcome]
-            if failure.step is not None:
-                outcomes = [step.outcome for step in result.again]
-                if any(step.kind is kind for step in result.again):
-                    return True
-            found = [j for o in outcomes for j in expectation.judge(o, spans, state.last)]
-            return any(j.kind is kind for j in found)
+            outcome = self.engine.outcome(failure.disk, state).outcome
+            found = expectation.judge(outcome, spans, state.last)
+            return any(each.kind is kind for each in found)
 
-        diagnosis = diagnose(failure.disk, failure.state, point, fails)
         if failure.step is not None:
-            return replace(diagnosis, cause=Cause.RECOVERY_NOT_IDEMPOTENT)
-        return diagnosis
+            return self._diagnose_recovery(failure, failure.step, expectation)
+        return diagnose(failure.disk, failure.state, point, fails)
+
+    def _diagnose_recovery(
+        self, failure: Failure, step: Step, expectation: Expectation
+    ) -> Diagnosis:
+        """Diagnose the second crash in the trace of the recovery that it interrupted."""
+        kind = failure.judgement.kind
+        length = len(step.disk.trace)
+        point = step.state.points[-1][1] if step.kind is Kind.UNSTABLE else step.state.points[0][0]
+
+        def fails(state: CrashState) -> bool:
+            if not any(begin <= point <= end for begin, end in state.points):
+                return False
+            outcome = self.engine.nested_outcome(failure.disk, failure.state, step.disk, state)
+            if step.kind is not None:
+                assert step.first is not None
+                return point >= length and not same(outcome, step.first)
+            found = expectation.judge(outcome, failure.state.points, failure.state.last)
+            return any(each.kind is kind for each in found)
+
+        return diagnose(step.disk, step.state, point, fails, in_recovery=True)
 
     # -- verdicts --------------------------------------------------------------------------------------
 
@@ -670,6 +686,12 @@ class _Exploration:
         return Verdict(
             coverage.model.name, atomic, durable, covered, coverage.states, str(coverage), reason
         )
+
+
+def _reduced(failure: Failure, diagnosis: Diagnosis) -> Failure:
+    if failure.step is None:
+        return replace(failure, state=diagnosis.state)
+    return replace(failure, step=replace(failure.step, state=diagnosis.state))
 
 
 def _only_no(value: bool | None) -> bool | None:

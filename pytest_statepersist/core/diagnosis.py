@@ -70,8 +70,13 @@ class Diagnosis:
     no_sync_helps: bool | None = None
 
 
-def diagnose(disk: Disk, state: CrashState, point: int, judge: Judge) -> Diagnosis:
-    """Reduce a failing state to what matters at a crash point, and name the cause."""
+def diagnose(
+    disk: Disk, state: CrashState, point: int, judge: Judge, *, in_recovery: bool = False
+) -> Diagnosis:
+    """Reduce a failing state to what matters at a crash point, and name the cause.
+
+    With ``in_recovery`` the trace is what a recovery did, and the crash interrupted that.
+    """
     window = window_at(disk, point)
     absent = 0
     present_end = disk.effects.first_of(state.last + 1)
@@ -82,7 +87,9 @@ def diagnose(disk: Disk, state: CrashState, point: int, judge: Judge) -> Diagnos
     reduced = _state(window, absent, state)
     missing = tuple(sorted({window.operation[bit] for bit in bits(absent)}))
     on_disk = _that_matter(window, absent, state, judge)
-    cause, culprit = _name(disk, reduced, missing, on_disk, point)
+    cause, culprit = _Namer(disk, reduced, missing, on_disk, point).name()
+    if in_recovery and cause is Cause.NOT_ATOMIC:
+        cause = Cause.RECOVERY_NOT_IDEMPOTENT
     return Diagnosis(cause, culprit, missing, on_disk, reduced, point)
 
 
@@ -132,52 +139,77 @@ def _that_matter(window: Window, absent: int, state: CrashState, judge: Judge) -
     return tuple(found)
 
 
-def _name(
-    disk: Disk, state: CrashState, missing: tuple[int, ...], on_disk: tuple[int, ...], point: int
-) -> tuple[Cause, int | None]:
-    """Name the cause from which effects are missing and which are there."""
-    operations = disk.trace.operations
-    effects = disk.effects.effects
-    if not missing:
-        culprit = on_disk[-1] if on_disk else (point - 1 if point else None)
-        return Cause.NOT_ATOMIC, culprit
-    gone = [
-        effects[e]
-        for number in missing
-        for e in disk.effects.of_operation[number]
-        if e in state.missing and effects[e].kind is not Kind.TIMES
-    ]
-    first = missing[0]
-    later_there = any(number > first for number in on_disk)
-    partly = [n for n in missing if _torn(disk, state, n)]
-    contents = [e for e in gone if e.kind is not Kind.ENTRY]
-    if point < len(disk.trace) and not later_there and not partly and missing[-1] >= point:
-        return Cause.NOT_ATOMIC, on_disk[-1] if on_disk else first
-    if partly and len(missing) == 1 and isinstance(operations[partly[0]], op.Write):
-        return Cause.TORN_WRITE, partly[0]
-    for effect in contents:
-        renamed = [
-            number
-            for number in range(effect.operation + 1, point)
-            if isinstance(operations[number], op.Rename)
-            and operations[number].inode == effect.inode  # type: ignore[union-attr]
-            and number not in missing
+class _Namer:
+    """Names the cause from which effects are missing and which are there."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        state: CrashState,
+        missing: tuple[int, ...],
+        on_disk: tuple[int, ...],
+        point: int,
+    ) -> None:
+        self.disk = disk
+        self.operations = disk.trace.operations
+        self.state = state
+        self.missing = missing
+        self.on_disk = on_disk
+        self.point = point
+        self.gone = [
+            disk.effects.effects[e]
+            for number in missing
+            for e in disk.effects.of_operation[number]
+            if e in state.missing and disk.effects.effects[e].kind is not Kind.TIMES
         ]
-        if renamed:
-            return Cause.FSYNC_BEFORE_RENAME, effect.operation
-    if contents and later_there:
-        return Cause.REORDERED, contents[0].operation
-    if contents:
-        return Cause.FSYNC, contents[0].operation
-    if later_there and not any(n >= point for n in missing):
-        return Cause.REORDERED, gone[0].operation if gone else first
-    return Cause.DIRECTORY_FSYNC, gone[0].operation if gone else first
 
+    def name(self) -> tuple[Cause, int | None]:
+        if not self.gone or min(e.operation for e in self.gone) >= self.point:
+            return self._in_order()
+        torn = [n for n in self.missing if self._torn(n)]
+        if torn and len({e.operation for e in self.gone}) == 1:
+            return Cause.TORN_WRITE, torn[0]
+        contents = [e for e in self.gone if e.kind is not Kind.ENTRY]
+        for effect in contents:
+            if self._published(effect.inode, effect.operation):
+                return Cause.FSYNC_BEFORE_RENAME, effect.operation
+        first = self.gone[0].operation
+        overtaken = any(number > first for number in self.on_disk)
+        if overtaken:
+            return Cause.REORDERED, first
+        if contents:
+            return Cause.FSYNC, contents[0].operation
+        return Cause.DIRECTORY_FSYNC, first
 
-def _torn(disk: Disk, state: CrashState, number: int) -> bool:
-    """Say whether some units of one write are on disk and others are not."""
-    data = [
-        e for e in disk.effects.of_operation[number] if disk.effects.effects[e].kind is Kind.DATA
-    ]
-    gone = sum(e in state.missing for e in data)
-    return 0 < gone < len(data)
+    def _in_order(self) -> tuple[Cause, int | None]:
+        """Everything that had returned is on disk: no sync could have helped."""
+        culprit = self.on_disk[-1] if self.on_disk else max(self.point - 1, 0)
+        for number in reversed(self.on_disk):
+            if isinstance(self.operations[number], op.Rename):
+                inode = self.operations[number].inode  # type: ignore[union-attr]
+                later = self.operations[self.point :]
+                if any(isinstance(o, op.Write) and o.inode == inode for o in later):
+                    return Cause.NOT_FLUSHED, number
+        if any(self._torn(number) for number in self.missing):
+            return Cause.TORN_WRITE, self.missing[0]
+        if not self.operations:
+            return Cause.NOT_ATOMIC, None
+        return Cause.NOT_ATOMIC, min(culprit, len(self.operations) - 1)
+
+    def _published(self, inode: int, written: int) -> bool:
+        """Say whether a rename that is on disk put a file under its name after it was written."""
+        return any(
+            isinstance(operation, op.Rename)
+            and operation.inode == inode
+            and number not in {e.operation for e in self.gone}
+            for number, operation in enumerate(
+                self.operations[written + 1 : self.point], written + 1
+            )
+        )
+
+    def _torn(self, number: int) -> bool:
+        """Say whether some units of one write are on disk and others are not."""
+        effects = self.disk.effects
+        data = [e for e in effects.of_operation[number] if effects.effects[e].kind is Kind.DATA]
+        gone = sum(e in self.state.missing for e in data)
+        return 0 < gone < len(data)

@@ -266,6 +266,22 @@ class Engine:
             shown.rebuild()
             self._observer.directories(True)
 
+    def nested_outcome(
+        self, disk: Disk, state: CrashState, inner: Disk, inner_state: CrashState
+    ) -> Outcome:
+        """Return what recovery gives after a first crash left one state and a second another."""
+        known: Result | None = self._outcomes.find(inner, inner_state)
+        if known is not None:
+            return known.outcome
+        aside = os.path.join(self.place.aside, "again")
+        os.makedirs(aside, exist_ok=True)
+        shown = Materialiser(self.place.directory, aside, inner.trace, present=False)
+        try:
+            return self.outcome(inner, inner_state, shown).outcome
+        finally:
+            self._shown.rebuild()
+            self._observer.directories(True)
+
     def _explore_again(
         self, model: Model, trace: op.Trace, depth: int, first: Result, outcome: Outcome
     ) -> Result:

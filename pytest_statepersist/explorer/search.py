@@ -218,9 +218,11 @@ class _Search:
             self.out.complete = False
             self.out.all_states = False
             self.out.reason = "a crash during recovery could not be explored in full"
-        for judgement in self.expectation.judge(result.outcome, state.points, state.last):
+        judgements = self.expectation.judge(result.outcome, state.points, state.last)
+        for judgement in judgements:
             self._fail(state, result.outcome, judgement, None)
-        for step in result.again:
+        # What one crash breaks is not also blamed on a second one.
+        for step in () if judgements else result.again:
             for judgement in self.expectation.judge(step.outcome, state.points, state.last):
                 self._fail(state, step.outcome, judgement, step)
             if step.kind is not None:
