@@ -126,6 +126,8 @@ class StraceRecorder:
         self._token = secrets.token_hex(8)
         self._acknowledged = []
         self._base = self._scan()
+        # Files get the time of the last tick, which may be a little earlier than the clock's.
+        self._begun = time.time() - 0.02
         with _may_be_traced():
             command = [*self._command(program), "-p", str(os.getpid())]
             with open(self._folder / "errors", "wb") as errors:
@@ -190,6 +192,8 @@ class StraceRecorder:
         self._token = ""
         self._acknowledged = []
         self._base = self._scan()
+        # Files get the time of the last tick, which may be a little earlier than the clock's.
+        self._begun = time.time() - 0.02
         where = os.path.realpath(os.getcwd() if cwd is None else cwd)
         wanted = [os.fspath(argument) for argument in arguments]
         if not wanted or shutil.which(wanted[0], path=(env or os.environ).get("PATH")) is None:
@@ -406,7 +410,7 @@ class StraceRecorder:
         builder, model = once(None)
         trace = builder.finish()
         if model.findings:
-            builder, _ = once(find_out(trace, model.findings))
+            builder, _ = once(find_out(trace, model.findings, begun=self._begun))
             trace = builder.finish()
         self._must_explain(trace)
         return trace

@@ -91,14 +91,14 @@ def _opened_inode(
     if not model.is_state(shown):
         return None
     if inode is None:
-        fresh = "O_EXCL" in wanted or "O_TRUNC" in wanted
-        if "O_CREAT" not in wanted or (place.parent == OUTSIDE and not fresh):
-            return None
-        if place.parent == OUTSIDE and not _is_regular(shown):
+        outside = place.parent == OUTSIDE
+        if "O_CREAT" not in wanted or (outside and not _is_regular(shown)):
             return None
         inode = model.builder.create(
             place.parent, place.name, model.moment, mode=model.mode_of(task, mode)
         )
+        if outside and "O_EXCL" not in wanted:
+            model.findings.presumed.add(inode)
         model.changed(call, inode)
     elif "O_TRUNC" in wanted and model.builder[inode].entries is None:
         model.builder.truncate(inode, 0, model.moment)

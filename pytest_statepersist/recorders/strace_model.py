@@ -70,15 +70,17 @@ class Findings:
     """What has to be found out after a first pass.
 
     ``mapped`` is inode number to the line at which it became writable through memory, ``arrivals``
-    the line at which a file came from outside to its inode number.
+    the line at which a file came from outside to its inode number. ``presumed`` are files outside
+    that are taken for new, which only the real file can tell.
     """
 
     unknowns: list[Unknown] = field(default_factory=list)
     mapped: dict[int, int] = field(default_factory=dict)
     arrivals: dict[int, int] = field(default_factory=dict)
+    presumed: set[int] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.unknowns or self.mapped or self.arrivals)
+        return bool(self.unknowns or self.mapped or self.arrivals or self.presumed)
 
 
 @dataclass(frozen=True, slots=True)

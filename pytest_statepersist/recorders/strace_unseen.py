@@ -10,8 +10,10 @@ files that came from outside. Rules:
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
+import struct
 from collections.abc import Iterator
 
 from pytest_statepersist.core import operations as op
@@ -21,15 +23,21 @@ from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.strace_model import Findings, Known, Unknown
 
-__all__ = ["find_out"]
+__all__ = ["birth_time", "find_out"]
+
+_AT_FDCWD = -100
+_STATX_BTIME = 0x800
 
 
-def find_out(trace: op.Trace, findings: Findings) -> Known:
+def find_out(trace: op.Trace, findings: Findings, *, begun: float) -> Known:
     """Return what a second pass must know; ``trace`` is that of the first, with zeros for it.
 
-    The directory must be as the recording left it. Raises `BlindSpot`.
+    The directory must be as the recording left it; ``begun`` is the wall time of its begin in
+    seconds. Raises `BlindSpot`.
     """
     seeker = _Seeker(trace)
+    for inode in findings.presumed:
+        seeker.must_be_new(inode, begun)
     contents = [seeker.content(unknown) for unknown in findings.unknowns]
     arrivals = {line: seeker.arrival(line, inode) for line, inode in findings.arrivals.items()}
     mapped = {
@@ -104,13 +112,28 @@ class _Seeker:
             if stat.S_ISREG(status.st_mode):
                 with real.open(path, "rb") as file:
                     return file.read(), stat.S_IMODE(status.st_mode)
-        name = next((o.path for o in later if getattr(o, "inode", None) == inode), "")
+        name = next((o.path for o in later if _is_on(o, inode)), "")
         raise BlindSpot(
             f"what happened on disk is not covered: {name!r} came from outside the directory, was "
             "made before the recording or in a way that it did not see, and was changed or removed "
             "afterwards, so its content is not known",
             culprit=name,
         )
+
+    def must_be_new(self, inode: int, begun: float) -> None:
+        """Make sure that a file which came inside was made during the recording."""
+        name = next((o.path for o in self.trace.operations if _is_on(o, inode)), None)
+        if name is None:
+            return  # it never came inside
+        path = self.paths.get(inode)
+        born = None if path is None else birth_time(path)
+        if born is None or born < begun:
+            raise BlindSpot(
+                f"what happened on disk is not covered: {name!r} was opened outside the directory "
+                "and came inside later; whether it was there before the recording, and what was in "
+                "it, is not known",
+                culprit=name,
+            )
 
     def changed_pieces(
         self, inode: int, line: int, findings: Findings
@@ -145,6 +168,26 @@ class _Seeker:
             while len(found) < length and (piece := file.read(length - len(found))):
                 found += piece
             return bytes(found)
+
+
+def birth_time(path: str) -> float | None:
+    """Return when a file was made, in seconds; ``None`` where the file system does not say.
+
+    Python's own stat does not tell on Linux; the structure is that of statx(2).
+    """
+    statx = getattr(ctypes.CDLL(None, use_errno=True), "statx", None)
+    buffer = ctypes.create_string_buffer(256)
+    if statx is None or statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, buffer) != 0:
+        return None
+    mask: int = struct.unpack_from("=I", buffer)[0]
+    if not mask & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, 80)
+    return float(seconds + nanoseconds / 1e9)
+
+
+def _is_on(operation: op.Operation, inode: int) -> bool:
+    return getattr(operation, "inode", None) == inode
 
 
 def _line(operation: op.Operation) -> int:

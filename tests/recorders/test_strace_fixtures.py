@@ -59,8 +59,8 @@ def test_the_directory_is_what_the_workload_left(version: str) -> None:
     assert found["t"] == File(b"shell\n", 0o644)
     assert found["e/how"] == File(b"", 0o600)
     assert sorted(found) == sorted(
-        ["copies", "e", "e/how", "mapped", "named", "odd name\n<\udcff>", "outer", "second"]
-        + ["shared", "t", "thread"]
+        {"copies", "e", "e/how", "mapped", "named", "odd name\n<\udcff>", "outer"}
+        | {"second", "shared", "t", "thread"}
     )
     assert not any(isinstance(node, Symlink) for node in found.values())
     assert tree.resolve("copies") == tree.resolve("second")
