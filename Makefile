@@ -1,0 +1,36 @@
+# Two commands on a machine that has only Python: `make demo` and `make test`. Both make their own
+# environment in .venv. PYTHON chooses the interpreter, PYTEST_ARGS is handed to pytest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint bench soak clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/run.py
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:randomly -p no:xdist $(PYTEST_ARGS)
+
+soak: $(STAMP)
+	STATEPERSIST_PROFILE=soak $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .tox .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .statepersist dist
