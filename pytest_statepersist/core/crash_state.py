@@ -4,7 +4,7 @@ Belongs here: reading a state cell by cell, and turning it into a tree. Which st
 in `states`. Rules:
 
 1. A state is its last operation and the effects up to it that are missing; nothing is copied.
-2. The effects of a cell that are present are a prefix of its chain, so a cell's value is one number.
+2. The effects of a cell that are present are a prefix of its chain: its value is one number.
 3. Two ghosts go beyond effects: a freed unit that shows another write's bytes, and a name that a
    log brings back.
 """
@@ -255,7 +255,7 @@ class Disk:
         return made.time if made is not None else None
 
     def node(self, state: CrashState, inode: int, entries: Mapping[str, int] | None = None) -> Node:
-        """Return an inode as a node; a directory's ``entries`` are read from the state if absent."""
+        """Return an inode as a node; without ``entries`` a directory's are read from the state."""
         base = self.trace.base.nodes.get(inode)
         made = self.effects.created.get(inode)
         if isinstance(base, Symlink):

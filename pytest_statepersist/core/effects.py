@@ -332,16 +332,17 @@ class _Splitter:
             cells.append((cell, inode))
             for changed in {before, inode} - {None}:
                 self.out.cells_naming[changed].add(cell)
-        if self.model.reuse_freed_blocks:
-            for inode in renamed:
-                if inode in self.sizes and self.links[inode] == 0:
-                    self.out.frees[inode].append(index)
         subject = next((inode for _, _, inode in changes if inode is not None), None)
         if subject is None:
             subject = next(iter(renamed), -2)
-        return self._emit(
-            Kind.ENTRY, subject, wanted, entries=tuple(cells), renamed=frozenset(renamed)
-        )
+        self._emit(Kind.ENTRY, subject, wanted, entries=tuple(cells), renamed=frozenset(renamed))
+        if self.model.reuse_freed_blocks:
+            for inode in sorted(renamed):
+                if inode in self.sizes and self.links[inode] == 0:
+                    self.out.frees[inode].append(index)
+                    # In memory the blocks are free though nothing of this call is on disk.
+                    self._times(inode, None)
+        return index
 
     # -- contents -----------------------------------------------------------------------------
 

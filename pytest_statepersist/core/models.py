@@ -231,7 +231,7 @@ def get_model(name: str | Model) -> Model:
 
 
 def get_models(names: str | Model | Iterable[str | Model]) -> tuple[Model, ...]:
-    """Return the named models in order, each once; raises `UserError` for none or an unknown one."""
+    """Return the named models in order, each once; raises `UserError` for none or an unknown."""
     listed = [names] if isinstance(names, str | Model) else list(names)
     if not listed:
         raise UserError("no persistence model was named; leave model out for 'posix'")

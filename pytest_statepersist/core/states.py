@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk, Returned
-from pytest_statepersist.core.effects import Cell, Part, split
+from pytest_statepersist.core.effects import Cell, Kind, Part, split
 from pytest_statepersist.core.forcing import NEVER
 from pytest_statepersist.core.models import Model
 from pytest_statepersist.core.tree import (
@@ -270,8 +270,9 @@ def crash_states(
     queue: list[tuple[int, int, Choice]] = []
     order = 0
     for choice in roots(disk):
-        order += 1
-        heapq.heappush(queue, (choice.deviations, order, choice))
+        if model.reuse_freed_blocks or not _only_times(choice):
+            order += 1
+            heapq.heappush(queue, (choice.deviations, order, choice))
     shown = 0
     while queue:
         bound, _, choice = heapq.heappop(queue)
@@ -285,6 +286,18 @@ def crash_states(
         shown += 1
         if limit is not None and shown >= limit:
             return
+
+
+def _only_times(choice: Choice) -> bool:
+    """Whether of the last operation's effects only times are there: the disk is an earlier one."""
+    window, last = choice.window, choice.window.last
+    effects = window.disk.effects
+    own = [
+        e
+        for e in (effects.of_operation[last] if last >= 0 else ())
+        if effects.effects[e].kind is not Kind.TIMES
+    ]
+    return bool(own) and all(e in window.bit and choice.absent >> window.bit[e] & 1 for e in own)
 
 
 def count_states(trace: op.Trace, model: Model, *, limit: int = 10_000) -> int | None:

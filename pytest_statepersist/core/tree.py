@@ -67,8 +67,8 @@ Content: TypeAlias = "bytes | LargeData"
 class PatchedData:
     """A large content with some of its bytes replaced; the rest stays where it is.
 
-    The first ``kept`` bytes come from ``base``, zeros follow up to ``size``, and ``patches`` (offset
-    to bytes, not overlapping) lie over both.
+    The first ``kept`` bytes come from ``base``, zeros follow up to ``size``, and ``patches``
+    (offset to bytes, not overlapping) lie over both.
     """
 
     base: LargeData

@@ -144,9 +144,7 @@ class Oracle:
                     self._data(number, operation.inode, unit, start, bytes(length), written=True)
             case op.SetAttributes():
                 if operation.mode is not None or operation.owner is not None or operation.xattrs:
-                    e = self._add(
-                        "attributes", number, inode=operation.inode, change=operation
-                    )
+                    e = self._add("attributes", number, inode=operation.inode, change=operation)
                     e.hard |= {
                         x.id
                         for x in self.effects[:-1]
@@ -246,7 +244,11 @@ class Oracle:
         return e
 
     def _write(self, number: int, operation: op.Write) -> None:
-        inode, begin, end = operation.inode, operation.offset, operation.offset + len(operation.data)
+        inode, begin, end = (
+            operation.inode,
+            operation.offset,
+            operation.offset + len(operation.data),
+        )
         if begin == end:
             return
         last_unit: dict[int, int] = {}
@@ -447,9 +449,9 @@ class Oracle:
                 continue
             found |= self.forced_by(sync)
             for e in self.effects:
-                if e.kind == "entry" and e.op < sync:
-                    if (e.touched | e.parents) & self.logged_before(e.op):
-                        found.add(e.id)
+                known = (e.touched | e.parents) & self.logged_before(e.op)
+                if known and e.kind == "entry" and e.op < sync:
+                    found.add(e.id)
         return found
 
     # -- states -------------------------------------------------------------------------------

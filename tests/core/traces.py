@@ -256,9 +256,9 @@ def traces(draw: st.DrawFn, *, scale: int = 1, most: int = 5) -> op.Trace:
                     w.create(f"/x{len(w)}").rename(f"/x{len(w) - 1}", draw(st.sampled_from(free)))
             case "exchange" if len(reachable) > 1:
                 one, two = draw(st.permutations(sorted(reachable)))[:2]
-                if not (one.startswith(two + "/") or two.startswith(one + "/")):
-                    if w.inode(one) != w.inode(two):
-                        w.rename(one, two, exchange=True)
+                nested = one.startswith(two + "/") or two.startswith(one + "/")
+                if not nested and w.inode(one) != w.inode(two):
+                    w.rename(one, two, exchange=True)
             case "rename" if reachable:
                 old = draw(st.sampled_from(sorted(reachable)))
                 targets = [*free, *named] if old not in folders else free
