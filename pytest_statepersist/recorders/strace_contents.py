@@ -198,49 +198,43 @@ def _write(model: StraceModel, task: Task, call: Call) -> None:
 def _move(
     model: StraceModel,
     call: Call,
-    target: OpenFile | None,
-    offset: int | None,
     source: OpenFile | None,
     source_offset: int | None,
+    target: OpenFile | None,
+    target_offset: int | None,
 ) -> None:
-    """Record bytes that went from file to file inside the kernel."""
-    length = call.result
-    if target is None or not length:
-        return
-    if offset is None:
-        offset = model.position(call, target, append=target.append)
-        if offset is None:
-            return
-        target.position = offset + length
-    origin = None
-    if source is not None and source_offset is not None:
-        origin = source.inode, source_offset
-    model.put(call, target, offset, model.unknown(call, target.inode, offset, length, origin))
+    """Record bytes that went from file to file inside the kernel.
 
-
-def _taken(model: StraceModel, call: Call, source: OpenFile | None, argument: str) -> int | None:
-    """Return where bytes were taken from, and move the position of the source."""
-    given = _pointed(argument)
-    if source is None:
-        return given
-    if given is not None:
-        return given
-    begin = source.position
-    if begin is not None and call.result is not None:
-        source.position = begin + call.result
-    return begin
+    Without an offset the file's position is used, and moved once both are known: the two files
+    may be one.
+    """
+    length = call.result or 0
+    taken = source_offset
+    if taken is None and source is not None:
+        taken = source.position
+    if target is not None and length:
+        put = target_offset
+        if put is None:
+            put = model.position(call, target, append=target.append)
+        if put is not None:
+            origin = None if source is None or taken is None else (source.inode, taken)
+            data = model.unknown(call, target.inode, put, length, origin)
+            model.put(call, target, put, data)
+            if target_offset is None:
+                target.position = put + length
+    if source is not None and source_offset is None and taken is not None:
+        source.position = taken + length
 
 
 def _sendfile(model: StraceModel, task: Task, call: Call) -> None:
     target, source = (model.argument_file(task, call, index) for index in (0, 1))
-    taken = _taken(model, call, source, call.arguments[2])
-    _move(model, call, target, None, source, taken)
+    _move(model, call, source, _pointed(call.arguments[2]), target, None)
 
 
 def _copy_file_range(model: StraceModel, task: Task, call: Call) -> None:
     source, target = (model.argument_file(task, call, index) for index in (0, 2))
-    taken = _taken(model, call, source, call.arguments[1])
-    _move(model, call, target, _pointed(call.arguments[3]), source, taken)
+    offsets = _pointed(call.arguments[1]), _pointed(call.arguments[3])
+    _move(model, call, source, offsets[0], target, offsets[1])
 
 
 def _ftruncate(model: StraceModel, task: Task, call: Call) -> None:

@@ -171,7 +171,7 @@ for _ in range(150):
 
 
 @needs_strace
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, 2, 131, 174, 248])
 def test_random_programs_are_explained(state: Path, seed: int) -> None:
     """The recorder compares with the directory; copies that were overwritten it may refuse."""
     command = [*python(RANDOM_PROGRAM), str(seed)]
