@@ -59,70 +59,70 @@ def filled(root: Path, *records: bytes, **options: object) -> Path:
     return root
 
 
-def test_records_come_back_in_order_with_their_numbers(tmp_path: Path) -> None:
-    with EventLog(tmp_path) as log:
+def test_records_come_back_in_order_with_their_numbers(ram_path: Path) -> None:
+    with EventLog(ram_path) as log:
         assert log.last_sequence == 0
         assert log.append(b"one") == 1
         assert log.append(b"two", b"", b"four") == 4
-    assert contents(tmp_path) == (None, [(1, b"one"), (2, b"two"), (3, b""), (4, b"four")])
-    with EventLog(tmp_path) as log:
+    assert contents(ram_path) == (None, [(1, b"one"), (2, b"two"), (3, b""), (4, b"four")])
+    with EventLog(ram_path) as log:
         assert log.append(b"five") == 5
-    assert contents(tmp_path)[1][-1] == (5, b"five")
+    assert contents(ram_path)[1][-1] == (5, b"five")
 
 
-def test_segments_are_numbered_and_run_on(tmp_path: Path) -> None:
+def test_segments_are_numbered_and_run_on(ram_path: Path) -> None:
     expected = [(n, b"%d" % n * 50) for n in range(1, 20)]
-    filled(tmp_path, *(data for _, data in expected), segment_size=300)
-    names = sorted(path.name for path in (tmp_path / "commit_log").glob("*.log"))
+    filled(ram_path, *(data for _, data in expected), segment_size=300)
+    names = sorted(path.name for path in (ram_path / "commit_log").glob("*.log"))
     assert names[:2] == ["000001.log", "000002.log"]
     assert len(names) > 3
-    assert contents(tmp_path, segment_size=300) == (None, expected)
+    assert contents(ram_path, segment_size=300) == (None, expected)
 
 
-def test_compaction_replaces_records_and_removes_old_segments(tmp_path: Path) -> None:
-    filled(tmp_path, *[b"x" * 100] * 10, segment_size=300)
-    with EventLog(tmp_path, segment_size=300) as log:
+def test_compaction_replaces_records_and_removes_old_segments(ram_path: Path) -> None:
+    filled(ram_path, *[b"x" * 100] * 10, segment_size=300)
+    with EventLog(ram_path, segment_size=300) as log:
         log.compact(b"state of ten")
         log.append(b"eleven")
-    assert contents(tmp_path) == (b"state of ten", [(11, b"eleven")])
-    with EventLog(tmp_path) as log:
+    assert contents(ram_path) == (b"state of ten", [(11, b"eleven")])
+    with EventLog(ram_path) as log:
         log.compact(b"state of eleven")
-    assert contents(tmp_path) == (b"state of eleven", [])
-    names = [name for name in tree(tmp_path) if not name.endswith(".lock")]
+    assert contents(ram_path) == (b"state of eleven", [])
+    names = [name for name in tree(ram_path) if not name.endswith(".lock")]
     assert len(names) == 2
     assert names[1] == "snapshots/snapshot_11.dat"
 
 
-def test_an_empty_log_can_be_compacted_and_rendered(tmp_path: Path) -> None:
-    with EventLog(tmp_path / "a") as log:
+def test_an_empty_log_can_be_compacted_and_rendered(ram_path: Path) -> None:
+    with EventLog(ram_path / "a") as log:
         log.compact(b"zero")
         log.compact(b"still zero")
-    assert contents(tmp_path / "a") == (b"still zero", [])
+    assert contents(ram_path / "a") == (b"still zero", [])
     for name, data in render_log(b"made").items():
-        (tmp_path / "b" / name).parent.mkdir(parents=True)
-        (tmp_path / "b" / name).write_bytes(data)
-    assert contents(tmp_path / "b") == (b"made", [])
+        (ram_path / "b" / name).parent.mkdir(parents=True)
+        (ram_path / "b" / name).write_bytes(data)
+    assert contents(ram_path / "b") == (b"made", [])
 
 
-def test_an_encrypted_log_shows_nothing_and_needs_its_password(tmp_path: Path) -> None:
+def test_an_encrypted_log_shows_nothing_and_needs_its_password(ram_path: Path) -> None:
     def key(password: str) -> EnvelopeKey:
         return EnvelopeKey.from_password(password, cost=KdfCost(8, 1, 1))
 
-    with EventLog(tmp_path, key=key("right")) as log:
+    with EventLog(ram_path, key=key("right")) as log:
         log.append(CANARY)
         log.compact(b"state " + CANARY)
         log.append(CANARY)
-    assert contents(tmp_path, key=key("right")) == (b"state " + CANARY, [(2, CANARY)])
-    assert all(CANARY not in data for data in tree(tmp_path).values())
+    assert contents(ram_path, key=key("right")) == (b"state " + CANARY, [(2, CANARY)])
+    assert all(CANARY not in data for data in tree(ram_path).values())
     with pytest.raises(WrongPassword):
-        EventLog(tmp_path, key=key("wrong"))
-    contents(tmp_path, key=key("right"))  # the failed opening kept no lock
+        EventLog(ram_path, key=key("wrong"))
+    contents(ram_path, key=key("right"))  # the failed opening kept no lock
 
 
-def test_one_owner_at_a_time(tmp_path: Path) -> None:
-    with EventLog(tmp_path), pytest.raises(LockTimeout):
-        EventLog(tmp_path, lock_timeout=0)
-    with EventLog(tmp_path) as log:
+def test_one_owner_at_a_time(ram_path: Path) -> None:
+    with EventLog(ram_path), pytest.raises(LockTimeout):
+        EventLog(ram_path, lock_timeout=0)
+    with EventLog(ram_path) as log:
         pass
     log.close()
     for use in (lambda: log.append(b"x"), lambda: log.compact(b"x")):
@@ -130,8 +130,8 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
             use()
 
 
-def test_nothing_and_too_much_are_refused(tmp_path: Path) -> None:
-    with EventLog(tmp_path) as log:
+def test_nothing_and_too_much_are_refused(ram_path: Path) -> None:
+    with EventLog(ram_path) as log:
         with pytest.raises(ValidationError):
             log.append()
         with pytest.raises(ValidationError):
@@ -143,11 +143,11 @@ def test_nothing_and_too_much_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 600, 5000])
-def test_a_tail_torn_anywhere_is_cut_and_nothing_before_it(tmp_path: Path, size: int) -> None:
-    filled(tmp_path / "log", b"first" * 30, b"second")
-    path = tmp_path / "log" / FIRST
+def test_a_tail_torn_anywhere_is_cut_and_nothing_before_it(ram_path: Path, size: int) -> None:
+    filled(ram_path / "log", b"first" * 30, b"second")
+    path = ram_path / "log" / FIRST
     before = path.read_bytes()
-    with EventLog(tmp_path / "log") as log:
+    with EventLog(ram_path / "log") as log:
         log.append(bytes(range(1, 251)) * (size // 250 + 1))
     whole = path.read_bytes()
     frame = range(len(before), len(whole))
@@ -163,18 +163,18 @@ def test_a_tail_torn_anywhere_is_cut_and_nothing_before_it(tmp_path: Path, size:
     expected = (None, [(1, b"first" * 30), (2, b"second")])
     for data in torn:
         path.write_bytes(data)
-        assert contents(tmp_path / "log") == expected
+        assert contents(ram_path / "log") == expected
         assert path.read_bytes() == before
-        with EventLog(tmp_path / "log") as log:
+        with EventLog(ram_path / "log") as log:
             assert log.recovered.torn_bytes == 0
             log.append(b"third")
-        assert contents(tmp_path / "log")[1][-1] == (3, b"third")
+        assert contents(ram_path / "log")[1][-1] == (3, b"third")
 
 
-def test_what_was_cut_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = filled(tmp_path, b"one", b"two") / FIRST
+def test_what_was_cut_is_said(ram_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = filled(ram_path, b"one", b"two") / FIRST
     path.write_bytes(path.read_bytes()[:-1])
-    with EventLog(tmp_path) as log:
+    with EventLog(ram_path) as log:
         assert log.recovered.torn_bytes > 0
     assert "unfinished batch" in caplog.text
 
@@ -201,87 +201,87 @@ def test_a_flipped_bit_is_reported_wherever_it_is(
     shutil.rmtree(root)
 
 
-def test_a_hole_in_the_middle_is_damage_not_a_torn_tail(tmp_path: Path) -> None:
-    filled(tmp_path, b"a" * 2000, b"b" * 2000, b"c" * 2000)
-    path = tmp_path / FIRST
+def test_a_hole_in_the_middle_is_damage_not_a_torn_tail(ram_path: Path) -> None:
+    filled(ram_path, b"a" * 2000, b"b" * 2000, b"c" * 2000)
+    path = ram_path / FIRST
     raw = path.read_bytes()
     path.write_bytes(raw[:2560] + bytes(512) + raw[3072:])
     with pytest.raises(DamagedLog, match="record 3 follows it"):
-        EventLog(tmp_path)
-    found = inspect_log(tmp_path)
+        EventLog(ram_path)
+    found = inspect_log(ram_path)
     assert [record.sequence for record in found.records] == [1, 3]
     assert len(found.problems) == 1
 
 
-def test_a_hole_before_a_torn_tail_is_still_damage(tmp_path: Path) -> None:
-    filled(tmp_path, b"a" * 2000, b"b" * 2000)
-    path = tmp_path / FIRST
+def test_a_hole_before_a_torn_tail_is_still_damage(ram_path: Path) -> None:
+    filled(ram_path, b"a" * 2000, b"b" * 2000)
+    path = ram_path / FIRST
     raw = path.read_bytes()
     path.write_bytes(raw[:1024] + bytes(512) + raw[1536:-1])
     with pytest.raises(DamagedLog, match="bytes follow it"):
-        EventLog(tmp_path)
+        EventLog(ram_path)
 
 
 @pytest.mark.parametrize("missing", ["000001.log", "000002.log", "000003.log"])
-def test_a_missing_segment_is_reported(tmp_path: Path, missing: str) -> None:
-    filled(tmp_path, *[b"x" * 100] * 10, segment_size=300)
-    (tmp_path / "commit_log" / missing).unlink()
+def test_a_missing_segment_is_reported(ram_path: Path, missing: str) -> None:
+    filled(ram_path, *[b"x" * 100] * 10, segment_size=300)
+    (ram_path / "commit_log" / missing).unlink()
     with pytest.raises(DamagedLog):
-        EventLog(tmp_path)
-    assert inspect_log(tmp_path).records
+        EventLog(ram_path)
+    assert inspect_log(ram_path).records
 
 
-def test_a_removed_record_is_reported(tmp_path: Path) -> None:
-    filled(tmp_path, b"one", b"two", b"three")
-    path = tmp_path / FIRST
+def test_a_removed_record_is_reported(ram_path: Path) -> None:
+    filled(ram_path, b"one", b"two", b"three")
+    path = ram_path / FIRST
     raw = path.read_bytes()
     header = SegmentHeader.decode(raw)
     second = encode_batch(header, 2, 1, join_records([b"two"]))
     assert second in raw
     path.write_bytes(raw.replace(second, b""))
     with pytest.raises(DamagedLog):
-        EventLog(tmp_path)
+        EventLog(ram_path)
 
 
-def test_damaged_or_missing_snapshots_are_reported(tmp_path: Path) -> None:
-    with EventLog(tmp_path) as log:
+def test_damaged_or_missing_snapshots_are_reported(ram_path: Path) -> None:
+    with EventLog(ram_path) as log:
         log.append(b"one")
         log.compact(b"state")
         log.append(b"two")
-    path = tmp_path / "snapshots" / "snapshot_1.dat"
+    path = ram_path / "snapshots" / "snapshot_1.dat"
     raw = path.read_bytes()
     for bad in (raw[:-1], raw[:10], raw[:-1] + b"X", b"Y" + raw[1:]):
         path.write_bytes(bad)
         with pytest.raises(DamagedLog):
-            EventLog(tmp_path)
-    found = inspect_log(tmp_path)
+            EventLog(ram_path)
+    found = inspect_log(ram_path)
     assert (found.snapshot, len(found.records), len(found.problems)) == (None, 1, 1)
     path.unlink()
     with pytest.raises(DamagedLog, match="gone"):
-        EventLog(tmp_path)
+        EventLog(ram_path)
 
 
-def test_a_snapshot_without_its_segments_is_reported(tmp_path: Path) -> None:
-    with EventLog(tmp_path) as log:
+def test_a_snapshot_without_its_segments_is_reported(ram_path: Path) -> None:
+    with EventLog(ram_path) as log:
         log.append(b"one")
         log.compact(b"state")
-    for path in (tmp_path / "commit_log").glob("*.log"):
+    for path in (ram_path / "commit_log").glob("*.log"):
         path.unlink()
     with pytest.raises(DamagedLog, match="no segment"):
-        EventLog(tmp_path)
+        EventLog(ram_path)
 
 
-def test_an_older_copy_is_noticed_by_who_knows_better(tmp_path: Path) -> None:
-    filled(tmp_path / "log", b"one")
-    shutil.copytree(tmp_path / "log", tmp_path / "old")
-    filled(tmp_path / "log", b"two")
-    with EventLog(tmp_path / "log", at_least=2):
+def test_an_older_copy_is_noticed_by_who_knows_better(ram_path: Path) -> None:
+    filled(ram_path / "log", b"one")
+    shutil.copytree(ram_path / "log", ram_path / "old")
+    filled(ram_path / "log", b"two")
+    with EventLog(ram_path / "log", at_least=2):
         pass
     with pytest.raises(RolledBack):
-        EventLog(tmp_path / "old", at_least=2)
+        EventLog(ram_path / "old", at_least=2)
 
 
-def test_segments_exchanged_between_logs_do_not_count(tmp_path: Path) -> None:
+def test_segments_exchanged_between_logs_do_not_count(ram_path: Path) -> None:
     header, other = (SegmentHeader(1, 1, os.urandom(16)) for _ in range(2))
     frames = [encode_batch(header, n, 1, join_records([b"x" * 40])) for n in (1, 2)]
     good = scan(header.encode() + frames[0] + frames[1], header)
@@ -323,8 +323,8 @@ def all_records(root: Path) -> list[bytes]:
         return everything(log)
 
 
-def test_a_kill_at_any_call_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    root = tmp_path / "log"
+def test_a_kill_at_any_call_loses_nothing_acknowledged(ram_path: Path) -> None:
+    root = ram_path / "log"
     saved: list[bytes] = []
 
     def make() -> Callable[[], None]:
@@ -344,10 +344,10 @@ def test_a_kill_at_any_call_loses_nothing_acknowledged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_any_call_may_fail_and_trying_again_works(tmp_path: Path, code: int) -> None:
+def test_any_call_may_fail_and_trying_again_works(ram_path: Path, code: int) -> None:
     point, fired = 0, True
     while fired:
-        root = tmp_path / f"log{point}"
+        root = ram_path / f"log{point}"
         filled(root, b"old")
         with failing(point, code) as fault:
             saved = use_stubbornly(root)
@@ -378,11 +378,11 @@ def twice(action: Callable[..., T]) -> T:
 
 
 def test_after_a_failed_sync_the_segment_is_written_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ram_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with EventLog(tmp_path) as log:
+    with EventLog(ram_path) as log:
         log.append(b"one")
-        inode = (tmp_path / FIRST).stat().st_ino
+        inode = (ram_path / FIRST).stat().st_ino
         real = os.fsync
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(5, "EIO")))
@@ -390,5 +390,5 @@ def test_after_a_failed_sync_the_segment_is_written_anew(
                 log.append(b"lost")
         assert os.fsync is real
         assert log.append(b"two") == 2
-        assert (tmp_path / FIRST).stat().st_ino != inode
-    assert contents(tmp_path)[1] == [(1, b"one"), (2, b"two")]
+        assert (ram_path / FIRST).stat().st_ino != inode
+    assert contents(ram_path)[1] == [(1, b"one"), (2, b"two")]

@@ -29,8 +29,8 @@ KEY = new_signature_key()
 CLOCK = ManualClock(datetime(2025, 3, 1, 12, tzinfo=UTC))
 
 
-def test_it_holds_id_name_and_fingerprint_and_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "identity.json"
+def test_it_holds_id_name_and_fingerprint_and_comes_back(ram_path: Path) -> None:
+    path = ram_path / "identity.json"
     made = Identity.create("Алиса 🐼", KEY, CLOCK)
     save_identity(path, made)
     assert load_identity(path) == made
@@ -42,7 +42,7 @@ def test_it_holds_id_name_and_fingerprint_and_comes_back(tmp_path: Path) -> None
     assert KEY.private_key.hex() not in path.read_text()
 
 
-def test_a_new_name_keeps_the_rest(tmp_path: Path) -> None:
+def test_a_new_name_keeps_the_rest(ram_path: Path) -> None:
     made = Identity.create("Alice", KEY, CLOCK)
     renamed = made.renamed("Alicia", KEY)
     renamed.check()
@@ -51,8 +51,8 @@ def test_a_new_name_keeps_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["user_id", "display_name", "created_at", "fingerprint"])
-def test_an_edited_file_is_noticed(tmp_path: Path, field: str) -> None:
-    path = tmp_path / "identity.json"
+def test_an_edited_file_is_noticed(ram_path: Path, field: str) -> None:
+    path = ram_path / "identity.json"
     save_identity(path, Identity.create("Alice", KEY, CLOCK))
     other = Identity.create("Mallory", new_signature_key(), ManualClock())
     content = json.loads(path.read_text())
@@ -63,15 +63,15 @@ def test_an_edited_file_is_noticed(tmp_path: Path, field: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"version": 1}', b"\xff", b"[" * 9999])
-def test_damaged_files_are_damaged(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "identity.json"
+def test_damaged_files_are_damaged(ram_path: Path, data: bytes) -> None:
+    path = ram_path / "identity.json"
     path.write_bytes(data)
     with pytest.raises(DamagedData):
         load_identity(path)
 
 
-def test_absent_and_newer_files_have_errors_of_their_own(tmp_path: Path) -> None:
-    path = tmp_path / "identity.json"
+def test_absent_and_newer_files_have_errors_of_their_own(ram_path: Path) -> None:
+    path = ram_path / "identity.json"
     with pytest.raises(NotFound):
         load_identity(path)
     path.write_text('{"version": 2, "anything": true}')
@@ -85,8 +85,8 @@ def test_impossible_names_are_refused(name: str) -> None:
         Identity.create(name, KEY, CLOCK)
 
 
-def test_a_kill_at_any_call_leaves_one_of_both(tmp_path: Path) -> None:
-    path = tmp_path / "identity.json"
+def test_a_kill_at_any_call_leaves_one_of_both(ram_path: Path) -> None:
+    path = ram_path / "identity.json"
     old, new = (Identity.create(name, KEY, CLOCK) for name in ("Old", "New"))
 
     def make() -> Callable[[], None]:

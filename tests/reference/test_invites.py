@@ -74,42 +74,42 @@ def test_a_mistyped_or_cut_code_is_noticed(data: st.DataObject) -> None:
             Invite.decode(mistyped)
 
 
-def test_the_book_keeps_codes_encrypted(tmp_path: Path) -> None:
+def test_the_book_keeps_codes_encrypted(ram_path: Path) -> None:
     first, second, other = invite(), invite(), invite(OTHER := b"o" * 16)
-    kept = book(tmp_path)
+    kept = book(ram_path)
     kept.save(first, InviteOrigin.ISSUED, NOON)
     kept.save(other, InviteOrigin.RECEIVED, NOON + timedelta(hours=1))
     kept.save(second, InviteOrigin.RECEIVED, NOON + timedelta(hours=2))
-    again = book(tmp_path)
+    again = book(ram_path)
     assert [saved.invite for saved in again.list()] == [first, other, second]
     assert again.list()[0].origin is InviteOrigin.ISSUED
     assert again.newest_for(GROUP) == second
     assert again.newest_for(OTHER) == other
-    raw = (tmp_path / BOOK_NAME).read_bytes()
+    raw = (ram_path / BOOK_NAME).read_bytes()
     assert first.secret not in raw
     assert first.encode().encode() not in raw
     again.forget(second.ticket.invite_id)
-    assert book(tmp_path).newest_for(GROUP) == first
+    assert book(ram_path).newest_for(GROUP) == first
     with pytest.raises(NotFound):
         again.forget(second.ticket.invite_id)
     with pytest.raises(NotFound):
         again.newest_for(b"unknown")
 
 
-def test_a_damaged_book_or_a_wrong_key_is_said(tmp_path: Path) -> None:
-    book(tmp_path).save(SAMPLE, InviteOrigin.ISSUED, NOON)
+def test_a_damaged_book_or_a_wrong_key_is_said(ram_path: Path) -> None:
+    book(ram_path).save(SAMPLE, InviteOrigin.ISSUED, NOON)
     with pytest.raises(WrongPassword):
-        InviteBook(tmp_path, key=EnvelopeKey(b"x" * 32)).list()
-    path = tmp_path / BOOK_NAME
+        InviteBook(ram_path, key=EnvelopeKey(b"x" * 32)).list()
+    path = ram_path / BOOK_NAME
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PersistenceError):
-        book(tmp_path).list()
+        book(ram_path).list()
     with pytest.raises(PersistenceError):
-        book(tmp_path).save(SAMPLE, InviteOrigin.ISSUED, NOON)  # never overwritten unread
+        book(ram_path).save(SAMPLE, InviteOrigin.ISSUED, NOON)  # never overwritten unread
 
 
-def test_a_kill_at_any_call_keeps_every_saved_code(tmp_path: Path) -> None:
-    root = tmp_path / "book"
+def test_a_kill_at_any_call_keeps_every_saved_code(ram_path: Path) -> None:
+    root = ram_path / "book"
     new = invite()
     done: list[bool] = []
 
@@ -131,10 +131,10 @@ def test_a_kill_at_any_call_keeps_every_saved_code(tmp_path: Path) -> None:
     assert each_kill_point(make, after) >= 6
 
 
-def test_any_call_may_fail_and_trying_again_works(tmp_path: Path) -> None:
+def test_any_call_may_fail_and_trying_again_works(ram_path: Path) -> None:
     point, fired = 0, True
     while fired:
-        root = tmp_path / str(point)
+        root = ram_path / str(point)
         book(root).save(SAMPLE, InviteOrigin.ISSUED, NOON)
         with failing(point) as fault:
             save_stubbornly(root)

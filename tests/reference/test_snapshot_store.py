@@ -118,19 +118,19 @@ def epoch_of(store: SnapshotStore, group: bytes = GROUP) -> int:
 
 
 @pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: slot.name)
-def test_each_slot_is_written_read_and_deleted(tmp_path: Path, slot: Slot[BaseModel]) -> None:
+def test_each_slot_is_written_read_and_deleted(ram_path: Path, slot: Slot[BaseModel]) -> None:
     value = VALUES[slot.name]
     owner = CLIENT if slot.scope is Scope.CLIENT else GROUP
-    with opened(tmp_path) as store:
+    with opened(ram_path) as store:
         with pytest.raises(NotFound):
             store.read(slot, owner)
         store.write(slot, owner, value)
         store.write(slot, owner, value, key="second")
-    with opened(tmp_path) as store:
+    with opened(ram_path) as store:
         assert store.read(slot, owner) == value
         assert store.keys(slot, owner) == ("", "second")
         store.delete(slot, owner)
-    with opened(tmp_path) as store:
+    with opened(ram_path) as store:
         assert store.keys(slot, owner) == ("second",)
         with pytest.raises(NotFound):
             store.read(slot, owner)
@@ -148,27 +148,27 @@ def test_a_slot_takes_only_its_own_model_and_owner() -> None:
             Changes().delete(GROUP_STATE, bad)  # type: ignore[arg-type]
 
 
-def test_a_change_makes_a_snapshot_and_old_ones_are_pruned(tmp_path: Path) -> None:
-    with opened(tmp_path, keep=3) as store:
+def test_a_change_makes_a_snapshot_and_old_ones_are_pruned(ram_path: Path) -> None:
+    with opened(ram_path, keep=3) as store:
         for epoch in range(6):
             store.commit(at_epoch(epoch))
         assert [snapshot.epoch for snapshot in store.history(GROUP)] == [5, 4, 3]
         newest = store.history(GROUP)[0]
         assert newest.saved_at == "2025-03-01T12:00:00.000000Z"
         assert newest.slots["group_state"][""]["ratchet_tree"] == b"tree"  # type: ignore[index]
-    assert len(list(tmp_path.glob("group-*.snapshot"))) == 3
-    with opened(tmp_path, keep=1) as store:
+    assert len(list(ram_path.glob("group-*.snapshot"))) == 3
+    with opened(ram_path, keep=1) as store:
         store.commit(at_epoch(6))
         assert store.epochs() == {GROUP: 6}
-    assert [path.name for path in tmp_path.glob("group-*")] == [snapshot_name(GROUP, 7)]
+    assert [path.name for path in ram_path.glob("group-*")] == [snapshot_name(GROUP, 7)]
 
 
-def test_several_groups_and_the_client_change_in_one_step(tmp_path: Path) -> None:
+def test_several_groups_and_the_client_change_in_one_step(ram_path: Path) -> None:
     signature = SignatureKey(public_key=b"p", private_key=b"q")
-    with opened(tmp_path) as store:
+    with opened(ram_path) as store:
         changes = at_epoch(1).write(GROUP_STATE, OTHER, state(2, OTHER))
         store.commit(changes.write(SIGNATURE_KEYS, CLIENT, signature))
-    with opened(tmp_path) as store:
+    with opened(ram_path) as store:
         assert store.groups() == (GROUP, OTHER)
         assert store.read(SIGNATURE_KEYS, CLIENT) == signature
         contents, removed = store.dump()
@@ -176,17 +176,17 @@ def test_several_groups_and_the_client_change_in_one_step(tmp_path: Path) -> Non
         assert removed == {}
 
 
-def test_a_removed_group_stays_removed(tmp_path: Path) -> None:
-    with opened(tmp_path) as store:
+def test_a_removed_group_stays_removed(ram_path: Path) -> None:
+    with opened(ram_path) as store:
         store.commit(at_epoch(4))
-    kept = {path: path.read_bytes() for path in tmp_path.glob("group-*")}
-    with opened(tmp_path) as store:
+    kept = {path: path.read_bytes() for path in ram_path.glob("group-*")}
+    with opened(ram_path) as store:
         store.commit(Changes().remove_group(GROUP))
         assert (store.groups(), store.was_removed(GROUP)) == ((), True)
-        assert not list(tmp_path.glob("group-*"))
+        assert not list(ram_path.glob("group-*"))
     for path, data in kept.items():  # somebody, or something, puts the file back
         path.write_bytes(data)
-    with opened(tmp_path, known_epochs={GROUP: 4}) as store:
+    with opened(ram_path, known_epochs={GROUP: 4}) as store:
         assert store.groups() == ()
         with pytest.raises(NotFound, match="was removed"):
             store.read(GROUP_STATE, GROUP)
@@ -202,119 +202,119 @@ def test_a_removed_group_stays_removed(tmp_path: Path) -> None:
 # ---- tampering ------------------------------------------------------------------------
 
 
-def test_nothing_readable_is_on_disk_and_files_are_private(tmp_path: Path) -> None:
-    with opened(tmp_path / "store") as store:
+def test_nothing_readable_is_on_disk_and_files_are_private(ram_path: Path) -> None:
+    with opened(ram_path / "store") as store:
         store.commit(at_epoch(1))
-    for name, data in tree(tmp_path).items():
+    for name, data in tree(ram_path).items():
         assert SECRET not in data
         assert b"Alice" not in data
-        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
+        assert stat.S_IMODE((ram_path / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE((ram_path / "store").stat().st_mode) == 0o700
 
 
-def test_an_older_snapshot_is_never_taken_for_a_newer_one(tmp_path: Path) -> None:
-    with opened(tmp_path) as store:
+def test_an_older_snapshot_is_never_taken_for_a_newer_one(ram_path: Path) -> None:
+    with opened(ram_path) as store:
         store.commit(at_epoch(1))
         store.commit(at_epoch(2))
-    old, new = (tmp_path / snapshot_name(GROUP, number) for number in (1, 2))
+    old, new = (ram_path / snapshot_name(GROUP, number) for number in (1, 2))
     genuine = new.read_bytes()
     new.write_bytes(old.read_bytes())
-    with opened(tmp_path) as store:
+    with opened(ram_path) as store:
         with pytest.raises(RolledBack, match="commit 1 and epoch 1"):
             store.read(GROUP_STATE, GROUP)
         assert store.groups() == (GROUP,)
     new.write_bytes(genuine)
-    with opened(tmp_path) as store:
+    with opened(ram_path) as store:
         assert epoch_of(store) == 2
 
 
-def test_an_older_copy_of_everything_is_noticed_by_known_epochs(tmp_path: Path) -> None:
-    with opened(tmp_path / "store") as store:
+def test_an_older_copy_of_everything_is_noticed_by_known_epochs(ram_path: Path) -> None:
+    with opened(ram_path / "store") as store:
         store.commit(at_epoch(1))
-    shutil.copytree(tmp_path / "store", tmp_path / "old")
-    with opened(tmp_path / "store") as store:
+    shutil.copytree(ram_path / "store", ram_path / "old")
+    with opened(ram_path / "store") as store:
         store.commit(at_epoch(2))
         known = store.epochs()
-    with opened(tmp_path / "store", known_epochs=known) as store:
+    with opened(ram_path / "store", known_epochs=known) as store:
         assert epoch_of(store) == 2
     with pytest.raises(RolledBack, match="at epoch 1, but epoch 2"):
-        opened(tmp_path / "old", known_epochs=known)
+        opened(ram_path / "old", known_epochs=known)
     with pytest.raises(RolledBack, match="at epoch None"):
-        opened(tmp_path / "empty", known_epochs=known)
+        opened(ram_path / "empty", known_epochs=known)
 
 
-def test_snapshots_of_two_groups_cannot_be_exchanged(tmp_path: Path) -> None:
-    with opened(tmp_path) as store:
+def test_snapshots_of_two_groups_cannot_be_exchanged(ram_path: Path) -> None:
+    with opened(ram_path) as store:
         store.commit(at_epoch(1).write(GROUP_STATE, OTHER, state(1, OTHER)))
-    shutil.copy(tmp_path / snapshot_name(OTHER, 1), tmp_path / snapshot_name(GROUP, 1))
-    with opened(tmp_path) as store:
+    shutil.copy(ram_path / snapshot_name(OTHER, 1), ram_path / snapshot_name(GROUP, 1))
+    with opened(ram_path) as store:
         with pytest.raises(IntegrityError):
             store.read(GROUP_STATE, GROUP)
         assert store.read(GROUP_STATE, OTHER).group_id == OTHER
 
 
-def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
-    with opened(tmp_path) as store:
+def test_every_changed_byte_is_noticed(ram_path: Path) -> None:
+    with opened(ram_path) as store:
         store.commit(at_epoch(1))
-    for path in (tmp_path / snapshot_name(GROUP, 1), tmp_path / INDEX_NAME):
+    for path in (ram_path / snapshot_name(GROUP, 1), ram_path / INDEX_NAME):
         genuine = path.read_bytes()
         for position in range(0, len(genuine), 7):
             changed = bytearray(genuine)
             changed[position] ^= 0x10
             path.write_bytes(changed)
-            with pytest.raises(PersistenceError), opened(tmp_path) as store:
+            with pytest.raises(PersistenceError), opened(ram_path) as store:
                 store.read(GROUP_STATE, GROUP)
         path.write_bytes(genuine)
-    with opened(tmp_path) as store:
+    with opened(ram_path) as store:
         assert epoch_of(store) == 1
 
 
-def test_missing_files_are_told_apart(tmp_path: Path) -> None:
-    with opened(tmp_path) as store:
+def test_missing_files_are_told_apart(ram_path: Path) -> None:
+    with opened(ram_path) as store:
         store.commit(at_epoch(1))
-    index = (tmp_path / INDEX_NAME).read_bytes()
-    (tmp_path / INDEX_NAME).unlink()
+    index = (ram_path / INDEX_NAME).read_bytes()
+    (ram_path / INDEX_NAME).unlink()
     with pytest.raises(DamagedData, match="missing though there are snapshots"):
-        opened(tmp_path)
-    (tmp_path / INDEX_NAME).write_bytes(index)
-    (tmp_path / snapshot_name(GROUP, 1)).unlink()
-    with opened(tmp_path) as store, pytest.raises(DamagedData, match="is missing"):
+        opened(ram_path)
+    (ram_path / INDEX_NAME).write_bytes(index)
+    (ram_path / snapshot_name(GROUP, 1)).unlink()
+    with opened(ram_path) as store, pytest.raises(DamagedData, match="is missing"):
         store.read(GROUP_STATE, GROUP)
 
 
-def test_the_wrong_password_is_said_and_changes_nothing(tmp_path: Path) -> None:
+def test_the_wrong_password_is_said_and_changes_nothing(ram_path: Path) -> None:
     def with_password(password: str) -> SnapshotStore:
         cheap = EnvelopeKey.from_password(password, cost=KdfCost(8, 1, 1))
-        return SnapshotStore(tmp_path, key=cheap)
+        return SnapshotStore(ram_path, key=cheap)
 
     with with_password("right") as store:
         store.commit(at_epoch(1))
-    before = tree(tmp_path)
+    before = tree(ram_path)
     with pytest.raises(WrongPassword):
         with_password("wrong")
-    assert tree(tmp_path) == before
+    assert tree(ram_path) == before
     with with_password("right") as store:
         assert epoch_of(store) == 1
 
 
-def test_one_owner_at_a_time(tmp_path: Path) -> None:
-    with opened(tmp_path) as store, pytest.raises(LockTimeout):
-        opened(tmp_path, lock_timeout=0)
+def test_one_owner_at_a_time(ram_path: Path) -> None:
+    with opened(ram_path) as store, pytest.raises(LockTimeout):
+        opened(ram_path, lock_timeout=0)
     with pytest.raises(ValidationError, match="closed"):
         store.groups()
     with pytest.raises(ValidationError):
-        opened(tmp_path, keep=0)
+        opened(ram_path, keep=0)
 
 
-def test_a_store_can_be_rendered(tmp_path: Path) -> None:
-    with opened(tmp_path / "a") as store:
+def test_a_store_can_be_rendered(ram_path: Path) -> None:
+    with opened(ram_path / "a") as store:
         store.commit(at_epoch(7).remove_group(OTHER))
         contents, removed = store.dump()
     files = render_store(contents, removed, key=key(), clock=ManualClock(NOON))
-    (tmp_path / "b").mkdir()
+    (ram_path / "b").mkdir()
     for name, data in files.items():
-        (tmp_path / "b" / name).write_bytes(data)
-    with opened(tmp_path / "b") as store:
+        (ram_path / "b" / name).write_bytes(data)
+    with opened(ram_path / "b") as store:
         assert epoch_of(store) == 7
         assert store.was_removed(OTHER)
 
@@ -331,8 +331,8 @@ def test_foreign_names_are_no_snapshots(name: str) -> None:
 # ---- kills and faults -----------------------------------------------------------------
 
 
-def test_a_kill_at_any_call_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
-    root = tmp_path / "store"
+def test_a_kill_at_any_call_leaves_the_old_or_the_new_state(ram_path: Path) -> None:
+    root = ram_path / "store"
     done: list[str] = []
     seen: set[tuple[int, int, bool]] = set()
 
@@ -370,10 +370,10 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new_state(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_any_call_may_fail_and_trying_again_works(tmp_path: Path, code: int) -> None:
+def test_any_call_may_fail_and_trying_again_works(ram_path: Path, code: int) -> None:
     point, fired = 0, True
     while fired:
-        root = tmp_path / str(point)
+        root = ram_path / str(point)
         with opened(root) as store:
             store.commit(at_epoch(1).write(GROUP_STATE, OTHER, state(1, OTHER)))
         with failing(point, code) as fault:
@@ -404,15 +404,15 @@ def twice(action: Callable[[], object]) -> SnapshotStore:
     return result  # type: ignore[return-value]
 
 
-def test_what_a_failed_last_sync_left_is_written_anew(tmp_path: Path) -> None:
-    with opened(tmp_path) as store:
+def test_what_a_failed_last_sync_left_is_written_anew(ram_path: Path) -> None:
+    with opened(ram_path) as store:
         store.commit(at_epoch(1))
-        inode = (tmp_path / INDEX_NAME).stat().st_ino
+        inode = (ram_path / INDEX_NAME).stat().st_ino
         # The index' rename happens, the sync of its directory fails.
         with failing(11) as fault, pytest.raises(StorageError):
             store.commit(at_epoch(2))
         assert fault.call.startswith("fsync")
-        renamed = (tmp_path / INDEX_NAME).stat().st_ino
+        renamed = (ram_path / INDEX_NAME).stat().st_ino
         assert renamed != inode
         assert epoch_of(store) == 2
-        assert (tmp_path / INDEX_NAME).stat().st_ino != renamed
+        assert (ram_path / INDEX_NAME).stat().st_ino != renamed

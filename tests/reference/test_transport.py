@@ -18,8 +18,8 @@ GROUP, OTHER = b"g" * 16, b"o" * 16
 
 
 @pytest.fixture(params=["memory", "directory"])
-def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
-    return MemoryTransport() if request.param == "memory" else DirectoryTransport(tmp_path / "box")
+def transport(request: pytest.FixtureRequest, ram_path: Path) -> Transport:
+    return MemoryTransport() if request.param == "memory" else DirectoryTransport(ram_path / "box")
 
 
 def test_frames_come_in_one_order_from_any_position(transport: Transport) -> None:
@@ -42,17 +42,17 @@ def test_the_first_commit_of_an_epoch_wins(transport: Transport) -> None:
     assert len(transport.fetch(GROUP, 0)) == 3
 
 
-def test_a_mailbox_outlives_its_transport(tmp_path: Path) -> None:
-    DirectoryTransport(tmp_path).publish(GROUP, b"one")
-    assert DirectoryTransport(tmp_path).fetch(GROUP, 0) == ((1, b"one"),)
-    (tmp_path / GROUP.hex() / "notes.txt").write_text("not a frame")
-    assert len(DirectoryTransport(tmp_path).fetch(GROUP, 0)) == 1
+def test_a_mailbox_outlives_its_transport(ram_path: Path) -> None:
+    DirectoryTransport(ram_path).publish(GROUP, b"one")
+    assert DirectoryTransport(ram_path).fetch(GROUP, 0) == ((1, b"one"),)
+    (ram_path / GROUP.hex() / "notes.txt").write_text("not a frame")
+    assert len(DirectoryTransport(ram_path).fetch(GROUP, 0)) == 1
 
 
-def test_any_failing_call_is_a_transport_error_and_can_be_tried_again(tmp_path: Path) -> None:
+def test_any_failing_call_is_a_transport_error_and_can_be_tried_again(ram_path: Path) -> None:
     point, fired = 0, True
     while fired:
-        transport = DirectoryTransport(tmp_path / str(point))
+        transport = DirectoryTransport(ram_path / str(point))
         with failing(point) as fault:
             try:
                 transport.publish(GROUP, b"c", commit_after=0)
