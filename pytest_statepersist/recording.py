@@ -84,12 +84,6 @@ def _is_shared_memory(path: str) -> bool:
 class _Recorder(Protocol):
     acknowledged: list[object]
 
-    def start(self) -> None: ...
-
-    def stop(self) -> Trace: ...
-
-    def acknowledge(self, value: object = None) -> None: ...
-
 
 def record_workload(
     directory: Path,
@@ -139,7 +133,7 @@ def _run(
 
 def _values(recorder: _Recorder, trace: Trace) -> tuple[tuple[int, Any], ...]:
     positions = [ack.position for ack in trace.acknowledgements]
-    return tuple(zip(positions, recorder.acknowledged, strict=True)) if positions else ()
+    return tuple(zip(positions, recorder.acknowledged, strict=True))
 
 
 def _again_under_strace(
@@ -163,9 +157,7 @@ def _again_under_strace(
 def _under_strace(
     directory: Path, workload: Callable[[Path, Acknowledge], Any], warnings: tuple[str, ...]
 ) -> Recorded:
-    from pytest_statepersist.recorders.strace import StraceRecorder
-
-    recorder = StraceRecorder(directory)
+    recorder = _StraceWithValues(directory)
     recorder.start()
     try:
         _run(workload, directory, recorder.acknowledge)
@@ -177,6 +169,22 @@ def _under_strace(
     return Recorded(trace, _values(recorder, trace), "strace", warnings)
 
 
+class _StraceWithValues:
+    """The strace recorder, which sees text only, with the acknowledged values kept beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        from pytest_statepersist.recorders.strace import StraceRecorder
+
+        self.acknowledged: list[object] = []
+        self._recorder = StraceRecorder(directory)
+        self.start = self._recorder.start
+        self.stop = self._recorder.stop
+
+    def acknowledge(self, value: object = None) -> None:
+        self._recorder.acknowledge(repr(value))
+        self.acknowledged.append(value)
+
+
 class RecordingSession:
     """Records a block of the user's own test; the result is given to ``recording``."""
 
@@ -185,9 +193,7 @@ class RecordingSession:
         self._warnings: tuple[str, ...] = ()
         self._recorder: Any
         if recorder == "strace":
-            from pytest_statepersist.recorders.strace import StraceRecorder
-
-            self._recorder = StraceRecorder(directory)
+            self._recorder = _StraceWithValues(directory)
             self._name = "strace"
         else:
             companions, self._warnings = sqlite_companions()

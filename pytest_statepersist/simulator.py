@@ -482,7 +482,7 @@ class _Exploration:
     def go(self) -> Report:
         disks = [disk_of(self.trace, model) for model in self.models]
         expectation = self._expectation(disks[0])
-        self._same_twice(disks[0])
+        self._same_twice()
         coverage = []
         for disk in disks:
             coverage.append(
@@ -539,8 +539,19 @@ class _Exploration:
             return value
         return Outcome.returned(value)
 
-    def _same_twice(self, disk: Disk) -> None:
-        self.engine.check_sentinels()
+    def _same_twice(self) -> None:
+        """Nothing can be said of a recovery whose answer changes from run to run."""
+        if not self.engine.isolated:
+            self.engine.check_sentinels()
+            return
+        for disk, state, expected in self.engine.sentinels:
+            again = self.engine.confirm(disk, state)
+            if again is not None and not same(again, expected):
+                raise UserError(
+                    f"recovery is not deterministic: on one disk it gave {expected}, then {again}, "
+                    "each time in a fresh process. Seed it, freeze its clock, or compare less of "
+                    "what it returns; without that no verdict would mean anything."
+                )
 
     def _confirm_passes(self, disk: Disk) -> None:
         """Run a few states again in a fresh process; a pass that is not one is worse than none."""

@@ -34,7 +34,7 @@ from pytest_statepersist.explorer.questions import (
     extend,
     questions,
 )
-from pytest_statepersist.explorer.runner import Recovery, no_exit, run_recovery
+from pytest_statepersist.explorer.runner import Recovery, run_recovery
 from pytest_statepersist.explorer.search import RETURNING, Result, Step
 from pytest_statepersist.recorders.interpose import Interposition
 from pytest_statepersist.recorders.python import interposition
@@ -92,19 +92,13 @@ class Engine:
         self._shown = Materialiser(place.directory, place.aside, trace, present=present)
         self._outcomes = Memory()
         self._results: dict[tuple[str, int], Memory] = {}
-        self._sentinels: list[tuple[Disk, CrashState, Outcome]] = []
+        self.sentinels: list[tuple[Disk, CrashState, Outcome]] = []
         self._next_check = _SENTINEL_EVERY
         self._checking = False
-        self._no_exit = no_exit()
         self._recorder: Interposition | None = None
 
     def __enter__(self) -> Engine:
-        self._no_exit.__enter__()
-        try:
-            self._observer.start()
-        except BaseException:
-            self._no_exit.__exit__(None, None, None)
-            raise
+        self._observer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,7 +106,6 @@ class Engine:
         if self._recorder is not None:
             self._recorder.uninstall()
             self._recorder = None
-        self._no_exit.__exit__(None, None, None)
 
     # -- one answer ---------------------------------------------------------------------------------
 
@@ -189,7 +182,7 @@ class Engine:
 
     def trust(self, disk: Disk, state: CrashState, outcome: Outcome) -> None:
         """Take the outcome on a state as a sentinel: it must not change while others are run."""
-        self._sentinels.append((disk, state, outcome))
+        self.sentinels.append((disk, state, outcome))
 
     def _check_sentinels(self, shown: Materialiser) -> None:
         if self._checking or self.isolated or self.runs < self._next_check:
@@ -203,7 +196,7 @@ class Engine:
         """Run the base and the final tree again; what changed sends every run to a fresh process."""
         self._checking = True
         try:
-            for disk, state, expected in self._sentinels:
+            for disk, state, expected in self.sentinels:
                 outcome = self._run(disk, state, self._shown).outcome
                 if not same(outcome, expected):
                     self.isolate(
@@ -224,6 +217,7 @@ class Engine:
         self.warnings.append(f"{why}: each recovery now runs in a fresh process")
         self._outcomes = Memory()
         self._results.clear()
+        self.sentinels.clear()
         raise Restart(why)
 
     def confirm(self, disk: Disk, state: CrashState) -> Outcome | None:

@@ -168,10 +168,10 @@ class Materialiser:
         pending = wanted
         while pending:
             later = []
-            for name, parent, target in pending:
-                parents = self._directory_paths(parent)
+            for name, number, target in pending:
+                parents = self._directory_paths(number)
                 if not parents:
-                    later.append((name, parent, target))
+                    later.append((name, number, target))
                 for prefix in parents:
                     if f"{prefix}{name}" not in self._attached:
                         self._attach(f"{prefix}{name}", target, written)

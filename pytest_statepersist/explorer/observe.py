@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_statepersist.errors import RecorderUnavailable
+from pytest_statepersist.explorer.runner import refuse_exit
 from pytest_statepersist.recorders import inotify
 from pytest_statepersist.recorders.inotify import Inotify
 from pytest_statepersist.recorders.interpose import Interposition
@@ -306,6 +307,14 @@ class Observer:
 
         return moved
 
+    def _exit(self, original: Any) -> Callable[..., Any]:
+        refuse = refuse_exit(original)
+
+        def leave(status: int = 0) -> Any:
+            return original(status) if self._log is None else refuse(status)
+
+        return leave
+
     def _all(self, original: Any) -> Callable[..., Any]:
         def anything(*arguments: Any, **options: Any) -> Any:
             if self._log is not None:
@@ -351,6 +360,7 @@ class Observer:
             "fork": self._all,
             "posix_spawn": self._all,
             "posix_spawnp": self._all,
+            "_exit": self._exit,
             "execv": self._all,
             "execve": self._all,
         }

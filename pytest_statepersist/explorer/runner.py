@@ -5,7 +5,7 @@ Belongs here: the call itself. Rules:
 1. Nothing that a recovery raises leaves this module, apart from the user's own Ctrl-C.
 2. A hang is ended by an exception raised in the recovery's thread: by a timer signal in the main
    thread, elsewhere by the interpreter. It is raised again until the recovery gives in.
-3. `os._exit` is not this module's business: a recovery that calls it runs in a fresh process.
+3. `os._exit` in a recovery becomes an exception where `refuse_exit` is in its place.
 """
 
 from __future__ import annotations
@@ -125,18 +125,13 @@ def _by_thread(seconds: float) -> Iterator[None]:
         watcher.join()
 
 
-@contextmanager
-def no_exit() -> Iterator[None]:
-    """Turn `os._exit` in this process into an exception for the time of the block."""
-    original, pid = os._exit, os.getpid()
+def refuse_exit(original: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Return a replacement for `os._exit` that raises in this process and exits in its children."""
+    pid = os.getpid()
 
-    def refuse(status: int = 0) -> Any:
+    def leave(status: int = 0) -> Any:
         if os.getpid() != pid:
             original(status)
         raise Exited(status)
 
-    os._exit = refuse
-    try:
-        yield
-    finally:
-        os._exit = original
+    return leave
