@@ -330,8 +330,9 @@ class _Splitter:
                 wanted.add(self.made_by[parent])
             self.out.names[parent].add(name)
             cells.append((cell, inode))
-            for changed in {before, inode} - {None}:
-                self.out.cells_naming[changed].add(cell)
+            for changed in (before, inode):
+                if changed is not None:
+                    self.out.cells_naming[changed].add(cell)
         subject = next((inode for _, _, inode in changes if inode is not None), None)
         if subject is None:
             subject = next(iter(renamed), -2)

@@ -19,6 +19,7 @@ from pytest_statepersist.core.models import (
     Model,
     SyncCall,
 )
+from pytest_statepersist.core.operations import SetAttributes
 from pytest_statepersist.core.tree import (
     BLOCK,
     OUTSIDE,
@@ -50,7 +51,7 @@ class E:
     unit: int = 0
     start: int = 0
     data: bytes = b""
-    change: op.SetAttributes | None = None
+    change: SetAttributes | None = None
     written: bool = False  # data of a write, as against a zeroed tail
     hard: set[int] = field(default_factory=set)
     order: set[int] = field(default_factory=set)
@@ -91,9 +92,9 @@ class Oracle:
         for number, operation in enumerate(trace.operations):
             self._split(number, operation)
             if _logs(operation):
-                for name, inode in self.names.items():
+                for place, inode in self.names.items():
                     if inode == operation.inode:  # type: ignore[union-attr]
-                        self.names_at_sync.append((number, name, inode))
+                        self.names_at_sync.append((number, place, inode))
         self._trees: dict[frozenset[int], Tree] = {}
 
     # -- effects ------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import groupby
 
 import pytest
 
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.states import crash_states, disk_of
-from pytest_statepersist.core.tree import Directory, Tree
+from pytest_statepersist.core.tree import Tree
+from tests.core.showing import Shown, length, letters, show
 from tests.core.traces import Workload
 
 COLUMNS = ("ext4", "ext4-writeback", "ext4-noauto_da_alloc", "xfs", "btrfs")
@@ -27,8 +27,6 @@ O8, N8, M8 = b"O" * 8192, b"N" * 8192, b"M" * 8192
 NUL8 = "z8192"
 LAST = -1
 """Crash point: every call of the workload has returned."""
-
-Shown = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -45,27 +43,6 @@ class Row:
     looser: dict[str, str] = field(default_factory=dict)
     implied: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     """Column → (question, column) of a cell that was seen and contradicts this ``n``, and why."""
-
-
-def show(tree: Tree) -> Shown:
-    """Contents as runs of letters (``O4096N4096``), directories as ``/``."""
-    shown = {}
-    for path, _, node in tree.walk():
-        data = "/" if isinstance(node, Directory) else ""
-        if not data:
-            for byte, run in groupby(tree.read(path)):
-                data += f"{chr(byte) if byte else 'z'}{len(list(run))}"
-        shown[path] = data
-    return shown
-
-
-def letters(content: str | None) -> set[str]:
-    return {letter for letter in content or "" if letter.isalpha()}
-
-
-def length(content: str) -> int:
-    digits = "".join(letter if letter.isdigit() else " " for letter in content)
-    return sum(map(int, digits.split()))
 
 
 def one(path: str) -> Workload:
