@@ -56,6 +56,7 @@ from pytest_statepersist.reference.errors import (
     ValidationError,
 )
 from pytest_statepersist.reference.locking import StoreLock
+from pytest_statepersist.reference.presence import is_present
 from pytest_statepersist.reference.transaction import JOURNAL_NAME, Transaction, recover
 from pytest_statepersist.reference.values import check_page, from_json, to_json
 
@@ -112,7 +113,7 @@ class JsonConversations:
             index = self._read_index()
             for session_id in session_ids:
                 name = _file_name(session_id)
-                if not os.path.lexists(self.path / name):
+                if not is_present(self.path / name):
                     # An earlier call may have removed it and failed to make that durable.
                     fsync_directory(self.path)
                     raise missing(session_id)
@@ -152,7 +153,7 @@ class JsonConversations:
 
     def _finish_journal(self) -> bool:
         """Complete what a writer had committed and could not finish, before anything else."""
-        return os.path.lexists(self.path / JOURNAL_NAME) and recover(self.path)
+        return is_present(self.path / JOURNAL_NAME) and recover(self.path)
 
     def close(self) -> None:
         """Do nothing: no file stays open between calls."""
@@ -191,7 +192,7 @@ class JsonConversations:
         }
 
     def _settle(self) -> None:
-        if os.path.lexists(self.path / JOURNAL_NAME):
+        if is_present(self.path / JOURNAL_NAME):
             with self._lock:
                 self._finish_journal()
 
@@ -257,11 +258,11 @@ class JsonConversations:
         except (OSError, LockTimeout) as error:
             # The list does not depend on the index; the next one tries again.
             _log.warning("%s: the index could not be written: %s", self.path, error)
-            try:
-                os.unlink(temporary)
-            except OSError:
-                pass
-            entries = self._look_at_all(known)
+            _discard(temporary)
+            return self._look_at_all(known)
+        except BaseException:
+            _discard(temporary)
+            raise
         return entries
 
     def _look_at_all(self, known: Mapping[str, _Entry]) -> dict[str, _Entry]:
@@ -356,3 +357,10 @@ def _file_name(session_id: str) -> str:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _discard(temporary: Path) -> None:
+    try:
+        os.unlink(temporary)
+    except OSError:
+        pass  # the next open removes it

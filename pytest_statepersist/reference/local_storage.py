@@ -298,10 +298,10 @@ class LocalStorage:
         """Remove ours only: the directory may belong to other stores as well."""
         start = f".{self.path.name}."
         try:
-            for entry in os.scandir(self.path.parent):
-                ours = entry.name.startswith(start) and is_temporary(entry.name)
-                if ours and len(entry.name) == len(self.path.name) + 1 + _TEMPORARY_TAIL:
-                    os.unlink(entry.path)
+            for name in os.listdir(self.path.parent):
+                ours = name.startswith(start) and is_temporary(name)
+                if ours and len(name) == len(self.path.name) + 1 + _TEMPORARY_TAIL:
+                    os.unlink(self.path.parent / name)
         except OSError as error:
             raise StorageError(self.path, error) from error
 

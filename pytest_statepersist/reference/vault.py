@@ -56,6 +56,7 @@ from pytest_statepersist.reference.errors import (
     WrongPassword,
 )
 from pytest_statepersist.reference.locking import StoreLock
+from pytest_statepersist.reference.presence import is_present
 from pytest_statepersist.reference.timestamps import Moment
 from pytest_statepersist.reference.transaction import JOURNAL_NAME, Transaction, recover
 from pytest_statepersist.reference.values import Count, Text, Value, from_json, to_json
@@ -336,7 +337,7 @@ class Vault:
             vault_id, data_key = decode_key(key)
             if len(data_key) != KEY_SIZE:
                 raise WrongPassword("this exported vault key has the wrong length")
-            if not (self.path / INDEX).exists() and not self._entry_files():
+            if not is_present(self.path / INDEX) and not self._entry_files():
                 raise NotFound(f"{self.path}: there is no vault for this key to open")
             return vault_id, data_key
         assert password is not None
@@ -420,14 +421,14 @@ class Vault:
             yield self._index()
 
     def _finish_journal(self) -> bool:
-        return os.path.lexists(self.path / JOURNAL_NAME) and recover(self.path)
+        return is_present(self.path / JOURNAL_NAME) and recover(self.path)
 
     def _index(self) -> _Index:
         path = self.path / INDEX
         try:
             raw = read_bounded(path, _LARGEST_FILE)
         except NotFound:
-            if not (self.path / HEADER).exists() and not self._entry_files():
+            if not is_present(self.path / HEADER) and not self._entry_files():
                 raise NotFound(f"{self.path}: the vault was deleted") from None
             raise DamagedData(
                 f"{path}: the index is gone; open the vault with rebuild_index=True"
