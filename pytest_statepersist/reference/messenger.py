@@ -283,7 +283,7 @@ class Messenger:
             self._say(self.channel(channel_id), [present.removal(message_id)])
 
     def history(self, channel_id: str) -> tuple[Message, ...]:
-        """Return the messages of a channel, also of one that was left, by time of sending."""
+        """Return the messages of a channel, also of one that was left, in causal order."""
         with self._mutex:
             return self._replica.channel(channel_id).messages()
 

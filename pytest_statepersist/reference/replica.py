@@ -11,7 +11,7 @@ Beside that the outbox: our own updates which have not yet come back from the tr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -37,28 +37,35 @@ _META, _BODIES = "meta", "bodies"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message in a channel's history."""
+    """A message in a channel's history; ``order`` is greater than that of all its author saw."""
 
     message_id: str
     author_id: str
     author_name: str
     sent_at: datetime
     text: str
+    order: int = 0
 
     def encode_body(self) -> bytes:
         """Return what the map of bodies holds."""
         sent_at = text_of_moment(self.sent_at)
-        return cbor.encode([self.author_id, self.author_name, sent_at, self.text])
+        return cbor.encode([self.author_id, self.author_name, sent_at, self.text, self.order])
 
     @classmethod
     def decode_body(cls, message_id: str, body: object) -> Message:
         """Return the message of a stored body. Raises `DamagedData`."""
         content: Any = cbor.decode(body) if isinstance(body, bytes) else None
-        shape_fits = isinstance(content, list) and len(content) == 4
-        if not shape_fits or not all(isinstance(item, str) for item in content):
-            raise DamagedData(f"message {message_id!r}: its body cannot be read")
-        author_id, author_name, sent_at, text = content
-        return cls(message_id, author_id, author_name, moment_from_text(sent_at), text)
+        match content:
+            case [
+                str() as author_id,
+                str() as name,
+                str() as sent_at,
+                str() as text,
+                int() as order,
+            ]:
+                sent = moment_from_text(sent_at)
+                return cls(message_id, author_id, name, sent, text, order)
+        raise DamagedData(f"message {message_id!r}: its body cannot be read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +127,13 @@ class ChannelDocument:
                 self.present.apply(operation)
 
     def messages(self) -> tuple[Message, ...]:
-        """Return the messages that are there, by time of sending."""
+        """Return the messages that are there: causes before effects, else by time of sending."""
         found = [
             Message.decode_body(message_id, self.bodies.get(message_id))
             for message_id in self.present
             if message_id in self.bodies
         ]
-        return tuple(sorted(found, key=lambda message: (message.sent_at, message.message_id)))
+        return tuple(sorted(found, key=lambda m: (m.order, m.sent_at, m.message_id)))
 
 
 class Replica:
@@ -172,8 +179,10 @@ class Replica:
 
     def add_message(self, message: Message) -> tuple[Set, Add]:
         """Return the operations that add a message."""
-        body = Set(f"{_BODIES}/{message.message_id}", message.encode_body(), self.stamper.stamp())
-        return body, Add(message.message_id, self.stamper.tag())
+        stamp = self.stamper.stamp()
+        body = replace(message, order=stamp.counter).encode_body()
+        key = f"{_BODIES}/{message.message_id}"
+        return Set(key, body, stamp), Add(message.message_id, self.stamper.tag())
 
     def update(self, operations: Sequence[Set | Add | Remove]) -> Update:
         """Return an update of these operations."""

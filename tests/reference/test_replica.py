@@ -81,6 +81,16 @@ def test_the_outbox_holds_what_has_not_come_back() -> None:
     assert [found.message_id for found in replica.channel(CHANNEL).messages()] == ["m"]
 
 
+def test_an_answer_stands_behind_its_question_whatever_the_clocks_say() -> None:
+    one, two = Replica("a"), Replica("b")
+    question = one.update(one.add_message(message("q", "a", minute=59)))
+    for replica in (one, two):
+        replica.apply(replica.event(CHANNEL, question))
+    answer = two.update(two.add_message(message("a", "b", minute=1)))  # a clock that is behind
+    one.apply(one.event(CHANNEL, answer))
+    assert [found.message_id for found in one.channel(CHANNEL).messages()] == ["q", "a"]
+
+
 def test_nobody_writes_in_anothers_name() -> None:
     update = Replica("mallory").update(Replica("mallory").add_message(message("m", "alice")))
     update.check_author("alice")
