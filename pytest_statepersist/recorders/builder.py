@@ -529,10 +529,13 @@ class TraceBuilder:
 
     # -- the trace -----------------------------------------------------------------------------
 
-    def position(self, count: int) -> int:
-        """Return how many of the first ``count`` operations kept are in the finished trace."""
+    def positions(self) -> list[int]:
+        """Return, for each count of operations kept, how many of them are in the trace."""
         wanted = self._concerned(self._log)
-        return sum(cls is SyncAll or fields[0] in wanted for cls, fields, _, _ in self._log[:count])
+        found = [0]
+        for cls, fields, _, _ in self._log:
+            found.append(found[-1] + (cls is SyncAll or fields[0] in wanted))
+        return found
 
     def finish(self) -> Trace:
         """Return the trace of what concerns the directory, in the order in which it happened."""

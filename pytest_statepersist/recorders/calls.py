@@ -423,9 +423,7 @@ class Calls:
                 identity=(status.st_dev, status.st_ino),
             )
             if place[0] != OUTSIDE:
-                session.notifications.watch(
-                    number, os.path.join(session.directory, session.builder[number].path)
-                )
+                session.watch(number, os.path.join(session.directory, session.builder[number].path))
 
     def mknod(
         self, path: Any, mode: int = 0o600, device: int = 0, *, dir_fd: int | None = None

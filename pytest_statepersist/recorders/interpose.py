@@ -107,6 +107,7 @@ class Interposition:
                 setattr(owner, name, replacement)
                 self._done.append((owner, name, original, replacement))
             if self._rebind:
+                del original, replacement  # references are counted there
                 private = [entry for each in (*_installed, self) for entry in each._done]
                 self._rebinding = Rebinding(list(made.values()), private=private)
                 self.unreached = self._rebinding.unreached

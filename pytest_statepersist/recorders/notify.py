@@ -50,12 +50,13 @@ _BUFFER = 1 << 16
 class Event:
     """One event: its kind (one bit), the directory's inode number, the entry, and a bound.
 
-    ``before`` is how many operations the recording had when the event was read.
+    It was read when the recording had ``before`` operations; at ``after`` the queue was empty.
     """
 
     kind: int
     directory: int
     name: str
+    after: int
     before: int
 
 
@@ -76,19 +77,27 @@ class Notifications:
     def __init__(self) -> None:
         self.unproved: str | None = None
         self.closed = False
+        self.since: dict[int, int] = {}
+        """Inode numbers of the watched directories, and when the watch began."""
         self._directories: dict[int, int] = {}
-        self._chunks: list[tuple[bytes, int]] = []
+        self._chunks: list[tuple[bytes, int, int]] = []
+        self._drained = 0
         self._descriptor = -1
         self._libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
         if self._libc is None or not hasattr(self._libc, "inotify_init1"):
             self.unproved = "this platform has no inotify"
             return
-        self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._descriptor = _spare_queue()
+        if self._descriptor < 0:
+            self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._descriptor < 0:
             self._fail("inotify gives no queue (fs.inotify.max_user_instances?)")
 
-    def watch(self, number: int, path: str) -> None:
-        """Watch the entries of a real directory, which is this inode of the trace."""
+    def watch(self, number: int, path: str, *, since: int = 0) -> None:
+        """Watch the entries of a real directory, which is this inode of the trace.
+
+        ``since`` is how many operations were recorded before.
+        """
         if self._descriptor < 0 or self._libc is None:
             return
         watch = self._libc.inotify_add_watch(self._descriptor, os.fsencode(path), _MASK)
@@ -96,28 +105,32 @@ class Notifications:
             self._fail(f"inotify cannot watch {path} (fs.inotify.max_user_watches?)")
         else:
             self._directories[watch] = number
+            self.since.setdefault(number, since)
 
     def drain(self, before: int) -> None:
         """Take what is in the queue; it belongs to the first ``before`` operations."""
         if self._descriptor < 0:
             return
+        after, self._drained = self._drained, before
         while True:
             try:
                 chunk = real.read(self._descriptor, _BUFFER)
             except BlockingIOError:
                 return
-            self._chunks.append((chunk, before))
+            self._chunks.append((chunk, after, before))
 
     def close(self) -> None:
         """Give the queue back; called twice it does nothing."""
         self.closed = True
-        if self._descriptor >= 0:
-            real.close(self._descriptor)
+        if self._descriptor >= 0 and self._libc is not None:
+            for watch in self._directories:
+                self._libc.inotify_rm_watch(self._descriptor, watch)
+            _keep_queue(self._descriptor)
             self._descriptor = -1
 
     def events(self) -> Iterator[Event]:
         """Yield what was drained, in the kernel's order."""
-        for chunk, before in self._chunks:
+        for chunk, after, before in self._chunks:
             at = 0
             while at < len(chunk):
                 watch, mask, _, length = _HEADER.unpack_from(chunk, at)
@@ -128,7 +141,7 @@ class Notifications:
                 name = os.fsdecode(chunk[at - length : at].rstrip(b"\0"))
                 directory = self._directories.get(watch)
                 if directory is not None and name:
-                    yield Event(mask & _MASK, directory, name, before)
+                    yield Event(mask & _MASK, directory, name, after, before)
 
     @property
     def silent(self) -> bool:
@@ -137,8 +150,37 @@ class Notifications:
 
     def _fail(self, what: str) -> None:
         self.unproved = f"{what}: {os.strerror(ctypes.get_errno())}"
-        real.close(self._descriptor)
-        self._descriptor = -1
+        if self._descriptor >= 0:
+            real.close(self._descriptor)
+            self._descriptor = -1
+
+
+_spare: list[tuple[int, int]] = []
+"""A queue that is not in use, and the process that made it: to close one takes milliseconds."""
+
+
+def _spare_queue() -> int:
+    while _spare:
+        process, descriptor = _spare.pop()
+        if process == os.getpid():
+            _empty(descriptor)
+            return descriptor
+    return -1
+
+
+def _keep_queue(descriptor: int) -> None:
+    if _spare:
+        real.close(descriptor)
+    else:
+        _spare.append((os.getpid(), descriptor))
+
+
+def _empty(descriptor: int) -> None:
+    try:
+        while real.read(descriptor, _BUFFER):
+            pass
+    except BlockingIOError:
+        pass
 
 
 class _Names:
@@ -177,7 +219,7 @@ class _Names:
 _Expected: TypeAlias = tuple[int, int, str]
 
 
-def _expected(operation: op.Operation) -> list[_Expected]:
+def _events(operation: op.Operation) -> list[_Expected]:
     """Return the (kind, directory, name) of the events of names that an operation must leave."""
     match operation:
         case op.Create() | op.Mkdir() | op.Symlink() | op.Link():
@@ -192,14 +234,15 @@ def _expected(operation: op.Operation) -> list[_Expected]:
                 events += [(_FROM, *new), (_TO, *old)]
         case _:
             return []
-    return [event for event in events if event[1] != op.OUTSIDE]
+    return events
 
 
 class _Explainer:
     """Walks through the trace as the events ask for it."""
 
-    def __init__(self, trace: op.Trace) -> None:
+    def __init__(self, trace: op.Trace, since: dict[int, int]) -> None:
         self.names = _Names(trace.base)
+        self._since = since
         self._operations = trace.operations
         self._position = 0
         self._changed: set[int] = set()
@@ -214,7 +257,7 @@ class _Explainer:
     def name(self, event: Event) -> bool:
         """Say whether the next change of a name in the trace is this one."""
         while not self._owed and self._position < len(self._operations):
-            self._owed = _expected(self._operations[self._position])
+            self._owed = self._expected()
             self._step()
         if self._owed[:1] != [(event.kind, event.directory, event.name)]:
             return False
@@ -224,19 +267,26 @@ class _Explainer:
     def write(self, inode: int | None, end: int) -> bool:
         """Say whether this inode was written before operation ``end`` and the next new name."""
         while inode not in self._changed and self._position < min(end, len(self._operations)):
-            if _expected(self._operations[self._position]):
+            if self._expected():
                 break
             self._step()
         return inode in self._changed
 
     def _step(self) -> None:
         operation = self._operations[self._position]
+        names_change = bool(self._expected())
         self._position += 1
         self.names.step(operation)
         if isinstance(operation, op.Write | op.Truncate | op.Allocate | op.ZeroRange):
             self._changed.add(operation.inode)
-        elif _expected(operation):
+        elif names_change:
             self._changed.clear()
+
+    def _expected(self) -> list[_Expected]:
+        """Return the events of the next operation in directories that were watched by then."""
+        events = _events(self._operations[self._position])
+        never = len(self._operations)
+        return [each for each in events if self._since.get(each[1], never) <= self._position]
 
 
 def explain(
@@ -245,22 +295,26 @@ def explain(
     *,
     opened: Callable[[int], bool],
     ignored: Callable[[str], bool] | None = None,
-    bound: Callable[[int], int] = lambda before: before,
+    positions: list[int] | None = None,
 ) -> Unexplained | None:
     """Return the first event that the trace does not explain, or ``None``.
 
     ``opened`` says whether a recorder saw an inode being opened for writing, ``ignored`` which
-    paths do not count, ``bound`` turns a count of recorded operations into one of the trace.
+    paths do not count, ``positions`` how many of the first n recorded operations are in the trace.
     """
-    explainer = _Explainer(trace)
-    before = 0
+    if positions is None:
+        positions = list(range(len(trace) + 1))
+    last = len(positions) - 1
+    since = {number: positions[min(at, last)] for number, at in notifications.since.items()}
+    explainer = _Explainer(trace, since)
+    read = (0, 0)
     for event in notifications.events():
         path = explainer.names.path(event.directory, event.name)
         if ignored is not None and ignored(path):
             continue
-        if event.before != before:
-            explainer.window(bound(before))
-            before = event.before
+        if (event.after, event.before) != read:
+            explainer.window(positions[min(event.after, last)])
+            read = (event.after, event.before)
         if event.kind & _NAMES:
             explained = explainer.name(event)
         else:
@@ -268,7 +322,7 @@ def explain(
             if event.kind == _CLOSE_WRITE:
                 explained = inode is not None and opened(inode)
             else:
-                explained = explainer.write(inode, bound(event.before))
+                explained = explainer.write(inode, positions[min(event.before, last)])
         if not explained:
             return Unexplained(path, _VERBS.get(event.kind, "changed"))
     return None

@@ -187,7 +187,7 @@ class PythonRecorder:
             try:
                 for number, node in self._base.tree.nodes.items():
                     if isinstance(node, Directory):
-                        notifications.watch(number, f"{self.directory}/{builder[number].path}")
+                        session.watch(number, f"{self.directory}/{builder[number].path}")
                 interposition().install()
                 try:
                     _mappings.append(Mappings(session))

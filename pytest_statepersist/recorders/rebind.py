@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import os
 import sys
 import threading
 import types
@@ -41,8 +42,10 @@ class Rebinding:
     def __init__(self, pairs: list[tuple[Any, Any]], *, private: Iterable[Any] = ()) -> None:
         self.unreached: list[str] = []
         self._pairs = pairs
-        self._private = {id(item) for item in private}
+        self._private = list(private)
         self._wrapped: dict[int, staticmethod[Any, Any]] = {}
+        # What holds a replacement before anybody was given it is this package itself.
+        self._before = _held_elsewhere([new for _, new in pairs], [*self._private, *pairs])
         self._run(pairs)
 
     def undo(self) -> None:
@@ -53,19 +56,31 @@ class Rebinding:
 
     def _run(self, pairs: list[tuple[Any, Any]]) -> None:
         new = {id(old): replacement for old, replacement in pairs}
-        for frame in _running(new, self.unreached):
-            _rewrite_frame(frame, new)
-        olds = [old for old, _ in pairs]
-        skip = self._private | _own_containers(self._pairs)
-        skip |= {id(pairs), id(self._pairs), id(self.__dict__), *map(id, pairs)}
-        self._replace(olds, new, skip, _DEPTH)
+        for namespace in _namespaces(own=False):
+            if not new.keys().isdisjoint(map(id, namespace.values())):
+                self._rewrite(namespace, new)
+        for supported in _support_sets():
+            self._rewrite(supported, new)
+        frames = _running(new, self.unreached)
+        while frames:
+            _rewrite_frame(frames.pop(), new)
+        skip = _own_containers(self._pairs) | {id(item) for item in self._private}
+        skip |= {id(pairs), id(self._pairs), id(self.__dict__), id(self._private)}
+        skip |= {id(pair) for pair in pairs}
+        forward = pairs is self._pairs
+        held = _held_elsewhere([old for old, _ in pairs], [*self._private, *self._pairs])
+        # On the way back the reversed pairs are one more reference.
+        known = {} if forward else {key: count + 1 for key, count in self._before.items()}
+        olds = [old for old, _ in pairs if held[id(old)] > known.get(id(old), 0)]
+        if olds:
+            self._replace(olds, new, skip, _DEPTH)
 
     def _replace(self, olds: list[Any], new: dict[int, Any], skip: set[int], depth: int) -> None:
         fresh: dict[int, Any] = {}
         rebuilt: list[Any] = []
         skip = skip | {id(olds), id(new), id(fresh), id(rebuilt)}
         holders = gc.get_referrers(*olds)
-        skip.add(id(holders))
+        skip |= {id(holders), *_own_cells(holders)}
         for holder in holders:
             if id(holder) in skip or isinstance(holder, _IGNORED) or _is_own(holder):
                 continue
@@ -132,13 +147,59 @@ class Rebinding:
         return True
 
 
+def _namespaces(*, own: bool) -> Iterator[dict[str, Any]]:
+    """Yield what modules hold by name; with ``own`` this package's modules as well."""
+    seen: set[int] = set()
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, types.ModuleType) and (own or not _is_own_name(name)):
+            namespace = vars(module)
+            if id(namespace) not in seen:  # os.path and posixpath are one module
+                seen.add(id(namespace))
+                yield namespace
+    if own:
+        yield vars(real.system)
+
+
+def _support_sets() -> list[set[Any]]:
+    """Return `os.supports_dir_fd` and its like, which hold functions."""
+    return [value for value in vars(os).values() if isinstance(value, set)]
+
+
+def _held_elsewhere(objects: list[Any], private: list[Any]) -> dict[int, int]:
+    """Count the references to each object that are neither a module's nor in ``private``.
+
+    Searching the whole heap is slow, and hardly ever is there anything to find. What is found here
+    by name or by the count of references needs no search. ``objects`` is the list to count for.
+    """
+    ids = {id(item) for item in objects}
+    known = dict.fromkeys(ids, 0)
+    spaces = (space.values() for space in _namespaces(own=True))
+    for container in [*spaces, *_support_sets(), *private]:
+        if not ids.isdisjoint(map(id, container)):
+            for item in container:
+                if id(item) in ids:
+                    known[id(item)] += 1
+    # The list itself and the call below hold each of them as well: an object that nothing else
+    # holds shows by how much.
+    objects.append(object())
+    counts = [sys.getrefcount(item) for item in objects]
+    plain = counts.pop()
+    objects.pop()
+    return {
+        id(item): count - known[id(item)] - plain
+        for item, count in zip(objects, counts, strict=True)
+    }
+
+
 def _running(new: dict[int, Any], unreached: list[str]) -> list[types.FrameType]:
     """Return this thread's frames with a local to rewrite; name those of other threads."""
     mine = [frame for frame in _stack(sys._getframe(1)) if _locals(frame, new)]
-    here = threading.get_ident()
-    for thread, top in sys._current_frames().items():
+    tops = sys._current_frames()
+    # A frame that is held by a variable of its own would stay until the next collection.
+    tops.pop(threading.get_ident(), None)
+    for top in tops.values():
         for frame in _stack(top):
-            if thread != here and (names := _locals(frame, new)):
+            if names := _locals(frame, new):
                 where = frame.f_code.co_qualname
                 unreached.append(f"local variable {names[0]!r} of {where} in another thread")
     return mine
@@ -183,7 +244,7 @@ def _own_containers(pairs: list[tuple[Any, Any]]) -> set[int]:
     """Return the containers by which this package itself holds the originals."""
     found: set[int] = {id(vars(real.system))}
     for name, module in list(sys.modules.items()):
-        if name.startswith(_OWN) and not name.startswith(_SUBJECT):
+        if _is_own_name(name):
             found.add(id(vars(module)))
     for pair in pairs:
         found.add(id(pair))
@@ -195,9 +256,22 @@ def _own_containers(pairs: list[tuple[Any, Any]]) -> set[int]:
     return found
 
 
+def _own_cells(holders: list[Any]) -> set[int]:
+    """Return the closure cells among the holders that belong to functions of this package."""
+    cells = {id(holder): holder for holder in holders if isinstance(holder, types.CellType)}
+    if not cells:
+        return set()
+    closures = [item for item in gc.get_referrers(*cells.values()) if type(item) is tuple]
+    own = [item for item in gc.get_referrers(*closures) if type(item) is types.FunctionType]
+    return {id(cell) for item in own if _is_own(item) for cell in item.__closure__ or ()}
+
+
 def _is_own(holder: Any) -> bool:
     owner = holder if isinstance(holder, types.FunctionType | type) else type(holder)
-    module = str(getattr(owner, "__module__", ""))
+    return _is_own_name(str(getattr(owner, "__module__", "")))
+
+
+def _is_own_name(module: str) -> bool:
     return module.startswith(_OWN) and not module.startswith(_SUBJECT)
 
 

@@ -81,7 +81,7 @@ def verify(
         notifications,
         opened=lambda number: builder[number].was_opened,
         ignored=ignore,
-        bound=builder.position if len(builder) != len(trace) else lambda before: before,
+        positions=builder.positions(),
     )
     if unexplained is not None:
         what = f"was {unexplained.verb} in a way that left no trace in its content"
@@ -116,7 +116,7 @@ def blind_spot(directory: str, path: str, what: str) -> BlindSpot:
     """Return the error for a path that changed unseen; it names the recorder that would see it."""
     recorder = "sqlite" if _is_sqlite(directory, path) else "strace"
     return BlindSpot(
-        f"{path!r} {what}: nothing that the {'python'} recorder saw explains it, usually because "
+        f"{path!r} {what}: nothing that the python recorder saw explains it, usually because "
         f"native code, a mapping or another process did it; record with {recorder}",
         culprit=path,
         recorder=recorder,

@@ -28,7 +28,7 @@ from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.notify import Notifications
 from pytest_statepersist.recorders.scan import scan
 
-__all__ = ["Description", "Session", "Slot"]
+__all__ = ["Description", "Session", "Slot", "descriptor_path", "durability_of"]
 
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 _DRAIN = 64
@@ -147,7 +147,7 @@ class Session:
         known = self._outside_heads.get(identity)
         if known is None:
             if directory is not None and not head.startswith("/"):
-                head = os.path.join(_descriptor_path(directory), head)
+                head = os.path.join(descriptor_path(directory), head)
             known = self._outside_heads[identity] = os.path.realpath(head)
         return os.path.join(known, name)
 
@@ -176,7 +176,11 @@ class Session:
             self.unseen(inode.path, "was replaced")
         elif stat.S_ISREG(status.st_mode) and inode.size != status.st_size:
             self.unseen(inode.path, "was written or cut")
-        elif inode.changed is not None and status.st_ctime_ns > inode.changed:
+        elif (
+            inode.entries is None  # every entry that comes or goes changes its directory
+            and inode.changed is not None
+            and status.st_ctime_ns > inode.changed
+        ):
             self.unseen(inode.path, "was changed")
 
     def unseen(self, path: str, what: str, recorder: str | None = "strace") -> None:
@@ -336,7 +340,7 @@ class Session:
         try:
             real.pread(fd, 0, 0)
         except OSError:
-            source, own = real.os_open(_descriptor_path(fd), os.O_RDONLY), False
+            source, own = real.os_open(descriptor_path(fd), os.O_RDONLY), False
         try:
             while len(found) < count:
                 piece = real.pread(source, count - len(found), offset + len(found))
@@ -391,26 +395,31 @@ class Session:
         """Make an older file outside known because it is synced now, unless it is large."""
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGE:
             return None
-        path = _descriptor_path(fd)
+        path = descriptor_path(fd)
         try:
             return self._adopt_file(path, os.path.realpath(path), status)
         except OSError:
             return None  # not readable: it counts as unsynced if it ever moves in
 
+    def watch(self, number: int, path: str) -> None:
+        """Watch a directory from now on."""
+        self.notifications.watch(number, path, since=len(self.builder))
+
     def watch_below(self, number: int, path: str) -> None:
         """Watch a directory that is new inside, and all directories in it."""
-        self.notifications.watch(number, path)
+        self.watch(number, path)
         for name, child in (self.builder[number].entries or {}).items():
             if self.builder[child].entries is not None:
                 self.watch_below(child, f"{path}/{name}")
 
 
-def _descriptor_path(fd: int) -> str:
+def descriptor_path(fd: int) -> str:
+    """Return a path by which the kernel leads to an open file of this process."""
     return f"/proc/self/fd/{fd}" if os.path.isdir("/proc/self/fd") else f"/dev/fd/{fd}"
 
 
 def _at(path: Path, directory: int) -> str:
-    return os.path.join(_descriptor_path(directory), os.fsdecode(path))
+    return os.path.join(descriptor_path(directory), os.fsdecode(path))
 
 
 def _way_out(recorder: str | None) -> str:

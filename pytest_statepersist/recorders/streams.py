@@ -22,7 +22,7 @@ from typing import Any
 
 from pytest_statepersist.core.operations import OUTSIDE
 from pytest_statepersist.recorders import real
-from pytest_statepersist.recorders.session import Description, Session, Slot
+from pytest_statepersist.recorders.session import Description, Session, Slot, descriptor_path
 
 __all__ = ["attach", "detach", "make_fileio", "make_open", "patch_subclasses", "raw_of"]
 
@@ -101,8 +101,9 @@ def patch_subclasses(slot: Slot, ours: type) -> Callable[[], None]:
     patched: list[tuple[type, Any]] = []
     for kind in real.FileIO.__subclasses__():
         if kind is not ours:
-            patched.append((kind, vars(kind).get("__init__")))
-            setattr(kind, "__init__", _recorded_init(slot, kind.__init__))  # noqa: B010
+            own = vars(kind).get("__init__")
+            patched.append((kind, own))
+            setattr(kind, "__init__", _recorded_init(slot, own or real.FileIO.__init__))  # noqa: B010
 
     def undo() -> None:
         for kind, original in patched:
@@ -141,7 +142,7 @@ def _opening(
     if isinstance(file, int):
         return _take_over(slot, session, call())
     place = session.place(file)
-    if place[0] == OUTSIDE and _may_block(file):
+    if opener is None and place[0] == OUTSIDE and _may_block(file):
         return call()
     with session.lock:
         try:
@@ -158,6 +159,9 @@ def _opening(
         if opener is not None and fd in session.files:
             found: Description | None = session.files[fd]
         else:
+            if opener is not None:  # what it opened need not be what it was asked for
+                file = os.path.realpath(descriptor_path(fd))
+                place = session.place(file)
             found = session.opened(fd, file, place=place, truncated="w" in mode)
         if found is not None:
             attach(slot, session, raw, fd, found)
@@ -195,9 +199,13 @@ def _after_failure(session: Session, file: Any, mode: str, place: tuple[int, str
     identity = (status.st_dev, status.st_ino)
     if number is None and place[0] != OUTSIDE and session.builder.find(identity) is None:
         mode_bits = stat.S_IMODE(status.st_mode)
-        session.builder.create(*place, session.moment(), mode=mode_bits, identity=identity)
-    elif number is not None and status.st_size == 0 and session.builder[number].size:
+        at = session.moment()
+        number = session.builder.create(*place, at, mode=mode_bits, identity=identity)
+    elif number is not None and "w" in mode and status.st_size == 0:
         session.builder.truncate(number, 0, session.moment())
+    if number is not None:
+        session.builder.opened(number)
+        session.builder.close(number, session.moment(), written=False)
 
 
 def attach(slot: Slot, session: Session, raw: Any, fd: int, found: Description) -> None:
