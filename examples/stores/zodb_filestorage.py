@@ -34,7 +34,7 @@ def setup(directory: Path) -> None:
 
 
 def workload(directory: Path) -> None:
-    store(directory, "a long text " * 1200)
+    store(directory, "a long text " * 700)
 
 
 def recover(directory: Path) -> object:

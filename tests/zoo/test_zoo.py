@@ -2,7 +2,8 @@
 
 The broken ones are the engine's canaries: each must be caught under each model that it lists, and
 must pass under each that it does not. The sound ones are the opposite: one finding is a false
-alarm.
+alarm. Nothing here may be skipped or loosened: where the engine and a store disagree, one of them
+is wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pytest_statepersist import CrashSimulator
+from pytest_statepersist import CrashSimulator, Report
 from tests.zoo.spec import ALL_MODELS, ZooSpec, bug_lines
 
 ZOO = Path(__file__).parent
@@ -34,12 +35,11 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def explore(spec: ZooSpec, **options: Any) -> Any:
-    judged_by: dict[str, Any] = (
-        {"invariant": spec.invariant}
-        if spec.invariant is not None
-        else {"before": spec.before, "after": spec.after}
-    )
+def explore(path: Path, **options: Any) -> Report:
+    spec: ZooSpec = load(path).SPEC
+    judged_by: dict[str, Any] = {"before": spec.before, "after": spec.after}
+    if spec.invariant is not None:
+        judged_by = {"invariant": spec.invariant}
     return CrashSimulator().explore(
         setup=spec.setup,
         workload=spec.workload,
@@ -47,3 +47,77 @@ def explore(spec: ZooSpec, **options: Any) -> Any:
         **judged_by,
         **{"model": list(ALL_MODELS), **options},
     )
+
+
+def answers(report: Report) -> dict[str, bool | None]:
+    """Return, for each model, whether it says yes to both questions."""
+    found = {}
+    for model in ALL_MODELS:
+        verdict = report.verdict(model)
+        both = (verdict.atomic, verdict.durable)
+        found[model] = False if False in both else None if None in both else True
+    return found
+
+
+def named(path: Path) -> Any:
+    return pytest.param(path, id=f"{path.parent.name}/{path.stem}")
+
+
+@pytest.mark.parametrize("path", map(named, BROKEN + RECOVERY))
+def test_a_broken_store_is_caught(path: Path) -> None:
+    spec: ZooSpec = load(path).SPEC
+    report = explore(path)
+    assert answers(report) == {model: model not in spec.models for model in ALL_MODELS}
+    assert not report.warnings
+    for model in spec.models:
+        first = next(finding for finding in report.findings if model in finding.models)
+        assert first.kind.value == spec.kind, f"{model}: {first}"
+        assert first.cause in spec.causes, f"{model}: {first}"
+        assert first.site is not None, f"{model}: {first}"
+        assert Path(first.site.file).resolve() == path.resolve(), f"{model}: {first}"
+        assert first.site.line in bug_lines(path.read_text()), f"{model}: {first}"
+
+
+@pytest.mark.parametrize("path", map(named, BROKEN + RECOVERY))
+def test_a_broken_store_shows_at_the_deviations_that_it_states(path: Path) -> None:
+    spec: ZooSpec = load(path).SPEC
+    model = spec.models[0]
+    assert explore(path, model=model, deviations=spec.deviations).findings
+    if spec.deviations:
+        assert not explore(path, model=model, deviations=spec.deviations - 1).findings
+
+
+@pytest.mark.parametrize("path", map(named, RECOVERY))
+def test_a_broken_recovery_shows_only_when_it_is_interrupted(path: Path) -> None:
+    assert explore(path, recovery_crashes=0).findings == ()
+
+
+@pytest.mark.parametrize("path", map(named, SOUND))
+def test_a_sound_store_passes(path: Path) -> None:
+    report = explore(path)
+    assert report.findings == ()
+    assert answers(report) == dict.fromkeys(ALL_MODELS, True)
+    assert all(report.verdict(model).complete for model in ALL_MODELS)
+    assert not report.warnings
+
+
+def test_the_zoo_is_large_enough() -> None:
+    assert len(BROKEN) >= 28
+    assert len(RECOVERY) >= 5
+    assert len(SOUND) >= 10
+
+
+@pytest.mark.parametrize("path", map(named, BROKEN + RECOVERY + SOUND))
+def test_a_store_tells_its_story(path: Path) -> None:
+    module = load(path)
+    story = (module.__doc__ or "").strip()
+    marked = bug_lines(path.read_text())
+    assert len(story.split()) > 10
+    if path in SOUND:
+        assert module.SPEC.models == ()
+        assert not marked
+    else:
+        assert "deviation" in story
+        assert set(module.SPEC.models) <= set(ALL_MODELS)
+        assert module.SPEC.models
+        assert len(marked) == 1

@@ -43,7 +43,7 @@ SPEC = ZooSpec(
     before={"score": 1},
     after={"score": 2},
     models=POWER_LOSS,
-    kind="durability",
+    kind="unstable",
     # The truncation overtook the write, because the write was not synced.
     causes=("reordered writes", "missing fsync"),
     deviations=1,

@@ -40,7 +40,7 @@ SPEC = ZooSpec(
     before={"score": 1},
     after={"score": 2},
     models=("posix",),
-    kind="durability",
+    kind="unstable",
     causes=("missing directory fsync",),
     deviations=1,
 )
