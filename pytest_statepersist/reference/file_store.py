@@ -32,6 +32,7 @@ from pytest_statepersist.reference.errors import (
     NewerVersion,
     NotFound,
     PersistenceError,
+    StorageError,
     ValidationError,
     WrongPassword,
 )
@@ -314,7 +315,9 @@ class FileStore:
     def migrate(self) -> int:
         """Rewrite all items of older schema versions, in one atomic durable step.
 
-        Not needed for reading: `load` upgrades. Returns how many were rewritten.
+        Not needed for reading: `load` upgrades. Items that cannot be read for what they are
+        were reported and stay as they are. Returns how many were rewritten. Raises
+        `StorageError`, having changed nothing that `load` would notice.
         """
         with self._exclusive():
             changed = {
@@ -550,6 +553,8 @@ class FileStore:
             for item_id in self._files.ids(model):
                 try:
                     yield self._read(model, item_id)[0]
+                except StorageError:
+                    raise  # it may well be readable the next time
                 except PersistenceError:
                     pass  # `_read` has reported it
 

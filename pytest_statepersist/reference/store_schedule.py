@@ -79,12 +79,14 @@ class BackupSchedule:
             return made
 
     def backups(self) -> tuple[Path, ...]:
-        """Return all backups, oldest first."""
+        """Return all backups, oldest first. Raises `StorageError`."""
+        return tuple(self._directory / name for name in self._names() if _NAME.fullmatch(name))
+
+    def _names(self) -> list[str]:
         try:
-            names = sorted(os.listdir(self._directory))
+            return sorted(os.listdir(self._directory))
         except OSError as error:
             raise StorageError(self._directory, error) from error
-        return tuple(self._directory / name for name in names if _NAME.fullmatch(name))
 
     def _beat(self) -> None:
         try:
@@ -133,6 +135,6 @@ class BackupSchedule:
         shutil.rmtree(hidden, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
-        for name in os.listdir(self._directory):
+        for name in self._names():
             if is_temporary(name):
                 shutil.rmtree(self._directory / name, ignore_errors=True)
