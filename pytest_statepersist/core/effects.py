@@ -112,6 +112,7 @@ class Effects:
         self.frees: dict[int, list[int]] = defaultdict(list)
         self.created: dict[int, op.Create | op.Mkdir | op.Symlink] = {}
         self.many_names: set[int] = set()
+        self.times: set[int] = set()
         self._data_chains: dict[tuple[int, int], list[int]] = {}
 
     def __len__(self) -> int:
@@ -449,7 +450,9 @@ class _Splitter:
 
     def _times(self, inode: int, mtime: int | None) -> None:
         chain = self.out.chains[Cell(Part.TIMES, inode)]
-        chain.append(self._emit(Kind.TIMES, inode, set(chain[-1:]), mtime=mtime))
+        index = self._emit(Kind.TIMES, inode, set(chain[-1:]), mtime=mtime)
+        chain.append(index)
+        self.out.times.add(index)
 
     def _attributes(self, operation: op.SetAttributes) -> None:
         if operation.mode is not None or operation.owner is not None or operation.xattrs:

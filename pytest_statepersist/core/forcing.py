@@ -179,11 +179,12 @@ class _Forcer:
             after = bisect_left(chain, index) + 1
             return after < len(chain) and chain[after] in inside
 
-        return [
-            index
-            for index in entries
-            if not all(superseded(index, cell) for cell, _ in self.effects.effects[index].entries)
-        ]
+        kept = []
+        for index in entries:
+            cells = [cell for cell, _ in self.effects.effects[index].entries]
+            if not cells or not all(superseded(index, cell) for cell in cells):
+                kept.append(index)
+        return kept
 
     # -- forcing --------------------------------------------------------------------------------
 
@@ -212,7 +213,8 @@ class _Forcer:
 
     def _fsync(self, sync: int, call: op.Fsync) -> None:
         if self.model.waives_order:
-            self._log(sync, *self._logged_parts(call), failed=call.failed)
+            inside = self.entries_of[call.inode] = self._newest(self.entries_of[call.inode])
+            self._log(sync, self._contents(call), self._names_of(call.inode), inside, call.failed)
         elif call.failed:
             return
         elif call.inode in self.directories:
@@ -253,15 +255,16 @@ class _Forcer:
         self._force(wanted, sync)
 
     def _range(self, sync: int, call: op.SyncRange) -> None:
-        first, last = call.offset // self.model.unit, (call.offset + call.length - 1)
+        unit = self.model.unit
+        touched = range(call.offset // unit, -(-(call.offset + call.length) // unit))
         wanted = [
             index
             for index in self._pending(call.inode)
             if self.effects.effects[index].kind in CONTENT
-            and first <= self.effects.effects[index].unit <= last // self.model.unit
+            and self.effects.effects[index].unit in touched
         ]
         if self.model.waives_order:
-            self._log(sync, wanted, [])
+            self._log(sync, wanted)
         else:
             self._force(wanted, sync)
 
@@ -282,32 +285,37 @@ class _Forcer:
 
     # -- a log of what was synced -----------------------------------------------------------------
 
-    def _logged_parts(self, call: op.Fsync) -> tuple[list[int], list[int]]:
-        """Return the contents and the entries that a log takes up with a file or directory."""
-        inode = call.inode
-        contents = self._pending(inode) + self.soft[inode]
+    def _contents(self, call: op.Fsync) -> list[int]:
+        """Return the data, sizes and attributes that a log takes up with a file or directory."""
+        contents = self._pending(call.inode) + self.soft[call.inode]
         if not call.failed:
-            del self.own[inode], self.soft[inode]
-        if inode not in self.directories:
-            return contents, self._names_of(inode)
-        self.entries_of[inode] = self._newest(self.entries_of[inode])
-        return contents, self.entries_of[inode] + self._names_of(inode)
+            del self.own[call.inode], self.soft[call.inode]
+        return contents
 
     def _names_of(self, inode: int) -> list[int]:
         self.names_of[inode] = self._newest(self.names_of[inode])
         return self.names_of[inode]
 
     def _log(
-        self, sync: int, contents: list[int], names: list[int], *, failed: bool = False
+        self,
+        sync: int,
+        contents: list[int],
+        names: Iterable[int] = (),
+        inside: Iterable[int] = (),
+        failed: bool = False,
     ) -> None:
-        """Write a file or directory to the log: forced out of order, names until they change."""
+        """Write a file or directory to the log: forced out of order, its names until they change.
+
+        Entries inside a directory stay: no log was seen to forget one that it took up with it.
+        """
         names = [index for index in names if not self.for_good[index]]
-        for index in (*self._needed_by([*contents, *names]), *self.in_log):
+        inside = [index for index in inside if not self.for_good[index]]
+        for index in (*self._needed_by([*contents, *names, *inside]), *self.in_log):
             if self.out.exempt.setdefault(index, sync) == sync:
                 self.out.loosened[sync].add(index)
         self.in_log.clear()
         if not failed:
-            self._force(contents, sync)
+            self._force([*contents, *inside], sync)
             self._force(names, sync, for_good=False)
 
     def _needed_by(self, wanted: list[int]) -> list[int]:

@@ -433,7 +433,11 @@ class Oracle:
             if _failed(self.trace.operations[sync]):
                 continue
             by_this = self.forced_by(sync)
-            if self.model.log_forgets and not isinstance(self.trace.operations[sync], op.SyncAll):
+            operation = self.trace.operations[sync]
+            if isinstance(operation, op.Fsync):  # a directory's entries are forced for good
+                inside = {e.id for e in self.effects if operation.inode in e.parents}
+                forced |= self._closure(by_this & inside)
+            if self.model.log_forgets and not isinstance(operation, op.SyncAll):
                 for later in range(sync + 1, min(point + 1, len(self.trace))):
                     gone = self._changes_name(later)
                     by_this = {i for i in by_this if not self.effects[i].cells.keys() & gone}
