@@ -1,6 +1,6 @@
 """What an exploration says: findings, verdicts and the report that holds them.
 
-Belongs here: the values that users and renderers read. No prose beyond one line, no search, no files.
+Belongs here: the values that users and renderers read. No prose, no search, no files.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def state_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def crash_simulator(request: pytest.FixtureRequest) -> Iterator[CrashSimulator]:
     """Explores every disk that a crash may leave: check(), explore(), record()."""
-    from pytest_statepersist.plugin import REPORTS, settings_for
+    from pytest_statepersist.options import REPORTS, settings_for
     from pytest_statepersist.simulator import CrashSimulator
 
     simulator = CrashSimulator(**settings_for(request.config, request.node))

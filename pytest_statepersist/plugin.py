@@ -5,30 +5,15 @@ Belongs here: what pytest calls. Fixtures are in `fixtures`, prose in `report`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import pytest
 
 from pytest_statepersist.fixtures import (
     crash_simulator,
     state_dir,
 )
-
-if TYPE_CHECKING:
-    from pytest_statepersist.findings import Report
+from pytest_statepersist.options import MARKER_KEYWORDS, REPORTS
 
 __all__ = ["crash_simulator", "state_dir"]
-
-REPORTS: pytest.StashKey[list[tuple[str, Report]]] = pytest.StashKey()
-MARKER_KEYWORDS = (
-    "model",
-    "budget",
-    "seed",
-    "deviations",
-    "recovery_crashes",
-    "recorder",
-    "time_limit",
-)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -95,43 +80,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 )
         if off and "crash_simulator" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.skip(reason="--statepersist-off was given"))
-
-
-def settings_for(config: pytest.Config, node: pytest.Item | None) -> dict[str, Any]:
-    """Return the settings for a test: ini, then options, then the closest marker."""
-    found: dict[str, Any] = {}
-    numbers = {"seed": int, "deviations": int, "recovery_crashes": int, "time_limit": float}
-    for name in ("workspace", *MARKER_KEYWORDS):
-        text = config.getini(f"statepersist_{name}")
-        if text:
-            found[name] = _number(name, text, numbers[name]) if name in numbers else text
-    for name in ("model", "budget", "seed", "deviations"):
-        value = config.getoption(f"--statepersist-{name}")
-        if value is not None:
-            found[name] = value
-    if node is not None:
-        for mark in reversed(list(node.iter_markers("statepersist"))):
-            found.update(mark.kwargs)
-    if isinstance(found.get("model"), str):
-        found["model"] = _models(found["model"])
-    if isinstance(found.get("budget"), str) and found["budget"].isdigit():
-        found["budget"] = int(found["budget"])
-    return found
-
-
-def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
-    try:
-        return kind(text)
-    except ValueError:
-        raise pytest.UsageError(f"statepersist_{name} = {text!r} is not a number") from None
-
-
-def _models(text: str) -> tuple[str, ...]:
-    if text.strip() == "all":
-        from pytest_statepersist.core.models import MODELS
-
-        return tuple(MODELS)
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -1,7 +1,7 @@
 """Which recorder sees a workload: Python and SQLite together, then strace where they are blind.
 
-Belongs here: starting recorders on a directory and handing on what they saw. What a recorder can see
-is its own business; what the trace means is `core`'s.
+Belongs here: starting recorders on a directory and handing on what they saw. What one can see is
+its own business; what the trace means is `core`'s.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Belongs here: `CrashSimulator` and the way from arguments to a `Report`. Recorders see, `core` says
 what is legal, the explorer runs, diagnosis explains; this module only leads from one to the next.
-Everything that needs tidying up (patches, processes, scratch directories) is undone on every way out.
+Patches, processes and scratch directories are undone on every way out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-import random
 import shutil
 import stat
 import tempfile
@@ -49,7 +48,6 @@ from pytest_statepersist.recording import Recorded, RecordingSession, record_wor
 __all__ = ["CrashSimulator", "Recording", "Settings"]
 
 _DIAGNOSED = 40
-_PASSES_CONFIRMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,9 @@ class Settings:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise UserError(f"{name}={value!r} cannot be: give a whole number from 0")
         if self.time_limit is not None and self.time_limit <= 0:
-            raise UserError(f"time_limit={self.time_limit!r} cannot be: give seconds above 0, or None")
+            raise UserError(
+                f"time_limit={self.time_limit!r} cannot be: give seconds above 0, or None"
+            )
 
     def bounds(self) -> Bounds:
         """Return the bounds of a search; raises `UserError` for a budget that cannot be."""
@@ -100,7 +100,9 @@ class Settings:
                 return self._bounds(1 << 40, seconds)
             budget = states
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-            raise UserError(f"budget={self.budget!r} cannot be: give 1 or more recoveries, or '30s'")
+            raise UserError(
+                f"budget={self.budget!r} cannot be: give 1 or more recoveries, or '30s'"
+            )
         return self._bounds(budget, None)
 
     def _bounds(self, states: int, seconds: float | None) -> Bounds:
@@ -234,8 +236,8 @@ class Recording:
         settings = _changed(self._settings, changes)
         _check_callables(recover, recover, None, invariant)
         started = time.perf_counter()
-        trace = self.trace
-        assert self.recorded is not None and trace is not None
+        if self.recorded is None:
+            raise UserError("the recording cannot be explored before its block has ended")
         with workplace(settings.workspace) as place:
             fresh = FreshProcess(recover, Path(place.directory))
             try:
@@ -262,7 +264,11 @@ class Recording:
         return report
 
     def crash_states(
-        self, model: str | Model = "posix", *, deviations: int | None = None, limit: int | None = None
+        self,
+        model: str | Model = "posix",
+        *,
+        deviations: int | None = None,
+        limit: int | None = None,
     ) -> Iterator[ShownState]:
         """Yield every legal crash state as a directory that may be read and changed.
 
@@ -299,7 +305,7 @@ class ShownState:
         return self.state.points
 
 
-# -- arguments ---------------------------------------------------------------------------------------
+# -- arguments
 
 
 def _changed(settings: Settings, changes: dict[str, Any]) -> Settings:
@@ -308,8 +314,10 @@ def _changed(settings: Settings, changes: dict[str, Any]) -> Settings:
         if name not in known:
             raise UserError(f"there is no setting {name!r}; there are {', '.join(known)}")
     given = {key: value for key, value in changes.items() if value is not None}
-    if "model" in given and isinstance(given["model"], Iterable) and not isinstance(
-        given["model"], str
+    if (
+        "model" in given
+        and isinstance(given["model"], Iterable)
+        and not isinstance(given["model"], str)
     ):
         given["model"] = tuple(given["model"])
     if changes.get("time_limit", UNSET) is None:
@@ -362,8 +370,8 @@ def _watched(directory: str | os.PathLike[str]) -> Path:
     path = Path(directory)
     if path.is_symlink():
         raise UserError(
-            f"{path} is a symbolic link; give the directory itself, {path.resolve()}, so that it is "
-            "clear what is watched"
+            f"{path} is a symbolic link; give the directory itself, {path.resolve()}, so that it "
+            "is clear what is watched"
         )
     if not path.exists():
         raise UserError(f"{path} does not exist; make the directory before recording it")
@@ -418,7 +426,7 @@ def _later(root: str) -> None:
     atexit.register(_discard, root)
 
 
-# -- exploration ---------------------------------------------------------------------------------------
+# -- exploration
 
 
 def _explore(
@@ -433,7 +441,7 @@ def _explore(
     invariant: Invariant | None,
     present: bool,
 ) -> Report:
-    models = get_models(settings.model if isinstance(settings.model, str) else settings.model)
+    models = get_models(settings.model)
     bounds = settings.bounds()
     engine = Engine(
         trace=recorded.trace,
@@ -489,7 +497,7 @@ class _Exploration:
                 search(disk, self.engine.answer, expectation, self.bounds, lambda: self.engine.runs)
             )
         self.engine.check_sentinels()
-        self._confirm_passes(disks[0])
+        self._confirm_passes(disks[0], coverage[0].passes)
         findings = self._findings(coverage, expectation)
         verdicts = tuple(
             self._verdict(each, expectation, [f for f in findings if each.model.name in f.models])
@@ -553,25 +561,16 @@ class _Exploration:
                     "what it returns; without that no verdict would mean anything."
                 )
 
-    def _confirm_passes(self, disk: Disk) -> None:
+    def _confirm_passes(self, disk: Disk, passes: list[CrashState]) -> None:
         """Run a few states again in a fresh process; a pass that is not one is worse than none."""
         if self.engine.isolated or not self.engine.fresh.available:
             return
-        chosen = random.Random(self.bounds.seed)
-        states = list(crash_states(self.trace, disk.model, deviations=1, limit=50))
-        for state in chosen.sample(states, min(_PASSES_CONFIRMED, len(states))):
-            known = self.engine.outcome(disk, state).outcome
-            there = self.engine.confirm(disk, state)
-            if there is not None and not same(known, there):
-                self.engine.isolate(
-                    f"on one disk recovery gave {known} in this process and {there} in a fresh one"
-                )
+        for state in passes:
+            self._not_cached(disk, state, self.engine.outcome(disk, state).outcome)
 
-    # -- findings ------------------------------------------------------------------------------------
+    # -- findings
 
-    def _findings(
-        self, coverage: list[Coverage], expectation: Expectation
-    ) -> tuple[Finding, ...]:
+    def _findings(self, coverage: list[Coverage], expectation: Expectation) -> tuple[Finding, ...]:
         merged: dict[tuple[Any, ...], Finding] = {}
         for each in coverage:
             self._merge(each, expectation, merged)
@@ -580,9 +579,7 @@ class _Exploration:
     def _merge(
         self, coverage: Coverage, expectation: Expectation, merged: dict[tuple[Any, ...], Finding]
     ) -> None:
-        failures = sorted(
-            coverage.failures, key=lambda f: (f.state.deviations, f.judgement.point)
-        )
+        failures = sorted(coverage.failures, key=lambda f: (f.state.deviations, f.judgement.point))
         for number, failure in enumerate(failures):
             if number >= _DIAGNOSED:
                 break
@@ -675,7 +672,7 @@ class _Exploration:
 
         return diagnose(step.disk, step.state, point, fails, in_recovery=True)
 
-    # -- verdicts --------------------------------------------------------------------------------------
+    # -- verdicts
 
     def _verdict(
         self, coverage: Coverage, expectation: Expectation, findings: list[Finding]

@@ -52,7 +52,7 @@ Record = Callable[[Tree, Callable[[], Outcome]], Recorded]
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """Where states are shown: the directory, scratch space beside it, and the original, if another."""
+    """Where states are shown: the directory, scratch space, and the original if another."""
 
     directory: str
     aside: str
@@ -107,7 +107,7 @@ class Engine:
             self._recorder.uninstall()
             self._recorder = None
 
-    # -- one answer ---------------------------------------------------------------------------------
+    # -- one answer
 
     def answer(self, disk: Disk, state: CrashState) -> Result:
         """Return what recovery gives on a state, with what came of crashes inside it."""
@@ -163,7 +163,7 @@ class Engine:
         if self._observer.strayed is not None:
             path, self._observer.strayed = self._observer.strayed, None
             raise BlindSpot(
-                f"the recovery read {path}, which is in the directory that was recorded, and not in "
+                f"the recovery read {path}, which is in the directory that was recorded, not in "
                 "the copy that holds the crash state. Usually it keeps an absolute path. Use "
                 "check(setup=…, workload=…, recover=…): there each state appears at the path at "
                 "which the workload ran.",
@@ -178,7 +178,7 @@ class Engine:
             self._observer.directories(True)
             shown.changed_directories = False
 
-    # -- trust ---------------------------------------------------------------------------------------
+    # -- trust
 
     def trust(self, disk: Disk, state: CrashState, outcome: Outcome) -> None:
         """Take the outcome on a state as a sentinel: it must not change while others are run."""
@@ -189,11 +189,12 @@ class Engine:
             return
         if shown is not self._shown:
             return
-        self._next_check = self.runs + _SENTINEL_EVERY
+        # Going to the ends of a long trace and back is dear, so ever less often.
+        self._next_check = max(self.runs + _SENTINEL_EVERY, 2 * self.runs)
         self.check_sentinels()
 
     def check_sentinels(self) -> None:
-        """Run the base and the final tree again; what changed sends every run to a fresh process."""
+        """Run the base and the final tree again; an answer that changed isolates every run."""
         self._checking = True
         try:
             for disk, state, expected in self.sentinels:
@@ -207,7 +208,7 @@ class Engine:
             self._checking = False
 
     def isolate(self, why: str) -> None:
-        """Run every recovery in a fresh process from here on, and forget what was learned before."""
+        """Run every recovery in a fresh process from here on; forget what was learned before."""
         if self.isolated:
             return
         if not self.fresh.available:
@@ -221,7 +222,7 @@ class Engine:
         raise Restart(why)
 
     def confirm(self, disk: Disk, state: CrashState) -> Outcome | None:
-        """Return what recovery gives on a state in a fresh process, ``None`` where there is none."""
+        """Return what recovery gives in a fresh process, ``None`` where there is none."""
         if not self.fresh.available:
             return None
         self._show(disk, state, self._shown)
@@ -233,7 +234,7 @@ class Engine:
         self._heal(seen, self._shown)
         return outcome
 
-    # -- crash during recovery ------------------------------------------------------------------------
+    # -- crash during recovery
 
     def _crash_again(
         self, disk: Disk, state: CrashState, shown: Materialiser, depth: int, first: Result
@@ -289,9 +290,10 @@ class Engine:
         complete = same(outcome, first.outcome)
         if not complete:
             self._note(
-                f"recovery is not deterministic: on one disk it gave {first.outcome}, then {outcome}"
+                f"recovery is not deterministic: on one disk it gave {first.outcome}, "
+                f"then {outcome}"
             )
-        pending = [choice for choice in roots(inner, returning=RETURNING)]
+        pending = list(roots(inner, returning=RETURNING))
         visited = 0
         while pending:
             choice = pending.pop()

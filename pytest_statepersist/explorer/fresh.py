@@ -1,7 +1,7 @@
 """Running a recovery in a process that nothing has touched before.
 
 Belongs here: a server process that is set aside before the subject first runs, and forks a child
-for each request. No cache, global or open file of the subject is inherited by these children. Rules:
+for each request. No cache, global or open file of the subject is inherited by them. Rules:
 
 1. The server is forked at the start, when the callables are known, and knows nothing that was
    learned later; a request names no more than which callable to run.

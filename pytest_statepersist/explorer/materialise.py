@@ -89,20 +89,25 @@ class Materialiser:
                 self._fill = False
                 return
             self.adopt(disk)
-        assert self._disk is not None and self._state is not None
-        if disk is not self._disk:
+        shown_disk, shown = self._now()
+        if disk is not shown_disk:
             self._switch(disk, state)
             return
-        if state.identity == self._state.identity:
+        if state.identity == shown.identity:
             self._state = state
             return
         cells = self._changed_cells(state)
         self._state = state
         self._apply(cells)
 
+    def _now(self) -> tuple[Disk, CrashState]:
+        """Return what the directory holds, or is being made to hold."""
+        assert self._disk is not None
+        assert self._state is not None
+        return self._disk, self._state
+
     def _changed_cells(self, state: CrashState) -> set[Cell]:
-        disk, before = self._disk, self._state
-        assert disk is not None and before is not None
+        disk, before = self._now()
         low, high = sorted((before.last, state.last))
         effects = disk.effects
         changed = set(range(effects.first_of(low + 1), effects.first_of(high + 1)))
@@ -119,8 +124,10 @@ class Materialiser:
 
     def _switch(self, disk: Disk, state: CrashState) -> None:
         """Go to another model's view of the same trace: compare all that any effect touches."""
+        _, shown = self._now()
         self._disk, self._state = disk, state
         cells = {cell for cell in disk.effects.chains if cell.part is Part.ENTRY}
+        cells.update(Cell(Part.SIZE, ghost.inode) for ghost in (*shown.ghosts, *state.ghosts))
         for inode in {*disk.effects.units, *disk.effects.set_sizes, *disk.effects.raises}:
             cells.add(Cell(Part.SIZE, inode))
         for cell in disk.effects.chains:
@@ -151,16 +158,16 @@ class Materialiser:
                 self._write(next(iter(paths)), inode, fresh=False)
 
     def _apply_entries(self, entries: list[Cell], written: set[int]) -> None:
-        assert self._disk is not None and self._state is not None
+        disk, state = self._now()
         wanted: list[tuple[str, int, int]] = []
         for cell in entries:
-            target = self._disk.entry(self._state, cell.inode, str(cell.key))
+            target = disk.entry(state, cell.inode, str(cell.key))
             for parent in self._directory_paths(cell.inode):
                 path = f"{parent}{cell.key}"
                 if self._attached.get(path) != target:
                     self._detach(path)
         for cell in entries:
-            target = self._disk.entry(self._state, cell.inode, str(cell.key))
+            target = disk.entry(state, cell.inode, str(cell.key))
             if target is not None:
                 wanted.append((str(cell.key), cell.inode, target))
         # A directory that is attached brings all its children, so the order does not matter, but a
@@ -186,8 +193,8 @@ class Materialiser:
         return [f"{path}/" for path in self._paths.get(inode, ())]
 
     def _walk(self, prefix: str, inode: int) -> Iterator[tuple[str, int]]:
-        assert self._disk is not None and self._state is not None
-        for name, child in sorted(self._disk.listing(self._state, inode).items()):
+        disk, state = self._now()
+        for name, child in sorted(disk.listing(state, inode).items()):
             path = f"{prefix}{name}"
             yield path, child
             if self._is_directory(child):
@@ -195,11 +202,10 @@ class Materialiser:
 
     def _is_directory(self, inode: int) -> bool:
         return isinstance(self.trace.base.nodes.get(inode), Directory) or (
-            self._disk is not None
-            and isinstance(self._disk.effects.created.get(inode), op.Mkdir)
+            self._disk is not None and isinstance(self._disk.effects.created.get(inode), op.Mkdir)
         )
 
-    # -- names ------------------------------------------------------------------------------------
+    # -- names
 
     def _real(self, path: str) -> str:
         return f"{self.directory}/{path}"
@@ -227,7 +233,7 @@ class Materialiser:
         return f"{self.aside}/{inode}"
 
     def _attach(self, path: str, inode: int, written: set[int]) -> None:
-        assert self._disk is not None and self._state is not None
+        disk, state = self._now()
         real = self._real(path)
         others = self._paths.setdefault(inode, set())
         if self._is_directory(inode):
@@ -237,9 +243,9 @@ class Materialiser:
             self._attached[path] = inode
             others.add(path)
             self.changed_directories = True
-            for name, child in self._disk.listing(self._state, inode).items():
+            for name, child in disk.listing(state, inode).items():
                 self._attach(f"{path}/{name}", child, written)
-            mode, _ = self._disk.attributes(self._state, inode)
+            mode, _ = disk.attributes(state, inode)
             os.chmod(real, mode)
             written.add(inode)
             return
@@ -256,16 +262,15 @@ class Materialiser:
         self._attached[path] = inode
         others.add(path)
 
-    # -- contents -----------------------------------------------------------------------------------
+    # -- contents
 
     def _is_large(self, inode: int) -> bool:
-        assert self._disk is not None and self._state is not None
         node = self.trace.base.nodes.get(inode)
         return isinstance(node, File) and not isinstance(node.content, bytes)
 
     def _signature(self, inode: int) -> _Shown:
-        assert self._disk is not None and self._state is not None
-        disk, state = self._disk, self._state
+        disk, state = self._now()
+        disk, state = self._now()
         size = disk.size(state, inode)
         node = self.trace.base.nodes[inode]
         assert isinstance(node, File)
@@ -284,8 +289,8 @@ class Materialiser:
         return _Shown(size, min(kept, size), units)
 
     def _write(self, path: str, inode: int, *, fresh: bool) -> None:
-        assert self._disk is not None and self._state is not None
-        disk, state, real = self._disk, self._state, self._real(path)
+        disk, state = self._now()
+        real = self._real(path)
         node = self.trace.base.nodes.get(inode)
         made = disk.effects.created.get(inode)
         if isinstance(node, Symlink) or isinstance(made, op.Symlink):
@@ -310,7 +315,7 @@ class Materialiser:
             os.utime(real, ns=(mtime, mtime))
 
     def _write_large(self, real: str, inode: int, *, fresh: bool) -> None:
-        assert self._disk is not None
+        disk, _ = self._now()
         wanted = self._signature(inode)
         shown = self._large.get(inode)
         flags = os.O_WRONLY | os.O_CREAT
@@ -324,10 +329,11 @@ class Materialiser:
             if wanted.kept < shown.kept or wanted.size < shown.size:
                 os.ftruncate(descriptor, min(wanted.kept, wanted.size))
             restore = [(shown.kept, wanted.kept)]
-            unit = self._disk.unit
+            unit = disk.unit
             # A unit that is no longer patched shows its base bytes again.
             restore += [
-                (n * unit, min((n + 1) * unit, wanted.kept)) for n in shown.units.keys() - wanted.units
+                (n * unit, min((n + 1) * unit, wanted.kept))
+                for n in shown.units.keys() - wanted.units
             ]
             for begin, end in restore:
                 while begin < end:
@@ -344,7 +350,7 @@ class Materialiser:
             os.close(descriptor)
         self._large[inode] = wanted
 
-    # -- after a recovery -----------------------------------------------------------------------------
+    # -- after a recovery
 
     def heal(self, changed: Iterable[str]) -> None:
         """Put back what a recovery changed at these paths, relative to the directory."""
@@ -360,7 +366,6 @@ class Materialiser:
             self._restore(path)
 
     def _restore(self, path: str) -> None:
-        assert self._disk is not None and self._state is not None
         inode = self._attached.get(path)
         prefix = path + "/"
         below = [p for p in self._attached if p.startswith(prefix)]
@@ -404,15 +409,15 @@ class Materialiser:
         self.changed_directories = True
 
     def _attach_all(self) -> None:
-        assert self._disk is not None and self._state is not None
+        disk, state = self._now()
         written: set[int] = set()
-        for name, inode in self._disk.listing(self._state, ROOT).items():
+        for name, inode in disk.listing(state, ROOT).items():
             self._attach(name, inode, written)
 
     def matches(self) -> bool:
         """Say whether the directory shows the names and sizes of the state; for self-tests."""
-        assert self._disk is not None and self._state is not None
-        tree: Tree = self._disk.tree(self._state)
+        disk, state = self._now()
+        tree: Tree = disk.tree(state)
         expected = {path for path, _, _ in tree.walk()}
         found = set()
         for here, directories, files in os.walk(self.directory):

@@ -8,7 +8,7 @@ so this log must never leave out a read. Rules:
    opened file that Python did not explain makes the run `native`: then it counts as having read
    every name, size and attribute, and the whole content of each file that was opened.
 3. Where there is no inotify, every run counts as having read everything.
-4. Seeing more than was read costs a run; seeing less would cost the truth. When in doubt: everything.
+4. Seeing more than was read costs a run; seeing less would cost the truth. In doubt: everything.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Observer:
             # A native reader may have kept a writable map, of which nothing tells.
             log.changed.update(unexplained)
 
-    # -- in Python --------------------------------------------------------------------------------
+    # -- in Python
 
     def _relative(self, path: Any, dir_fd: int | None = None) -> str | None:
         """Return a path below the directory, ``None`` for one outside; in doubt log everything."""

@@ -114,7 +114,7 @@ def is_link(disk: Disk, inode: int) -> bool:
     )
 
 
-# -- answers -----------------------------------------------------------------------------------------
+# -- answers
 
 
 def answer(disk: Disk, state: CrashState, asked: tuple[Any, str]) -> Any:

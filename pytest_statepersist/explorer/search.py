@@ -1,4 +1,4 @@
-"""Which crash states are worth a run: all that a recovery could tell apart, fewest deviations first.
+"""Which crash states are worth a run: all that a recovery could tell apart, simplest first.
 
 Belongs here: the search over choices, its bounds, and what it found. Rules:
 
@@ -28,6 +28,7 @@ __all__ = ["Bounds", "Coverage", "Failure", "Result", "Step", "search"]
 
 _KEPT_FAILURES = 200
 _KEPT_SKIPPED = 2000
+_KEPT_PASSES = 3
 _SHARED_PER_RUN = 50
 RETURNING = 3
 """How many inodes may come back under one name in a search; see `core.states.roots`."""
@@ -96,7 +97,8 @@ class Coverage:
     failing: dict[Kind, int] = field(default_factory=lambda: defaultdict(int))
     lost_after_return: bool = False
     seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
+    passes: list[CrashState] = field(default_factory=list)
+    """A few states on which nothing was wrong, drawn by chance, to be run again elsewhere."""
 
     def __str__(self) -> str:
         if self.all_states:
@@ -114,7 +116,11 @@ Runner = Callable[[Disk, CrashState], Result]
 
 
 def search(
-    disk: Disk, run: Runner, expectation: Expectation, bounds: Bounds, runs_so_far: Callable[[], int]
+    disk: Disk,
+    run: Runner,
+    expectation: Expectation,
+    bounds: Bounds,
+    runs_so_far: Callable[[], int],
 ) -> Coverage:
     """Visit the crash states of a disk and judge what ``run`` says of each class of them."""
     return _Search(disk, run, expectation, bounds, runs_so_far).go()
@@ -219,6 +225,8 @@ class _Search:
             self.out.all_states = False
             self.out.reason = "a crash during recovery could not be explored in full"
         judgements = self.expectation.judge(result.outcome, state.points, state.last)
+        if not judgements:
+            self._draw(state)
         for judgement in judgements:
             self._fail(state, result.outcome, judgement, None)
         # What one crash breaks is not also blamed on a second one.
@@ -229,6 +237,14 @@ class _Search:
                 point = state.points[0][0] if state.points else 0
                 expected = f"{step.first}, which it had returned before the second crash"
                 self._fail(state, step.outcome, Judgement(step.kind, point, 0, expected), step)
+
+    def _draw(self, state: CrashState) -> None:
+        if len(self.out.passes) < _KEPT_PASSES:
+            self.out.passes.append(state)
+        else:
+            place = self.random.randrange(self.out.states)
+            if place < _KEPT_PASSES:
+                self.out.passes[place] = state
 
     def _fail(
         self, state: CrashState, outcome: Outcome, judgement: Judgement, step: Step | None

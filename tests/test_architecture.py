@@ -1,0 +1,141 @@
+"""The house keeps its shape: imports point downwards, nothing heavy loads with the plugin."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pytest_statepersist"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = (
+    ("errors",),
+    ("core",),
+    ("recorders", "clock", "tamper", "leaks", "faults", "bundle"),
+    ("explorer",),
+    ("report",),
+    ("recording", "findings", "diagnosing", "concurrency", "kill"),
+    ("simulator",),
+    ("strategies",),
+    ("machines", "conformance"),
+    ("options",),
+    ("fixtures",),
+    ("plugin", "cli", "__main__"),
+)
+"""From the bottom up. A module may import its own layer and every one below."""
+
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+PYTEST = {"plugin", "fixtures", "options", "conformance"}
+HYPOTHESIS = {"strategies", "machines", "conformance"}
+HEAVY = ("hypothesis", "pydantic", "freezegun", "cryptography", "pyfakefs", "sqlite3", "asyncio")
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the direction"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def typing_only(path: Path) -> set[str]:
+    """Names imported for type checking only: they are not dependencies when the code runs."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.ImportFrom):
+                    found.add(inner.module or "")
+                    found.update(f"{inner.module}.{alias.name}" for alias in inner.names)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path: Path) -> None:
+    part = part_of(path)
+    if part in ("__init__", "reference"):
+        return
+    level = LEVEL[part]
+    for name in set(imports(path)) - typing_only(path):
+        pieces = name.split(".")
+        if pieces[0] == "pytest_statepersist" and len(pieces) > 1:
+            other = pieces[1]
+            if other == "reference":
+                assert part in ("strategies", "machines", "conformance", "fixtures"), (
+                    f"{part} must not depend on the reference implementation"
+                )
+            elif other in LEVEL:
+                assert LEVEL[other] <= level, f"{part} imports {other}, which is above it"
+        if pieces[0] in ("pytest", "_pytest"):
+            assert part in PYTEST, f"{part} must not know pytest"
+        if pieces[0] == "hypothesis":
+            assert part in HYPOTHESIS, f"{part} must not know hypothesis"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "reference").rglob("*.py")), ids=lambda p: p.name
+)
+def test_the_reference_implementation_stands_alone(path: Path) -> None:
+    for name in imports(path):
+        if name.startswith("pytest_statepersist"):
+            assert name.startswith("pytest_statepersist.reference"), f"{path.name} imports {name}"
+        assert name.split(".")[0] not in ("pytest", "hypothesis", "_pytest")
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").rglob("*.py")), ids=lambda p: p.name)
+def test_the_core_touches_nothing(path: Path) -> None:
+    forbidden = {"os", "io", "pathlib", "tempfile", "shutil", "subprocess", "time", "random"}
+    assert not forbidden & {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_module_states_its_law(path: Path) -> None:
+    if path.stat().st_size > 1:
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_loading_the_plugin_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; import pytest; before = set(sys.modules); import pytest_statepersist.plugin;"
+        "print(sorted(n for n in set(sys.modules) - before))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+    for name in HEAVY:
+        assert f"'{name}'" not in loaded, f"loading the plugin imports {name}"
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    import pytest_statepersist
+
+    names = pytest_statepersist.__all__
+    assert sorted(names) == sorted(set(names))
+    for name in names:
+        assert getattr(pytest_statepersist, name) is not None
+
+
+def test_no_name_of_the_workshop_is_in_the_project() -> None:
+    words = ("/work" + "/shared", "shared/" + "DESIGN", "shared/" + "seeds", "/root" + "/venv")
+    root = PACKAGE.parent
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=root, capture_output=True, check=False
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        path = root / name
+        if path.suffix in (".py", ".md", ".toml", ".ini", ".txt", "") and path.is_file():
+            text = path.read_text(errors="ignore")
+            for word in words:
+                assert word not in text, f"{name} mentions {word}"
