@@ -6,7 +6,8 @@ Belongs here: when each real call is made, and under which lock; what a call mea
 1. The builder's lock is held across the real call and its record, and from the opening of a
    directory to its close, between which SQLite syncs it.
 2. An exception inside a callback cannot pass through SQLite's C code: the call fails with an I/O
-   error instead, and the recorder raises what happened when it stops.
+   error instead, and the recorder raises what happened when it stops. Signal handlers, which raise
+   anywhere, are kept out of callbacks (`sqlite_signals`).
 3. Without a recorder, and in a forked child, every replacement only passes through.
 """
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.recorders.sqlite_library import PROTOTYPES, SYNC, SQLiteLibrary, library
+from pytest_statepersist.recorders.sqlite_signals import DeferredSignals
 
 if TYPE_CHECKING:
     from pytest_statepersist.recorders.sqlite import SqliteRecorder
@@ -53,7 +55,10 @@ class Hooks:
             if replacement is not None and sqlite.system_call(name) is not None:
                 self.real[name] = sqlite.original(name)
                 self.thunks[name] = PROTOTYPES[name](self._guarded(name, replacement))
-        self.sync_thunk = SYNC(self._guarded("sync", self._sync))
+        callback: Any = self._guarded("sync", self._sync)
+        own: tuple[Any, ...] = (callback, Hooks.install, Hooks.remove)
+        self.signals = DeferredSignals(function.__code__ for function in own)
+        self.sync_thunk = SYNC(callback)
         os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
@@ -65,6 +70,7 @@ class Hooks:
             raise UserError(
                 "SQLite is being recorded already: one recording must end before the next begins"
             )
+        self.signals.install()
         try:
             for table in self.sqlite.method_tables:
                 before = self.sqlite.sync_method(table)
@@ -87,8 +93,8 @@ class Hooks:
         if self.recorder is recorder:
             # Under the lock no callback is between a real call and its record.
             with recorder.builder.lock:
-                self._restore()
                 self.recorder = None
+                self._restore()
 
     def _restore(self) -> None:
         for name, address in self.before.items():
@@ -100,6 +106,7 @@ class Hooks:
             if self.sqlite.sync_method(table) == _address(self.sync_thunk):
                 self.sqlite.set_sync_method(table, address)
         self.sync_before.clear()
+        self.signals.remove()  # last, so that no handler stops this half-way
 
     def _guarded(self, name: str, replacement: Callable[..., int]) -> Callable[..., int]:
         failed = {"sync": _IOERR_FSYNC, "openDirectory": _CANTOPEN, "fallocate": errno.EIO}

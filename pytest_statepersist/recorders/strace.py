@@ -331,16 +331,22 @@ class StraceRecorder:
                 "strace's output lacks the marks of this recording: strace was killed or its "
                 "output was cut (is the disk for temporary files full?)"
             )
-        between = events[places["attached"] + 1 : places["begin"]]
-        others = {event.task for event in between if isinstance(event, Call)}
         main = events[places["begin"]].task
-        if others - {main}:
-            raise BlindSpot(
-                "another thread was at work when the recording began, so what it held is not "
-                "known: start the recording before the threads, or while they wait",
-                culprit=f"thread {min(others - {main})}",
-            )
+        for event in events[places["attached"] + 1 : places["begin"]]:
+            if isinstance(event, Call) and event.task != main and self._matters(event):
+                raise BlindSpot(
+                    f"another thread was at work ({event.name}) when the recording began, so what "
+                    "it held is not known: start the recording before the threads, or while they "
+                    "wait",
+                    culprit=f"thread {event.task}",
+                )
         return places["begin"] + 1, places["end"]
+
+    def _matters(self, call: Call) -> bool:
+        """Say whether a call may have changed what this process holds of the directory."""
+        shown = "".join(call.arguments).replace("\\x", "") + (call.result_path or b"").hex()
+        changes = ("chdir", "fchdir", "umask", "unshare", "clone", "clone3", "fork", "vfork")
+        return call.name in changes or os.fsencode(self.directory).hex() in shown
 
     def _begin_attached(self, model: StraceModel) -> None:
         held, builder = self._held, model.builder

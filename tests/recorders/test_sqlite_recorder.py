@@ -12,8 +12,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -22,7 +24,8 @@ from pytest_statepersist.core.apply import apply
 from pytest_statepersist.core.tree import ROOT, Tree
 from pytest_statepersist.errors import RecorderUnavailable, UserError
 from pytest_statepersist.recorders import sqlite_library
-from pytest_statepersist.recorders.builder import TraceBuilder
+from pytest_statepersist.recorders.builder import Moment, TraceBuilder
+from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.scan import scan
 from pytest_statepersist.recorders.sqlite import SqliteRecorder, is_shared_memory
 
@@ -400,6 +403,38 @@ def test_an_endless_workload_can_be_interrupted(recording: Recording) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="no signals here")
+def test_a_signal_inside_a_callback_is_handled_outside(recording: Recording) -> None:
+    moments = CallSites()
+    inside: list[bool] = []
+    active = rung = False
+
+    def ring(_: int, frame: FrameType | None) -> None:
+        inside.append(active)
+        raise TimeoutError
+
+    def moment() -> Moment:
+        nonlocal active, rung
+        active = True
+        if not rung:
+            rung = True
+            signal.raise_signal(signal.SIGUSR1)
+        active = False
+        return moments.moment()
+
+    builder = TraceBuilder(str(recording.directory), Tree())
+    previous = signal.signal(signal.SIGUSR1, ring)
+    try:
+        path, recorder = recording.directory / "a.db", SqliteRecorder(builder, moment=moment)
+        with pytest.raises(TimeoutError), recorder, connect(path) as connection:
+            fill(connection)
+            time.sleep(5)
+        assert signal.getsignal(signal.SIGUSR1) is ring
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert inside == [False]
 
 
 def test_a_forked_child_is_not_recorded(recording: Recording) -> None:

@@ -278,6 +278,34 @@ def test_a_block_with_threads_children_and_what_was_open_before(state: Path) -> 
 
 
 @needs_strace
+def test_a_thread_at_work_while_the_recording_begins(state: Path) -> None:
+    """Work elsewhere is no matter; work in the directory is, or it comes after the begin."""
+    for where in (state.parent, state):
+        ended = threading.Event()
+
+        def work(where: Path = where, ended: threading.Event = ended) -> None:
+            while not ended.is_set():
+                (where / "busy").write_text("x")
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        recorder = StraceRecorder(state)
+        try:
+            recorder.start()
+            ended.set()
+            thread.join()
+            trace = recorder.stop()
+        except BlindSpot as spot:
+            assert where == state
+            assert re.search("at work|differs|bytes|missing|at the same time", str(spot))  # noqa: PT017
+        else:
+            assert where == state or kinds(trace) == []
+        finally:
+            ended.set()
+            thread.join()
+
+
+@needs_strace
 def test_every_processor_may_be_used_again_afterwards(state: Path) -> None:
     before = os.sched_getaffinity(0)
     with StraceRecorder(state) as recorder:
