@@ -143,6 +143,7 @@ class FileStore:
         self._known: dict[str, _Known] = {}
         self._pending: list[Event] = []
         self._interrupted = True  # until the directory was recovered
+        self._depth = 0  # of nested calls that hold the lock; only touched while holding it
         self._last_save_time: datetime | None = None
         self._autosave = AutoSaver(self.save_all, self._autosave_failed, scheduler)
         self.on_save: Callable[[Callable[[SaveInfo], object]], None] = self._events.on_save
@@ -461,8 +462,14 @@ class FileStore:
 
     @contextmanager
     def _exclusive(self, place: str = "") -> Iterator[None]:
-        """Hold the lock on a recovered directory; afterwards, deliver the events."""
-        self._lock.acquire()
+        """Hold the lock on a recovered directory; the outermost one then delivers the events."""
+        try:
+            self._lock.acquire()
+        except PersistenceError as error:
+            self._events.emit(ErrorInfo(self._files.path(place), error, self._clock.now()))
+            raise
+        self._depth += 1
+        events: list[Event] = []
         try:
             if self._interrupted or self._files.has_journal():
                 self._known.clear()
@@ -473,7 +480,9 @@ class FileStore:
             self._reported(place, error)
             raise
         finally:
-            events, self._pending = self._pending, []
+            self._depth -= 1
+            if self._depth == 0:
+                events, self._pending = self._pending, []
             self._lock.release()
             for event in events:
                 self._events.emit(event)

@@ -9,9 +9,11 @@ Names sort by time: ``20250301T120000Z-full``, ``20250301T130000Z-diff``.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from pytest_statepersist.reference.locking import StoreLock
 from pytest_statepersist.reference.store_backup import read_manifest
 
 __all__ = ["BackupSchedule"]
+
+_log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"\d{8}T\d{6}Z(-\d+)?-(full|diff)")
 
@@ -47,6 +51,7 @@ class BackupSchedule:
         keep: int = 7,
         full_every: int = 1,
         clock: Clock | None = None,
+        on_error: Callable[[PersistenceError], object] | None = None,
     ) -> None:
         if keep < 1 or full_every < 1:
             raise ValidationError("keep" if keep < 1 else "full_every", "must be 1 or more")
@@ -55,13 +60,14 @@ class BackupSchedule:
         self._keep = keep
         self._full_every = full_every
         self._clock = clock or SystemClock()
+        self._on_error = on_error
         make_directory(self._directory)
         self._lock = StoreLock(self._directory / ".lock")
 
     def start(self, scheduler: Scheduler, interval_s: float = 24 * 3600.0) -> Handle:
         """Back up each ``interval_s`` seconds; cancel the handle to stop.
 
-        A backup that fails was reported through the store's ``on_error``; the next beat tries
+        A backup that fails is given to ``on_error`` (else to the log); the next beat tries
         again.
         """
         return scheduler.every(interval_s, self._beat)
@@ -91,8 +97,11 @@ class BackupSchedule:
     def _beat(self) -> None:
         try:
             self.run_now()
-        except PersistenceError:
-            pass  # the store has told its listeners
+        except PersistenceError as error:
+            if self._on_error is None:
+                _log.exception("the scheduled backup to %s failed", self._directory)
+            else:
+                self._on_error(error)
 
     def _base(self) -> Path | None:
         """Return the full backup to build on; None if it is time for a full one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_statepersist.reference.atomic import create_temporary
+from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.clock import ManualClock, ManualScheduler
 from pytest_statepersist.reference.errors import (
     ConflictError,
@@ -32,6 +34,7 @@ from pytest_statepersist.reference.errors import (
 from pytest_statepersist.reference.file_store import FileStore
 from pytest_statepersist.reference.ids import LONGEST_ID, check_id
 from pytest_statepersist.reference.items import Conversation, Role, Session
+from pytest_statepersist.reference.locking import StoreLock
 from pytest_statepersist.reference.managers import FocusManager, MemoryManager, SessionManager
 from pytest_statepersist.reference.serializers import (
     BinarySerializer,
@@ -45,7 +48,15 @@ from pytest_statepersist.reference.serializers import (
 from pytest_statepersist.reference.store_events import ErrorInfo, LoadInfo, SaveInfo
 from pytest_statepersist.reference.store_schema import SCHEMA, Schema
 from tests.reference.kill_points import each_kill_point, tree
-from tests.reference.store_helpers import NOON, chain, content, conversation, open_store, session
+from tests.reference.store_helpers import (
+    CHEAP,
+    NOON,
+    chain,
+    content,
+    conversation,
+    open_store,
+    session,
+)
 
 
 def attached(store: FileStore) -> tuple[SessionManager, MemoryManager, FocusManager]:
@@ -513,6 +524,24 @@ def test_old_versions_are_upgraded_on_load(tmp_path: Path) -> None:
     assert all(b'"version": 2' in v for k, v in tree(tmp_path).items() if k.endswith(".json"))
 
 
+GOLDEN = Path(__file__).parents[2] / "fixtures/reference/file_store_v2"
+
+
+def test_files_of_version_2_open_for_ever_in_every_format(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "plain", tmp_path / "plain")
+    shutil.copytree(GOLDEN / "encrypted", tmp_path / "encrypted")
+    plain = open_store(tmp_path / "plain").load_all()
+    assert plain.failed == ()
+    expected = [session(form.value) for form in Format]
+    assert sorted(plain.sessions, key=lambda s: s.id) == sorted(expected, key=lambda s: s.id)
+    for name, cipher in (
+        ("raw-key", Cipher(bytes(range(32)))),
+        ("passphrase", Cipher.from_passphrase("correct horse", cost=CHEAP)),
+    ):
+        store = open_store(tmp_path / "encrypted", cipher=cipher)
+        assert store.load(Session, name) == session(name)
+
+
 def test_newer_data_is_refused_and_left_untouched(tmp_path: Path) -> None:
     newer = Schema(3, {2: lambda kind, data: data})
     open_store(tmp_path, schema=newer).save(session("a", "from the future"))
@@ -654,6 +683,19 @@ def test_a_failing_autosave_is_reported_and_tries_again(
     assert [type(info.error) for info in errors][1:] == [ZeroDivisionError]
     scheduler.advance(10)
     assert store.load(Session, "s1") == session()
+
+
+def test_an_autosave_that_cannot_get_the_lock_is_reported(tmp_path: Path) -> None:
+    clock = ManualClock(NOON)
+    scheduler = ManualScheduler(clock)
+    store = FileStore(tmp_path, clock=clock, scheduler=scheduler, lock_timeout=0.02)
+    errors = errors_of(store)
+    store.enable_autosave(10)
+    with StoreLock(tmp_path / ".lock"):
+        scheduler.advance(10)
+    assert [type(info.error) for info in errors] == [LockTimeout]
+    scheduler.advance(10)
+    assert store.last_save_time == clock.now()
 
 
 def test_autosave_runs_in_a_background_thread(tmp_path: Path) -> None:

@@ -378,23 +378,41 @@ def test_two_in_one_second_and_a_clock_set_back(tmp_path: Path) -> None:
 
 
 def test_a_failing_scheduled_backup_is_reported_and_removes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, schedule, clock = scheduled(tmp_path, keep=1)
+    told: list[PersistenceError] = []
+    telling = BackupSchedule(store, tmp_path / "dated", keep=1, clock=clock, on_error=told.append)
     schedule.run_now()
     before = names(schedule)
     scheduler = ManualScheduler(clock)
     schedule.start(scheduler, 60)
+    telling.start(scheduler, 60)
     seen: list[ErrorInfo] = []
     store.on_error(seen.append)
 
-    def full(*args: object) -> None:
+    def refuse(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "write", full)
-        scheduler.advance(60)
+    for call in ("write", "listdir"):  # in the store's part and in the schedule's own
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, refuse)
+            scheduler.advance(60)
     assert names(schedule) == before
+    assert [type(error) for error in told] == [StorageError] * 2
+    assert caplog.text.count("scheduled backup") == 2
+    assert len(seen) == 2  # those of the store's part
+
+
+def test_errors_inside_a_restore_are_reported_once(tmp_path: Path) -> None:
+    locked = open_store(tmp_path / "locked", cipher=Cipher(b"k" * 32))
+    locked.save(session())
+    locked.backup(tmp_path / "backup")
+    store = filled(tmp_path / "store")
+    seen: list[ErrorInfo] = []
+    store.on_error(seen.append)
+    with pytest.raises(WrongPassword):
+        store.restore(tmp_path / "backup")
     assert len(seen) == 1
 
 
