@@ -60,6 +60,7 @@ _SUSPECT = {
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
     sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,  # opening for writing failed once, and SQLite quietly reads only
 }
 
 
@@ -152,12 +153,20 @@ class SqliteFile:
         Raises `LockTimeout` while another connection still reads an old state.
         """
         with self._threads, self._errors():
-            busy = self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            busy = self._checkpoint()
+            if busy:
+                # Perhaps by ourselves: a lock that the system refused to release once.
+                self._drop()
+                busy = self._checkpoint()
         if busy:
             raise LockTimeout(
                 f"{self.path}: another connection still reads an older state, so the log could "
                 "not be emptied; the change itself is durable. Close the reader and call again"
             )
+
+    def _checkpoint(self) -> bool:
+        row = self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return bool(row[0])
 
     def check(self) -> None:
         """Read every page and every reference. Raises `DamagedData` with the first problems."""

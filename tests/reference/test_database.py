@@ -443,6 +443,43 @@ def test_an_error_of_the_directory_sync_is_not_swallowed(
         database.create_session("t", model="m")
 
 
+def test_a_file_that_sqlite_could_open_for_reading_only_once_is_not_stuck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor to spare SQLite falls back to reading, without a word."""
+    path = tmp_path / "app.sqlite"
+    Database(path).close()
+    connect = sqlite_file.SqliteFile._connect
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sqlite_file.SqliteFile, "_connect", lambda self, options: connect(self, "mode=ro")
+        )
+        database = Database(path)
+    with database:
+        with pytest.raises(StorageError, match="readonly"):
+            database.create_session("t", model="m")
+        assert database.create_session("t", model="m")
+
+
+def test_a_reader_that_never_ends_is_named_when_the_log_must_be_emptied(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "app.sqlite"
+    with (
+        Database(path, timeout=0.05) as database,
+        closing(sqlite3.connect(path, isolation_level=None)) as reader,
+    ):
+        session = database.create_session("t", model="m")
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM sessions").fetchall()
+        database.delete_session(session.id)
+        with pytest.raises(LockTimeout, match="reads an older state"):
+            database.file.empty_log()
+        reader.execute("ROLLBACK")
+        database.file.empty_log()
+        assert database.sessions() == []
+
+
 def test_a_process_killed_after_its_commit_has_lost_nothing(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import os, sys
