@@ -8,6 +8,7 @@ time cannot be read stays too, since nobody knows how old it is.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -103,18 +104,21 @@ class NightlyRetention:
         self.hour = hour
         self.last_report: RetentionReport | None = None
         self._scheduler = scheduler
+        self._lock = threading.RLock()  # the job may come before `start` has kept its handle
         self._handle: Handle | None = None
 
     def start(self) -> None:
         """Arrange the next night's run. Starting twice is starting once."""
-        if self._handle is None:
-            self._arrange()
+        with self._lock:
+            if self._handle is None:
+                self._arrange()
 
     def stop(self) -> None:
         """Run no more; a run under way ends by itself."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            handle.cancel()
+        with self._lock:
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                handle.cancel()
 
     def next_run(self) -> datetime:
         """Return the coming moment at which the hour strikes."""
@@ -127,7 +131,8 @@ class NightlyRetention:
         self._handle = self._scheduler.after(wait.total_seconds(), self._run)
 
     def _run(self) -> None:
-        if self._handle is None:
-            return  # stopped while this call was on its way
-        self._arrange()  # first, so that a failing night does not end all nights
+        with self._lock:
+            if self._handle is None:
+                return  # stopped while this call was on its way
+            self._arrange()  # first, so that a failing night does not end all nights
         self.last_report = self.retention.run()
