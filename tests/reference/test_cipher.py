@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,15 @@ from pytest_statepersist.reference.errors import (
 from pytest_statepersist.reference.file_store import FileStore
 from pytest_statepersist.reference.items import Session
 from pytest_statepersist.reference.store_codec import NotEncrypted
-from tests.reference.kill_points import each_kill_point, tree
+from tests.reference.kill_points import each_kill_point, tree, without_syncing
 from tests.reference.store_helpers import CHEAP, content, conversation, open_store, session
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_power_loss() -> Iterator[None]:
+    with without_syncing():
+        yield
+
 
 KEY = b"k" * 32
 CANARY = "canary-4f1c"

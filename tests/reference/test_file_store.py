@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from pytest_statepersist.reference.serializers import (
 )
 from pytest_statepersist.reference.store_events import ErrorInfo, LoadInfo, SaveInfo
 from pytest_statepersist.reference.store_schema import SCHEMA, Schema
-from tests.reference.kill_points import each_kill_point, tree
+from tests.reference.kill_points import each_kill_point, tree, without_syncing
 from tests.reference.store_helpers import (
     CHEAP,
     NOON,
@@ -57,6 +58,12 @@ from tests.reference.store_helpers import (
     open_store,
     session,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_power_loss() -> Iterator[None]:
+    with without_syncing():
+        yield
 
 
 def attached(store: FileStore) -> tuple[SessionManager, MemoryManager, FocusManager]:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,16 @@ from pytest_statepersist.reference.packing import Packing, packing_of
 from pytest_statepersist.reference.snapshot_secrets import SecretsSealer
 from pytest_statepersist.reference.snapshot_signing import sign, verify_signature
 from pytest_statepersist.reference.state_snapshot import StateSnapshot
-from tests.reference.kill_points import each_kill_point
+from tests.reference.kill_points import each_kill_point, without_syncing
 from tests.reference.snapshot_helpers import CANARY, component, snapshot
 from tests.reference.store_helpers import CHEAP
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_power_loss() -> Iterator[None]:
+    with without_syncing():
+        yield
+
 
 FIXTURE = Path(__file__).parents[2] / "fixtures/reference/state_snapshot_v1.json"
 

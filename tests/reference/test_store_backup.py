@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,8 +30,14 @@ from pytest_statepersist.reference.store_backup import read_backup, read_manifes
 from pytest_statepersist.reference.store_events import ErrorInfo
 from pytest_statepersist.reference.store_schedule import BackupSchedule
 from pytest_statepersist.reference.store_schema import Schema
-from tests.reference.kill_points import Killed, counting, each_kill_point, tree
+from tests.reference.kill_points import Killed, counting, each_kill_point, tree, without_syncing
 from tests.reference.store_helpers import NOON, chain, content, conversation, open_store, session
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_power_loss() -> Iterator[None]:
+    with without_syncing():
+        yield
 
 
 def everything(store: FileStore) -> dict[str, object]:

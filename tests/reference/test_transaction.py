@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,14 @@ from pytest_statepersist.reference.errors import (
     ValidationError,
 )
 from pytest_statepersist.reference.transaction import JOURNAL_NAME, Transaction, recover
-from tests.reference.kill_points import Killed, counting, each_kill_point, tree
+from tests.reference.kill_points import Killed, counting, each_kill_point, tree, without_syncing
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_power_loss() -> Iterator[None]:
+    with without_syncing():
+        yield
+
 
 DIRECTORIES = (".", "a", "b")
 OLD = {"a/1": b"old 1", "a/2": b"old 2", "b/gone": b"old"}
