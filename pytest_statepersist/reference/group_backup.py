@@ -46,6 +46,7 @@ from pytest_statepersist.reference.messenger import (
     STATE_DIRECTORIES,
     Contents,
     Messenger,
+    has_identity,
     settled_root,
 )
 from pytest_statepersist.reference.replica import Replica
@@ -100,7 +101,7 @@ def import_state(
     for name in STATE_DIRECTORIES:
         make_directory(target / name)
     with settled_root(target):
-        if (target / IDENTITY_NAME).exists() and not replace:
+        if not replace and has_identity(target):
             raise ConflictError(
                 f"{target}: holds an identity already; import with replace=True to give it up"
             )

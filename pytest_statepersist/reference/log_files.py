@@ -20,8 +20,14 @@ from pytest_statepersist.reference.atomic import (
     remove_temporaries,
     write_atomic,
 )
+from pytest_statepersist.reference.envelope import MAGIC as ENVELOPE_MAGIC
 from pytest_statepersist.reference.envelope import EnvelopeKey, Purpose
-from pytest_statepersist.reference.errors import DamagedData, DamagedLog, StorageError
+from pytest_statepersist.reference.errors import (
+    DamagedData,
+    DamagedLog,
+    StorageError,
+    WrongPassword,
+)
 from pytest_statepersist.reference.log_frames import (
     Batch,
     SegmentHeader,
@@ -46,7 +52,7 @@ SNAPSHOT_DIRECTORY = "snapshots"
 _SEGMENT_NAME = re.compile(r"([0-9]{6}|[1-9][0-9]{6,11})\.log")
 _SNAPSHOT_NAME = re.compile(r"snapshot_(0|[1-9][0-9]{0,19})\.dat")
 _SNAPSHOT_HEADER = struct.Struct(">8sQQ16s")  # magic, record number, body length, BLAKE2b
-_SNAPSHOT_MAGIC = b"SPSNAP01"
+_PLAIN, _ENCRYPTED = b"SPSNAP01", b"SPSNAPE1"
 _LARGEST_FILE = 1 << 30
 
 
@@ -190,6 +196,8 @@ class LogFiles:
     def open_batch(self, batch: Batch) -> tuple[Record, ...]:
         """Return the records of a stored batch. Raises `DamagedData`, `WrongPassword`."""
         body = batch.body
+        if self._key is None and body.startswith(ENVELOPE_MAGIC):  # as a length: beyond any record
+            raise WrongPassword("the log is encrypted; open it with its key")
         if self._key is not None:
             context = batch.first.to_bytes(8, "big")
             body = self._key.open(body, purpose=Purpose.LOG_RECORD, context=context)
@@ -209,7 +217,8 @@ class LogFiles:
             context = snapshot.sequence.to_bytes(8, "big")
             body = self._key.seal(body, purpose=Purpose.LOG_SNAPSHOT, context=context)
         digest = _snapshot_digest(snapshot.sequence, body)
-        fields = (_SNAPSHOT_MAGIC, snapshot.sequence, len(body), digest)
+        magic = _PLAIN if self._key is None else _ENCRYPTED
+        fields = (magic, snapshot.sequence, len(body), digest)
         return _SNAPSHOT_HEADER.pack(*fields) + body
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
@@ -224,10 +233,12 @@ class LogFiles:
             raise DamagedData(f"{path}: is cut short")
         magic, number, length, digest = _SNAPSHOT_HEADER.unpack_from(data)
         body = data[_SNAPSHOT_HEADER.size :]
-        if magic != _SNAPSHOT_MAGIC or number != sequence or length != len(body):
+        if magic not in (_PLAIN, _ENCRYPTED) or number != sequence or length != len(body):
             raise DamagedData(f"{path}: is not the snapshot that its name says")
         if digest != _snapshot_digest(sequence, body):
             raise DamagedData(f"{path}: its checksum is wrong")
+        if magic == _ENCRYPTED and self._key is None:
+            raise WrongPassword(f"{path}: is encrypted; open the log with its key")
         if self._key is not None:
             context = sequence.to_bytes(8, "big")
             body = self._key.open(body, purpose=Purpose.LOG_SNAPSHOT, context=context)

@@ -72,6 +72,7 @@ __all__ = [
     "Contents",
     "Messenger",
     "SyncReport",
+    "has_identity",
     "settled_root",
 ]
 
@@ -182,7 +183,7 @@ class Messenger:
         make_directory(root)
         with settled_root(Path(root)):
             path = Path(root) / IDENTITY_NAME
-            if path.exists():
+            if has_identity(Path(root)):
                 raise ConflictError(f"{path}: there is an identity already")
             with SnapshotStore(Path(root) / GROUP_DIRECTORY, key=key, clock=clock) as store:
                 if "" not in store.keys(SIGNATURE_KEYS, CLIENT):  # else: left by a crash
@@ -531,11 +532,24 @@ def settled_root(root: Path, *, lock_timeout: float = 10.0) -> Iterator[None]:
 
     Raises `NotFound` (no such directory), `LockTimeout`, `DamagedData`, `StorageError`.
     """
-    if not root.is_dir():
+    try:
+        there = root.is_dir()
+    except OSError as error:
+        raise StorageError(root, error) from error
+    if not there:
         raise NotFound(f"{root}: nothing was set up there")
     with StoreLock(root / ".lock", timeout=lock_timeout):
         recover(root, (".", *STATE_DIRECTORIES))
         yield
+
+
+def has_identity(root: Path) -> bool:
+    """Tell whether a user was set up there. Raises `DamagedData`, `StorageError`."""
+    try:
+        load_identity(root / IDENTITY_NAME)
+    except NotFound:
+        return False
+    return True
 
 
 def _channel_id(group_id: bytes) -> str:

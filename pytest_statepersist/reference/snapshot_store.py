@@ -87,7 +87,8 @@ class SnapshotStore:
 
     Opening recovers: what it then returns is durable, and opening again gives the same.
     ``known_epochs`` maps group ids to epochs that the caller knows to have been saved (group
-    removed since: fine). ``keep`` is how many snapshots of each group are kept.
+    removed since: fine); ``known_commit``, a `commit_number`, is finer: it covers changes
+    within an epoch. ``keep`` is how many snapshots of each group are kept.
 
     Opening raises `RolledBack`, `WrongPassword`, `DamagedData` (the index is missing or
     changed), `NewerVersion`, `LockTimeout`, `StorageError`.
@@ -101,6 +102,7 @@ class SnapshotStore:
         clock: Clock | None = None,
         keep: int = 2,
         known_epochs: Mapping[bytes, int] | None = None,
+        known_commit: int = 0,
         lock_timeout: float = 10.0,
     ) -> None:
         if keep < 1:
@@ -118,6 +120,11 @@ class SnapshotStore:
         try:
             self._index = self._recover()
             self._check_epochs(known_epochs or {})
+            if self._index.commit < known_commit:
+                raise RolledBack(
+                    f"{self.directory}: ends with commit {self._index.commit}, but commit "
+                    f"{known_commit} is known to have been saved; it is an older copy"
+                )
         except BaseException:
             self._lock.release()
             raise
@@ -158,6 +165,13 @@ class SnapshotStore:
         with self._mutex:
             self._settle()
             return {g: e[0].epoch for g, e in self._index.owners.items() if g != CLIENT}
+
+    @property
+    def commit_number(self) -> int:
+        """How many commits were made: what to pass as ``known_commit`` some day."""
+        with self._mutex:
+            self._settle()
+            return self._index.commit
 
     def history(self, owner: bytes) -> tuple[GroupSnapshot, ...]:
         """Return the kept snapshots of an owner, newest first. Raises like `read`."""

@@ -117,6 +117,14 @@ def test_an_encrypted_log_shows_nothing_and_needs_its_password(ram_path: Path) -
     with pytest.raises(WrongPassword):
         EventLog(ram_path, key=key("wrong"))
     contents(ram_path, key=key("right"))  # the failed opening kept no lock
+    with pytest.raises(WrongPassword, match="is encrypted"):
+        EventLog(ram_path)
+    filled(ram_path / "no snapshot", CANARY, key=key("right"))
+    with pytest.raises(WrongPassword, match="is encrypted"):
+        EventLog(ram_path / "no snapshot")
+    filled(ram_path / "plain", b"not secret")
+    with pytest.raises(DamagedLog):
+        EventLog(ram_path / "plain", key=key("right"))
 
 
 def test_one_owner_at_a_time(ram_path: Path) -> None:

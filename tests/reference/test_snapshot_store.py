@@ -234,8 +234,10 @@ def test_an_older_copy_of_everything_is_noticed_by_known_epochs(ram_path: Path) 
     shutil.copytree(ram_path / "store", ram_path / "old")
     with opened(ram_path / "store") as store:
         store.commit(at_epoch(2))
-        known = store.epochs()
-    with opened(ram_path / "store", known_epochs=known) as store:
+        known, number = store.epochs(), store.commit_number
+    with pytest.raises(RolledBack, match="commit 2 is known"):
+        opened(ram_path / "old", known_commit=number)
+    with opened(ram_path / "store", known_epochs=known, known_commit=number) as store:
         assert epoch_of(store) == 2
     with pytest.raises(RolledBack, match="at epoch 1, but epoch 2"):
         opened(ram_path / "old", known_epochs=known)
