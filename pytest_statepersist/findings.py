@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pytest_statepersist.core.diagnosis import Diagnosis, Repair
+from pytest_statepersist.core.diagnosis import Diagnosis
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.operations import Operation, Site, Trace
 from pytest_statepersist.core.tree import Tree
@@ -45,7 +45,8 @@ class Verdict:
 class Finding:
     """One way in which a crash breaks the subject: the smallest history that shows it.
 
-    ``models`` allow the state; ``count`` states have the same cause at the same lines. ``on_disk``
+    ``models`` allow the state; ``count`` states have the same cause at the same lines, and show it
+    as one of ``kinds``, of which ``kind`` is the smallest's. ``on_disk``
     and ``missing`` are operations that matter: those that reached the disk, those that had to and
     did not. ``crash_point`` counts the operations that had returned.
     """
@@ -65,16 +66,13 @@ class Finding:
     diagnosis: Diagnosis
     failure: Failure = field(repr=False, compare=False)
     confirmed: bool | None = None
+    kinds: tuple[Kind, ...] = ()
+    culprit: Operation | None = None
 
     @property
     def tree(self) -> Tree:
         """The disk that recovery saw."""
         return self.failure.disk.tree(self.failure.state)
-
-    @property
-    def repairs(self) -> tuple[Repair, ...]:
-        """Sets of sync calls that remove the finding, cheapest first; empty where none can."""
-        return self.diagnosis.repairs
 
     def __str__(self) -> str:
         where = f" at {self.site}" if self.site else ""
@@ -126,10 +124,12 @@ class Report:
 
 
 def smallest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Sort findings: fewest deviations, earliest crash point, fewest operations."""
-    return tuple(
-        sorted(
-            findings,
-            key=lambda f: (f.deviations, f.crash_point, len(f.missing) + len(f.on_disk), f.id),
-        )
-    )
+    """Sort findings: fewest deviations, no ghosts, earliest crash point, fewest operations."""
+
+    def size(finding: Finding) -> tuple[object, ...]:
+        state = finding.diagnosis.state
+        ghosts = len(state.ghosts) + (state.returned is not None)
+        matter = len(finding.missing) + len(finding.on_disk)
+        return (finding.deviations, ghosts, finding.crash_point, matter, finding.id)
+
+    return tuple(sorted(findings, key=size))

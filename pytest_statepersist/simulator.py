@@ -7,7 +7,6 @@ Patches, processes and scratch directories are undone on every way out.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import shutil
@@ -22,10 +21,10 @@ from typing import Any
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
-from pytest_statepersist.core.diagnosis import Diagnosis, diagnose
 from pytest_statepersist.core.models import Model, get_models
 from pytest_statepersist.core.states import crash_states, disk_of
 from pytest_statepersist.core.tree import Tree
+from pytest_statepersist.diagnosing import Diagnoser
 from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.explorer.engine import Engine, Restart, Workplace, in_order_states
 from pytest_statepersist.explorer.fresh import FreshProcess
@@ -41,13 +40,11 @@ from pytest_statepersist.explorer.outcome import (
     same,
 )
 from pytest_statepersist.explorer.runner import Recovery, call
-from pytest_statepersist.explorer.search import Bounds, Coverage, Failure, Step, search
-from pytest_statepersist.findings import Finding, Report, Verdict, smallest_first
+from pytest_statepersist.explorer.search import Bounds, Coverage, search
+from pytest_statepersist.findings import Finding, Report, Verdict
 from pytest_statepersist.recording import Recorded, RecordingSession, record_workload
 
 __all__ = ["CrashSimulator", "Recording", "Settings"]
-
-_DIAGNOSED = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,7 +495,7 @@ class _Exploration:
             )
         self.engine.check_sentinels()
         self._confirm_passes(disks[0], coverage[0].passes)
-        findings = self._findings(coverage, expectation)
+        findings = Diagnoser(self.engine, self.trace, expectation).findings(coverage)
         verdicts = tuple(
             self._verdict(each, expectation, [f for f in findings if each.model.name in f.models])
             for each in coverage
@@ -568,110 +565,6 @@ class _Exploration:
         for state in passes:
             self._not_cached(disk, state, self.engine.outcome(disk, state).outcome)
 
-    # -- findings
-
-    def _findings(self, coverage: list[Coverage], expectation: Expectation) -> tuple[Finding, ...]:
-        merged: dict[tuple[Any, ...], Finding] = {}
-        for each in coverage:
-            self._merge(each, expectation, merged)
-        return smallest_first(merged.values())
-
-    def _merge(
-        self, coverage: Coverage, expectation: Expectation, merged: dict[tuple[Any, ...], Finding]
-    ) -> None:
-        failures = sorted(coverage.failures, key=lambda f: (f.state.deviations, f.judgement.point))
-        for number, failure in enumerate(failures):
-            if number >= _DIAGNOSED:
-                break
-            finding = self._finding(failure, expectation)
-            if finding is None:
-                continue
-            key = (finding.kind, finding.cause, finding.site, finding.diagnosis.culprit)
-            known = merged.get(key)
-            if known is None:
-                merged[key] = finding
-            else:
-                models = tuple(dict.fromkeys((*known.models, *finding.models)))
-                merged[key] = replace(known, models=models, count=known.count + 1)
-
-    def _finding(self, failure: Failure, expectation: Expectation) -> Finding | None:
-        confirmed = self._confirm(failure)
-        kind, point = failure.judgement.kind, failure.judgement.point
-        diagnosis = self._diagnose(failure, expectation)
-        # A crash during recovery is explained by what recovery did.
-        trace = self.trace if failure.step is None else failure.step.disk.trace
-        operations = trace.operations
-        site = operations[diagnosis.culprit].site if diagnosis.culprit is not None else None
-        missing = tuple(operations[n] for n in diagnosis.missing)
-        identity = hashlib.sha256(
-            repr((kind.value, diagnosis.cause.value, str(site), diagnosis.missing)).encode()
-        ).hexdigest()[:8]
-        return Finding(
-            id=identity,
-            kind=kind,
-            cause=diagnosis.cause.value,
-            site=site,
-            models=(failure.model.name,),
-            crash_point=point,
-            deviations=failure.state.deviations,
-            on_disk=tuple(operations[n] for n in diagnosis.on_disk),
-            missing=missing,
-            observed=failure.outcome,
-            expected=failure.judgement.expected,
-            count=1,
-            diagnosis=diagnosis,
-            failure=_reduced(failure, diagnosis),
-            confirmed=confirmed,
-        )
-
-    def _confirm(self, failure: Failure) -> bool | None:
-        if failure.step is not None or self.engine.isolated:
-            return None
-        there = self.engine.confirm(failure.disk, failure.state)
-        if there is None:
-            return None
-        if not same(there, failure.outcome):
-            self.engine.isolate(
-                f"on one disk recovery gave {failure.outcome} in this process and {there} in a "
-                "fresh one"
-            )
-        return True
-
-    def _diagnose(self, failure: Failure, expectation: Expectation) -> Diagnosis:
-        kind, point = failure.judgement.kind, failure.judgement.point
-
-        def fails(state: CrashState) -> bool:
-            spans = [(point, point) for begin, end in state.points if begin <= point <= end]
-            if not spans:
-                return False
-            outcome = self.engine.outcome(failure.disk, state).outcome
-            found = expectation.judge(outcome, spans, state.last)
-            return any(each.kind is kind for each in found)
-
-        if failure.step is not None:
-            return self._diagnose_recovery(failure, failure.step, expectation)
-        return diagnose(failure.disk, failure.state, point, fails)
-
-    def _diagnose_recovery(
-        self, failure: Failure, step: Step, expectation: Expectation
-    ) -> Diagnosis:
-        """Diagnose the second crash in the trace of the recovery that it interrupted."""
-        kind = failure.judgement.kind
-        length = len(step.disk.trace)
-        point = step.state.points[-1][1] if step.kind is Kind.UNSTABLE else step.state.points[0][0]
-
-        def fails(state: CrashState) -> bool:
-            if not any(begin <= point <= end for begin, end in state.points):
-                return False
-            outcome = self.engine.nested_outcome(failure.disk, failure.state, step.disk, state)
-            if step.kind is not None:
-                assert step.first is not None
-                return point >= length and not same(outcome, step.first)
-            found = expectation.judge(outcome, failure.state.points, failure.state.last)
-            return any(each.kind is kind for each in found)
-
-        return diagnose(step.disk, step.state, point, fails, in_recovery=True)
-
     # -- verdicts
 
     def _verdict(
@@ -694,12 +587,6 @@ class _Exploration:
         return Verdict(
             coverage.model.name, atomic, durable, covered, coverage.states, str(coverage), reason
         )
-
-
-def _reduced(failure: Failure, diagnosis: Diagnosis) -> Failure:
-    if failure.step is None:
-        return replace(failure, state=diagnosis.state)
-    return replace(failure, step=replace(failure.step, state=diagnosis.state))
 
 
 def _only_no(value: bool | None) -> bool | None:

@@ -1,55 +1,31 @@
-"""Why a crash state breaks a subject: the smallest history, the cause in the field's words.
+"""Why a crash state breaks a subject: the smallest history that shows it.
 
-Belongs here: data only. Diagnosis is given a judge to call (a state → whether it fails the same way)
-and knows nothing of how recovery is run. Rules:
+Belongs here: data only. Diagnosis is given a judge to call (a state at a crash point → whether it
+fails the same way) and knows nothing of how recovery is run. Rules:
 
-1. An operation is missing when it had begun before the crash and an effect of it is not on disk.
-   It counts only if the failure goes away when it is put back.
-2. An operation on disk counts only if the failure goes away when it is taken off.
-3. The cause is named from what is missing and what is there, never from the subject's source.
+1. Fewest deviations: whatever can be put back on disk while the failure stays is put back.
+2. Earliest crash point: the last operations are taken off, and the crash moved before them, while
+   the failure stays.
+3. An operation that is missing then matters; one on disk matters if the failure goes away with it.
+   All others are left out of the history.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.causes import Cause, History, name_cause
 from pytest_statepersist.core.crash_state import CrashState, Disk
-from pytest_statepersist.core.effects import Kind
 from pytest_statepersist.core.states import window_at
-from pytest_statepersist.core.window import Choice, Window, bits
+from pytest_statepersist.core.window import Window, bits
 
-__all__ = ["Cause", "Diagnosis", "Repair", "diagnose"]
+__all__ = ["Cause", "Diagnosis", "Judge", "diagnose"]
 
-Judge = Callable[[CrashState], bool]
-"""Says whether a state fails in the way that is being diagnosed."""
+Judge = Callable[[CrashState, int], bool]
+"""Says whether a state, after a crash at this point, fails in the way that is being diagnosed."""
 
 _TRIES = 200
-
-
-class Cause(enum.Enum):
-    """The classes of bug that a history can show."""
-
-    FSYNC_BEFORE_RENAME = "missing fsync before rename"
-    FSYNC = "missing fsync"
-    DIRECTORY_FSYNC = "missing directory fsync"
-    TORN_WRITE = "torn write"
-    REORDERED = "reordered writes"
-    NOT_ATOMIC = "not atomic"
-    ACKNOWLEDGED_EARLY = "acknowledged before durable"
-    NOT_FLUSHED = "buffered data not flushed"
-    TEMPORARY = "temporary mistaken for data"
-    RECOVERY_NOT_IDEMPOTENT = "recovery not idempotent"
-    LEFTOVER = "leftover blocks recovery"
-
-
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """Sync calls which, inserted in the trace, leave no finding: (after operation, call)."""
-
-    syncs: tuple[tuple[int, op.Operation], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +33,8 @@ class Diagnosis:
     """The history reduced to what matters: indices of operations, and the cause.
 
     ``culprit`` is the operation whose line is named: the one that should have been made durable,
-    or that is not atomic. ``no_sync_helps`` says that no set of syncs can repair it.
+    or that is not atomic. ``in_order`` says that all that had returned is on disk, which no sync
+    can change.
     """
 
     cause: Cause
@@ -66,150 +43,200 @@ class Diagnosis:
     on_disk: tuple[int, ...]
     state: CrashState
     point: int
-    repairs: tuple[Repair, ...] = ()
-    no_sync_helps: bool | None = None
+    in_order: bool = False
 
 
 def diagnose(
-    disk: Disk, state: CrashState, point: int, judge: Judge, *, in_recovery: bool = False
+    disk: Disk,
+    state: CrashState,
+    point: int,
+    judge: Judge,
+    *,
+    answered: bool = True,
+    lost: bool = False,
+    in_recovery: bool = False,
 ) -> Diagnosis:
-    """Reduce a failing state to what matters at a crash point, and name the cause.
+    """Reduce a failing state to what matters and name the cause.
 
-    With ``in_recovery`` the trace is what a recovery did, and the crash interrupted that.
+    ``answered``, ``lost`` and ``in_recovery`` are as in `History`.
     """
-    window = window_at(disk, point)
-    absent = 0
-    present_end = disk.effects.first_of(state.last + 1)
-    for bit, index in enumerate(window.ids):
-        if index >= present_end or index in state.missing:
-            absent |= 1 << bit
-    absent = _put_back(window, absent, state, judge)
-    reduced = _state(window, absent, state)
-    missing = tuple(sorted({window.operation[bit] for bit in bits(absent)}))
-    on_disk = _that_matter(window, absent, state, judge)
-    cause, culprit = _Namer(disk, reduced, missing, on_disk, point).name()
-    if in_recovery and cause is Cause.NOT_ATOMIC:
-        cause = Cause.RECOVERY_NOT_IDEMPOTENT
-    return Diagnosis(cause, culprit, missing, on_disk, reduced, point)
-
-
-def _state(window: Window, absent: int, like: CrashState) -> CrashState:
-    choice = Choice(window, 0, absent, like.ghosts, like.returned)
-    found = choice.state()
-    return CrashState(
-        found.last, found.missing, found.ghosts, found.returned, found.points, like.deviations
+    reducer = _Reducer(disk, judge, state, point)
+    if not state.ghosts and state.returned is None:
+        reducer.reduce()
+    state, point = reducer.state, reducer.point
+    effects = disk.effects
+    gone = {*state.missing, *range(effects.first_of(state.last + 1), effects.first_of(point + 1))}
+    missing = tuple(sorted({effects.effects[index].operation for index in gone}))
+    history = History(
+        disk, state, point, missing, reducer.that_matter(), answered, lost, in_recovery
     )
+    cause, culprit = name_cause(history)
+    in_order = state.returned is None and is_in_order(disk, state, point)
+    return Diagnosis(cause, culprit, missing, history.on_disk, state, point, in_order)
 
 
-def _put_back(window: Window, absent: int, state: CrashState, judge: Judge) -> int:
-    """Put operations back on disk while the failure stays, latest first."""
-    if state.ghosts or state.returned:
-        return absent
-    tries = 0
-    for number in sorted({window.operation[bit] for bit in bits(absent)}, reverse=True):
-        own = 0
-        for bit in bits(absent):
-            if window.operation[bit] == number:
-                own |= window.down[bit]
-        for candidate in [absent & ~own, *_one_by_one(window, absent, number)]:
-            if candidate == absent or tries >= _TRIES:
-                continue
-            tries += 1
-            if judge(_state(window, candidate, state)):
-                absent = candidate
-                break
-    return absent
+def is_in_order(disk: Disk, state: CrashState, point: int) -> bool:
+    """Say whether a state holds every effect of the operations that had returned at a point.
+
+    Such a state is legal under every model, whatever is synced before.
+    """
+    return point <= first_absent(disk, state)
 
 
-def _one_by_one(window: Window, absent: int, number: int) -> list[int]:
-    mine = [bit for bit in bits(absent) if window.operation[bit] == number]
-    return [absent & ~window.down[bit] for bit in mine] if 1 < len(mine) <= 4 else []
+def first_absent(disk: Disk, state: CrashState) -> int:
+    """Return the first operation with an effect that is not on disk; the length if there is none.
+
+    Up to this crash point the state is what a plain stop of the program leaves.
+    """
+    if state.ghosts or state.returned is not None:
+        return -1
+    effects = disk.effects
+    found = len(disk.trace)
+    for number in range(state.last + 1, len(disk.trace)):
+        if effects.of_operation[number]:
+            found = number
+            break
+    return min((effects.effects[index].operation for index in state.missing), default=found)
 
 
-def _that_matter(window: Window, absent: int, state: CrashState, judge: Judge) -> tuple[int, ...]:
-    found = []
-    present = [bit for bit in range(len(window.ids)) if not absent >> bit & 1]
-    for number in sorted({window.operation[bit] for bit in present})[:_TRIES]:
-        without = absent
-        for bit in present:
-            if window.operation[bit] == number:
-                without |= window.up[bit]
-        if not judge(_state(window, without, state)):
-            found.append(number)
-    return tuple(found)
+class _Reducer:
+    """Makes a failing state smaller, step by step, while the judge says that it fails alike."""
 
-
-class _Namer:
-    """Names the cause from which effects are missing and which are there."""
-
-    def __init__(
-        self,
-        disk: Disk,
-        state: CrashState,
-        missing: tuple[int, ...],
-        on_disk: tuple[int, ...],
-        point: int,
-    ) -> None:
+    def __init__(self, disk: Disk, judge: Judge, state: CrashState, point: int) -> None:
         self.disk = disk
-        self.operations = disk.trace.operations
+        self.judge = judge
         self.state = state
-        self.missing = missing
-        self.on_disk = on_disk
         self.point = point
-        self.gone = [
-            disk.effects.effects[e]
-            for number in missing
-            for e in disk.effects.of_operation[number]
-            if e in state.missing and disk.effects.effects[e].kind is not Kind.TIMES
-        ]
+        self.tries = 0
 
-    def name(self) -> tuple[Cause, int | None]:
-        if not self.gone or min(e.operation for e in self.gone) >= self.point:
-            return self._in_order()
-        torn = [n for n in self.missing if self._torn(n)]
-        if torn and len({e.operation for e in self.gone}) == 1:
-            return Cause.TORN_WRITE, torn[0]
-        contents = [e for e in self.gone if e.kind is not Kind.ENTRY]
-        for effect in contents:
-            if self._published(effect.inode, effect.operation):
-                return Cause.FSYNC_BEFORE_RENAME, effect.operation
-        first = self.gone[0].operation
-        overtaken = any(number > first for number in self.on_disk)
-        if overtaken:
-            return Cause.REORDERED, first
-        if contents:
-            return Cause.FSYNC, contents[0].operation
-        return Cause.DIRECTORY_FSYNC, first
+    def reduce(self) -> None:
+        """Fewest deviations, then the earliest crash point, until neither changes anything."""
+        window = window_at(self.disk, self.point)
+        absent = 0
+        present_end = self.disk.effects.first_of(self.state.last + 1)
+        for bit, index in enumerate(window.ids):
+            if index >= present_end or index in self.state.missing:
+                absent |= 1 << bit
+        before = -1
+        while before != absent and self.tries < _TRIES:
+            before = absent
+            absent = self._put_back(window, absent)
+            window, absent = self._earlier(window, absent)
 
-    def _in_order(self) -> tuple[Cause, int | None]:
-        """Everything that had returned is on disk: no sync could have helped."""
-        culprit = self.on_disk[-1] if self.on_disk else max(self.point - 1, 0)
-        for number in reversed(self.on_disk):
-            if isinstance(self.operations[number], op.Rename):
-                inode = self.operations[number].inode  # type: ignore[union-attr]
-                later = self.operations[self.point :]
-                if any(isinstance(o, op.Write) and o.inode == inode for o in later):
-                    return Cause.NOT_FLUSHED, number
-        if any(self._torn(number) for number in self.missing):
-            return Cause.TORN_WRITE, self.missing[0]
-        if not self.operations:
-            return Cause.NOT_ATOMIC, None
-        return Cause.NOT_ATOMIC, min(culprit, len(self.operations) - 1)
+    def _fails(self, window: Window, absent: int, point: int) -> bool:
+        self.tries += 1
+        candidate = _state(window, absent)
+        if not self.judge(candidate, point):
+            return False
+        self.state, self.point = candidate, point
+        return True
 
-    def _published(self, inode: int, written: int) -> bool:
-        """Say whether a rename that is on disk put a file under its name after it was written."""
-        return any(
-            isinstance(operation, op.Rename)
-            and operation.inode == inode
-            and number not in {e.operation for e in self.gone}
-            for number, operation in enumerate(
-                self.operations[written + 1 : self.point], written + 1
-            )
-        )
+    def _put_back(self, window: Window, absent: int) -> int:
+        """Put operations back on disk while the failure stays, latest first."""
+        for number in sorted({window.operation[bit] for bit in bits(absent)}, reverse=True):
+            own = 0
+            mine = [bit for bit in bits(absent) if window.operation[bit] == number]
+            for bit in mine:
+                own |= window.down[bit]
+            candidates = [absent & ~own]
+            if 1 < len(mine) <= 4:
+                candidates += [absent & ~window.down[bit] for bit in mine]
+            for candidate in dict.fromkeys(candidates):
+                if (
+                    candidate != absent
+                    and self.tries < _TRIES
+                    and self._fails(window, candidate, self.point)
+                ):
+                    absent = candidate
+                    break
+        return absent
 
-    def _torn(self, number: int) -> bool:
-        """Say whether some units of one write are on disk and others are not."""
+    def _earlier(self, window: Window, absent: int) -> tuple[Window, int]:
+        """Move the crash to the operation that was last to reach the disk, and then before it."""
+        end = len(self.disk.trace)
+        while self.tries < _TRIES:
+            present = [n for b, n in enumerate(window.operation) if not absent >> b & 1]
+            last = max(present, default=self.state.last)
+            moved = False
+            # The crash comes while the last operation runs; or before it, if it does not matter.
+            for point, stop in ((last, last + 1), (last, last)):
+                if not 0 <= point < end or (point >= self.point and stop > last):
+                    continue
+                found = self._restricted(window, absent, point, stop)
+                if found is not None and self._fails(*found, point):
+                    window, absent = found
+                    moved = True
+                    break
+            if not moved:
+                break
+        return window, absent
+
+    def _restricted(
+        self, window: Window, absent: int, point: int, stop: int
+    ) -> tuple[Window, int] | None:
+        """Return what is on disk of the operations before ``stop``, as a crash at a point."""
         effects = self.disk.effects
-        data = [e for e in effects.of_operation[number] if effects.effects[e].kind is Kind.DATA]
-        gone = sum(e in self.state.missing for e in data)
-        return 0 < gone < len(data)
+        gone = {window.ids[bit] for bit in bits(absent)}
+        gone.update(range(effects.first_of(stop), effects.first_of(point + 1)))
+        earlier = window_at(self.disk, point)
+        wanted = 0
+        for index in gone:
+            if index >= effects.first_of(point + 1):
+                continue
+            bit = earlier.bit.get(index)
+            if bit is None:
+                return None  # it is durable at that point
+            wanted |= 1 << bit
+        if any(earlier.up[bit] & ~wanted for bit in bits(wanted)) or wanted & earlier.must:
+            return None
+        return earlier, wanted
+
+    # -- what matters
+
+    def that_matter(self) -> tuple[int, ...]:
+        """Return the operations on disk without which the failure would not be there.
+
+        Durable ones count as well: a disk without them was never legal, but it can be tried.
+        """
+        found = []
+        effects, state = self.disk.effects, self.state
+        numbers = [
+            number
+            for number in range(min(state.last, self.point, len(self.disk.trace) - 1) + 1)
+            if any(index not in state.missing for index in effects.of_operation[number])
+        ]
+        for number in numbers[-_TRIES:]:
+            without = replace(
+                state,
+                missing=self._without(number),
+                points=((self.point, self.point),),
+            )
+            if not self.judge(without, self.point):
+                found.append(number)
+        return tuple(found)
+
+    def _without(self, number: int) -> frozenset[int]:
+        """Take an operation off, and what cannot be there without it."""
+        effects = self.disk.effects
+        gone = set(self.state.missing) | set(effects.of_operation[number])
+        for index in range(
+            effects.of_operation[number].stop, effects.first_of(self.state.last + 1)
+        ):
+            if any(needed in gone for needed in effects.needs[index]):
+                gone.add(index)
+        return frozenset(gone)
+
+
+def _state(window: Window, absent: int) -> CrashState:
+    """Return the state that lacks these effects, ending with the last operation on disk."""
+    effects = window.disk.effects
+    last = -1
+    for index in range(effects.first_of(window.last + 1) - 1, -1, -1):
+        bit = window.bit.get(index)
+        if bit is None or not absent >> bit & 1:
+            last = effects.effects[index].operation
+            break
+    end = effects.first_of(last + 1)
+    missing = frozenset(window.ids[bit] for bit in bits(absent) if window.ids[bit] < end)
+    overtaken = {effects.effects[index].operation for index in missing} - {last}
+    return CrashState(last, missing, points=window.points(absent), deviations=len(overtaken))

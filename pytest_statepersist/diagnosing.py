@@ -1,0 +1,214 @@
+"""From the failures of an exploration to findings: diagnosed, confirmed, and alike ones counted.
+
+Belongs here: what connects `core.diagnosis` with an engine that can run recovery. Rules:
+
+1. Failures with the same signature (what failed how, which lines are missing, which line was last)
+   are diagnosed once; the smallest stands for all.
+2. Findings with the same cause at the same line are one finding with a count, and only those.
+3. A finding in which recovery ran once is confirmed in a fresh process before it is reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.crash_state import CrashState, Disk
+from pytest_statepersist.core.diagnosis import Diagnosis, diagnose
+from pytest_statepersist.explorer.engine import Engine
+from pytest_statepersist.explorer.outcome import Expectation, Kind, same
+from pytest_statepersist.explorer.search import Coverage, Failure, Step
+from pytest_statepersist.findings import Finding, smallest_first
+
+__all__ = ["Diagnoser"]
+
+_DIAGNOSED = 60
+"""Different signatures that are diagnosed for one model; the rest are counted as alike."""
+
+
+class Diagnoser:
+    """Explains failures by running recovery on their neighbours."""
+
+    def __init__(self, engine: Engine, trace: op.Trace, expectation: Expectation) -> None:
+        self.engine = engine
+        self.trace = trace
+        self.expectation = expectation
+        self._known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._merged: dict[tuple[Any, ...], Finding] = {}
+
+    def findings(self, coverage: Iterable[Coverage]) -> tuple[Finding, ...]:
+        """Return what the failures of all models come down to, smallest first."""
+        for each in coverage:
+            self._explain(each)
+        return smallest_first(self._merged.values())
+
+    def _explain(self, coverage: Coverage) -> None:
+        diagnosed = 0
+        failures = sorted(coverage.failures, key=lambda f: (f.state.deviations, f.judgement.point))
+        for failure in failures:
+            signature = _signature(failure)
+            key = self._known.get(signature)
+            if key is not None:
+                self._count(key, failure)
+            elif diagnosed < _DIAGNOSED:
+                diagnosed += 1
+                self._known[signature] = self._add(self._finding(failure))
+
+    def _count(self, key: tuple[Any, ...], failure: Failure) -> None:
+        known = self._merged[key]
+        models = tuple(dict.fromkeys((*known.models, failure.model.name)))
+        self._merged[key] = replace(known, models=models, count=known.count + 1)
+
+    def _add(self, finding: Finding) -> tuple[Any, ...]:
+        """Keep a finding, or count it as one that is known; return its key."""
+        key = (finding.cause, finding.failure.step is not None, finding.site or finding.culprit)
+        known = self._merged.get(key)
+        if known is None:
+            self._merged[key] = finding
+            return key
+        smallest, other = smallest_first((known, finding))
+        self._merged[key] = replace(
+            smallest,
+            models=tuple(dict.fromkeys((*known.models, *finding.models))),
+            kinds=tuple(dict.fromkeys((*smallest.kinds, *other.kinds))),
+            count=known.count + finding.count,
+        )
+        return key
+
+    def _finding(self, failure: Failure) -> Finding:
+        diagnosis = self._diagnose(failure)
+        failure = self._reduced(failure, diagnosis)
+        confirmed = self._confirm(failure)
+        # A crash during recovery is explained by what recovery did.
+        trace = self.trace if failure.step is None else failure.step.disk.trace
+        operations = trace.operations
+        culprit = operations[diagnosis.culprit] if diagnosis.culprit is not None else None
+        site = culprit.site if culprit is not None else None
+        kind = failure.judgement.kind
+        identity = hashlib.sha256(
+            repr((kind.value, diagnosis.cause.value, str(site), diagnosis.missing)).encode()
+        ).hexdigest()[:8]
+        return Finding(
+            id=identity,
+            kind=kind,
+            cause=diagnosis.cause.value,
+            site=site,
+            models=(failure.model.name,),
+            crash_point=failure.judgement.point,
+            deviations=failure.state.deviations,
+            on_disk=tuple(operations[n] for n in diagnosis.on_disk),
+            missing=tuple(operations[n] for n in diagnosis.missing),
+            observed=failure.outcome,
+            expected=failure.judgement.expected,
+            count=1,
+            diagnosis=diagnosis,
+            failure=failure,
+            confirmed=confirmed,
+            kinds=(kind,),
+            culprit=culprit,
+        )
+
+    def _reduced(self, failure: Failure, diagnosis: Diagnosis) -> Failure:
+        """Return the failure as the smallest history shows it: its state, point and outcome."""
+        state, point, step = diagnosis.state, diagnosis.point, failure.step
+        if step is not None:
+            outcome = self.engine.nested_outcome(failure.disk, failure.state, step.disk, state)
+            return replace(failure, outcome=outcome, step=replace(step, state=state))
+        outcome = self.engine.outcome(failure.disk, state).outcome
+        judged = self.expectation.judge(outcome, [(point, point)], state.last)
+        judgement = next(each for each in judged if each.kind is failure.judgement.kind)
+        return replace(failure, state=state, outcome=outcome, judgement=judgement)
+
+    def _confirm(self, failure: Failure) -> bool | None:
+        if failure.step is not None or self.engine.isolated:
+            return None
+        there = self.engine.confirm(failure.disk, failure.state)
+        if there is None:
+            return None
+        if not same(there, failure.outcome):
+            self.engine.isolate(
+                f"on one disk recovery gave {failure.outcome} in this process and {there} in a "
+                "fresh one"
+            )
+        return True
+
+    def _diagnose(self, failure: Failure) -> Diagnosis:
+        if failure.step is not None:
+            return self._diagnose_recovery(failure, failure.step)
+        judgement = failure.judgement
+
+        def fails(state: CrashState, point: int) -> bool:
+            if not any(begin <= point <= end for begin, end in state.points):
+                return False
+            outcome = self.engine.outcome(failure.disk, state).outcome
+            found = self.expectation.judge(outcome, [(point, point)], state.last)
+            return any(each.kind is judgement.kind for each in found)
+
+        return diagnose(
+            failure.disk,
+            failure.state,
+            judgement.point,
+            fails,
+            answered=failure.outcome.ok,
+            lost=judgement.kind is Kind.DURABILITY,
+        )
+
+    def _diagnose_recovery(self, failure: Failure, step: Step) -> Diagnosis:
+        """Diagnose the second crash in the trace of the recovery that it interrupted."""
+        kind = failure.judgement.kind
+        length = len(step.disk.trace)
+        spans = step.state.points
+        start = spans[-1][1] if step.kind is Kind.UNSTABLE else spans[0][0]
+
+        def fails(state: CrashState, point: int) -> bool:
+            if not any(begin <= point <= end for begin, end in state.points):
+                return False
+            outcome = self.engine.nested_outcome(failure.disk, failure.state, step.disk, state)
+            if step.kind is not None:
+                assert step.first is not None
+                return point >= length and not same(outcome, step.first)
+            found = self.expectation.judge(outcome, failure.state.points, failure.state.last)
+            return any(each.kind is kind for each in found)
+
+        return diagnose(
+            step.disk,
+            step.state,
+            start,
+            fails,
+            answered=step.outcome.ok,
+            lost=step.kind is Kind.UNSTABLE,
+            in_recovery=True,
+        )
+
+
+def _signature(failure: Failure) -> tuple[Any, ...]:
+    """Return what failed and how, by lines: loops and models repeat the same story."""
+    rows: list[Any] = [failure.judgement.kind, failure.outcome.ended, failure.step is not None]
+    error = failure.outcome.error
+    rows.append(type(error).__name__ if error is not None else None)
+    rows.extend(_lines(failure.disk, failure.state, failure.judgement.point))
+    if failure.step is not None:
+        rows.append(failure.step.kind)
+        rows.extend(_lines(failure.step.disk, failure.step.state, failure.step.state.points[0][0]))
+    return tuple(rows)
+
+
+def _lines(disk: Disk, state: CrashState, point: int) -> tuple[Any, ...]:
+    effects, operations = disk.effects, disk.trace.operations
+
+    def line(number: int) -> Any:
+        if not 0 <= number < len(operations):
+            return None
+        return operations[number].site or number
+
+    missing = frozenset(
+        (line(effects.effects[index].operation), effects.effects[index].kind)
+        for index in state.missing
+    )
+    absent = frozenset(
+        line(number) for number in range(state.last + 1, point) if effects.of_operation[number]
+    )
+    return (missing, absent, line(state.last), line(point), len(state.ghosts), state.returned)
