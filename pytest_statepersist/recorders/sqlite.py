@@ -36,9 +36,7 @@ class SqliteRecorder:
     own, so that both give one trace.
     """
 
-    def __init__(
-        self, builder: TraceBuilder, *, moment: Callable[[], Moment] | None = None
-    ) -> None:
+    def __init__(self, builder: TraceBuilder, moment: Callable[[], Moment] | None = None) -> None:
         self.builder = builder
         self.moment = moment if moment is not None else CallSites().moment
         self.files: dict[int, int | None] = {}
