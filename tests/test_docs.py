@@ -1,0 +1,108 @@
+"""Every Python block and every command in the documentation is executed.
+
+A Python block with a test in it is run by pytest, and its outcome is the one that the comment above
+it announces (passed where there is none). Other blocks must at least compile. Console commands must
+be known to the table below, which says how each is checked.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(
+    r"(?:<!-- outcome: (?P<outcome>\w+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```", re.M | re.S
+)
+
+
+class Block(NamedTuple):
+    page: Path
+    line: int
+    kind: str
+    text: str
+    outcome: str
+
+
+def blocks(kind: str) -> list[Block]:
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in BLOCK.finditer(text):
+            if match["kind"] == kind:
+                line = text[: match.start()].count("\n") + 1
+                found.append(Block(page, line, kind, match["text"], match["outcome"] or "passed"))
+    return found
+
+
+def name(block: Block) -> str:
+    return f"{block.page.relative_to(ROOT)}:{block.line}"
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=name)
+def test_python_blocks(block: Block, tmp_path: Path) -> None:
+    compile(block.text, name(block), "exec")
+    if "def test_" not in block.text and "class Test" not in block.text:
+        return
+    (tmp_path / "test_block.py").write_text(block.text)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    counts = dict(
+        (word, int(number)) for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)
+    )
+    assert set(counts) == {block.outcome}, done.stdout + done.stderr
+
+
+CHECKED = {
+    # make demo and make test are what continuous integration itself runs.
+    "make": lambda words: f"{words[1]}:" in (ROOT / "Makefile").read_text(),
+    "pip": lambda words: words[1] == "install",
+    "pytest": lambda words: _accepted([sys.executable, "-m", "pytest", "--help"], words),
+    "statepersist": lambda words: _accepted(
+        [sys.executable, "-m", "pytest_statepersist", words[1], "--help"], words
+    ),
+}
+
+
+def _accepted(command: list[str], words: list[str]) -> bool:
+    """Say whether every option of a documented command is one that its help knows."""
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    options = [word.split("=")[0] for word in words if word.startswith("--")]
+    return bool(shown) and all(option in shown for option in options)
+
+
+def commands() -> list[tuple[str, str]]:
+    return [
+        (name(block), line[2:])
+        for block in blocks("console")
+        for line in block.text.splitlines()
+        if line.startswith("$ ")
+    ]
+
+
+@pytest.mark.parametrize(("where", "command"), commands())
+def test_console_commands(where: str, command: str) -> None:
+    words = command.split()
+    assert words[0] in CHECKED, f"{where}: nothing checks the command {command!r}"
+    assert CHECKED[words[0]](words), f"{where}: {command!r} would not be accepted"
+
+
+def test_every_page_of_the_documentation_is_reachable_from_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        relative = page.relative_to(ROOT / "docs").as_posix()
+        if relative != "index.md":
+            assert relative in index, f"docs/index.md does not lead to {relative}"
