@@ -52,7 +52,7 @@ def test_a_database_and_a_side_file_give_one_trace(tmp_path: Path, mode: str) ->
 
 
 def test_without_it_the_self_check_finds_the_database(tmp_path: Path) -> None:
-    with pytest.raises(BlindSpot) as caught, recorder(tmp_path, sqlite=False):
-        with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as connection:
-            connection.execute("CREATE TABLE t (x)")
+    opened = contextlib.closing(sqlite3.connect(tmp_path / "a.db"))
+    with pytest.raises(BlindSpot) as caught, recorder(tmp_path, sqlite=False), opened as connection:
+        connection.execute("CREATE TABLE t (x)")
     assert caught.value.culprit.startswith("a.db")
