@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from pytest_statepersist.core import operations as op
@@ -117,6 +118,15 @@ class Effects:
 
     def __len__(self) -> int:
         return len(self.effects)
+
+    @cached_property
+    def needed_by(self) -> list[list[int]]:
+        """The effects that need each effect directly."""
+        found: list[list[int]] = [[] for _ in self.needs]
+        for index, needs in enumerate(self.needs):
+            for needed in needs:
+                found[needed].append(index)
+        return found
 
     def first_of(self, operation: int) -> int:
         """Return the index of the first effect at or after an operation."""
@@ -305,7 +315,6 @@ class _Splitter:
         self, changes: list[tuple[int, str, int | None]], needs: set[int] | None = None
     ) -> int:
         wanted = set(needs or ())
-        index = len(self.out.effects)
         cells: list[tuple[Cell, int | None]] = []
         renamed: set[int] = set()
         for parent, name, inode in changes:
@@ -314,36 +323,40 @@ class _Splitter:
                     f"operation {self.now} names {name!r} in inode {parent}, which is no directory"
                 )
             before = self.entries.pop((parent, name), None)
+            if inode is not None and (name or parent != op.OUTSIDE):
+                self.entries[parent, name] = inode
             for changed, step in ((before, -1), (inode, 1)):
                 if changed is not None:
                     self.links[changed] += step
                     renamed.add(changed)
             if parent == op.OUTSIDE:
-                if inode is not None and name:
-                    self.entries[parent, name] = inode
                 continue
-            if inode is not None:
-                self.entries[parent, name] = inode
             cell = Cell(Part.ENTRY, parent, name)
+            cells.append((cell, inode))
             wanted.update(self.out.chains[cell][-1:])
-            self.out.chains[cell].append(index)
             if self.model.waives_order and parent in self.made_by:
                 wanted.add(self.made_by[parent])
             self.out.names[parent].add(name)
-            cells.append((cell, inode))
             for changed in (before, inode):
                 if changed is not None:
                     self.out.cells_naming[changed].add(cell)
-        subject = next((inode for _, _, inode in changes if inode is not None), None)
-        if subject is None:
-            subject = next(iter(renamed), -2)
-        self._emit(Kind.ENTRY, subject, wanted, entries=tuple(cells), renamed=frozenset(renamed))
+        freed = []
         if self.model.reuse_freed_blocks:
-            for inode in sorted(renamed):
-                if inode in self.sizes and self.links[inode] == 0:
-                    self.out.frees[inode].append(index)
-                    # In memory the blocks are free though nothing of this call is on disk.
-                    self._times(inode, None)
+            freed = [i for i in sorted(renamed) if i in self.sizes and self.links[i] == 0]
+        # In memory the blocks are free even if nothing of this call is on disk: an effect says so.
+        wanted.update(self._times(inode, None) for inode in freed)
+        subject = next((inode for _, _, inode in changes if inode is not None), None)
+        index = self._emit(
+            Kind.ENTRY,
+            min(renamed, default=-2) if subject is None else subject,
+            wanted,
+            entries=tuple(cells),
+            renamed=frozenset(renamed),
+        )
+        for cell, _ in cells:
+            self.out.chains[cell].append(index)
+        for inode in freed:
+            self.out.frees[inode].append(index)
         return index
 
     # -- contents -----------------------------------------------------------------------------
@@ -448,11 +461,12 @@ class _Splitter:
         raises = self.out.raises[inode]
         return set(raises[bisect_left(raises, since[0]) :])
 
-    def _times(self, inode: int, mtime: int | None) -> None:
+    def _times(self, inode: int, mtime: int | None) -> int:
         chain = self.out.chains[Cell(Part.TIMES, inode)]
         index = self._emit(Kind.TIMES, inode, set(chain[-1:]), mtime=mtime)
         chain.append(index)
         self.out.times.add(index)
+        return index
 
     def _attributes(self, operation: op.SetAttributes) -> None:
         if operation.mode is not None or operation.owner is not None or operation.xattrs:

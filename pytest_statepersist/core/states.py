@@ -15,6 +15,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.counting import Counter, list_sets
@@ -55,40 +56,52 @@ def disk_of(trace: op.Trace, model: Model) -> Disk:
 def roots(disk: Disk, *, returning: int | None = None) -> Iterator[Choice]:
     """Yield disjoint choices which together hold every legal state, in order of crash point.
 
-    ``returning`` bounds how many inodes may come back under one name (names_return), newest first;
-    without it a trace of n replacements has n of them at each crash point.
+    ``returning`` bounds how many inodes may come back under one name (names_return), newest first,
+    and leaves out names whose removal is durable; without it a trace of n replacements has n of
+    them at each crash point. Where a log loosened the order, choices may overlap.
     """
     effects, forcing, trace = disk.effects, disk.forcing, disk.trace
     beyond = _forced_beyond(disk)
     waiting: list[int] = []
-    yield from _with_returned(Window(disk, -1, 0, [], beyond[-1]), None, returning)
+    held: _Held = defaultdict(dict)
+    yield from _last_operation_present(Window(disk, -1, 0, [], beyond[-1]), None)
     for point in range(len(trace) + 1):
         loosened = forcing.loosened.get(point, set())
-        reopened = [
+        reopened = {
             e
             for e in loosened
             if not forcing.forced_at(e, point) and forcing.forced_at(e, point - 1)
-        ]
-        waiting = sorted({*waiting, *reopened}) if reopened else waiting
+        }
+        waiting = sorted(reopened.union(waiting)) if reopened else waiting
         if point and _may_force(trace.operations[point - 1], disk.model):
             waiting = [e for e in waiting if not forcing.forced_at(e, point)]
-        renamable = forcing.synced_names.get(point - 1, [])
-        earlier = _ending_earlier(disk, point, waiting, beyond) if loosened or renamable else ()
+        fresh: _Held = {}
+        for name, inode in forcing.synced_names.get(point - 1, ()):
+            held[name].pop(inode, None)
+            held[name][inode] = None
+            fresh.setdefault(name, {})[inode] = None
+        earlier = _ending_earlier(disk, point, waiting, beyond) if loosened or fresh else ()
         for window, last_own in earlier:
             loose = _is_loosened(disk, window, loosened)
-            if not loose and not renamable:
+            if not loose and not fresh:
                 break
             for choice in _last_operation_present(window, last_own):
                 if loose:
                     yield choice
-                yield from _returning_names(choice, returning, None if loose else renamable)
+                yield from _returning_names(choice, held if loose else fresh, returning)
         if point == len(trace):
             break
         own = effects.of_operation[point]
         waiting.extend(own)
         if own:
             window = Window(disk, point, point, list(waiting), beyond[point])
-            yield from _with_returned(window, own, returning)
+            for choice in _last_operation_present(window, own):
+                yield choice
+                yield from _returning_names(choice, held, returning)
+
+
+_Held = dict[Cell, dict[int, None]]
+"""Names not in the base → the inodes that had them when they were synced, newest last."""
 
 
 def _may_force(operation: op.Operation, model: Model) -> bool:
@@ -139,12 +152,6 @@ def _is_loosened(disk: Disk, window: Window, loosened: set[int]) -> bool:
     )
 
 
-def _with_returned(window: Window, own: range | None, returning: int | None) -> Iterator[Choice]:
-    for choice in _last_operation_present(window, own):
-        yield choice
-        yield from _returning_names(choice, returning)
-
-
 def _last_operation_present(window: Window, own: range | None) -> Iterator[Choice]:
     """Split by which effect of the last operation is the first that is present."""
     free = [window.bit[e] for e in own if e in window.bit] if own is not None else []
@@ -161,35 +168,22 @@ def _last_operation_present(window: Window, own: range | None) -> Iterator[Choic
         absent |= 1 << bit
 
 
-def _returning_names(
-    choice: Choice, newest: int | None, held: list[tuple[Cell, int]] | None = None
-) -> Iterator[Choice]:
+def _returning_names(choice: Choice, held: _Held, newest: int | None) -> Iterator[Choice]:
     """A name that an inode had when it was synced may be back, where both would be absent."""
     disk, window = choice.window.disk, choice.window
-    for name, inode in _synced_names(disk, window, newest) if held is None else held:
-        found = [choice]
-        for cell in sorted(disk.effects.cells_naming[inode] | {name}):
-            narrowed = []
-            for each in found:
-                for option in each.options(cell):
-                    held_now = disk.entry(option.state(), cell.inode, str(cell.key))
-                    if held_now != inode and (cell != name or held_now is None):
-                        narrowed.append(option)
-            found = narrowed
-        for each in found:
-            yield replace(each, returned=Returned(name, inode))
-
-
-def _synced_names(disk: Disk, window: Window, newest: int | None) -> Iterator[tuple[Cell, int]]:
-    """Names not in the base, with the inodes that had them at a sync before, newest first."""
-    inodes: dict[Cell, dict[int, None]] = defaultdict(dict)
-    for sync in sorted(disk.forcing.synced_names, reverse=True):
-        if sync < window.since:
-            for name, inode in disk.forcing.synced_names[sync]:
-                if newest is None or len(inodes[name]) < newest:
-                    inodes[name][inode] = None
-    for name, held in inodes.items():
-        yield from ((name, inode) for inode in held)
+    names = held if newest is None else [cell for cell in window.cells() if cell in held]
+    for name in names:
+        for inode in islice(reversed(held[name]), newest):
+            found = [choice]
+            for cell in sorted(disk.effects.cells_naming[inode] | {name}):
+                narrowed = []
+                for each in found:
+                    for option in each.options(cell):
+                        there = disk.entry(option.state(), cell.inode, str(cell.key))
+                        if there != inode and (cell != name or there is None):
+                            narrowed.append(option)
+                found = narrowed
+            yield from (replace(each, returned=Returned(name, inode)) for each in found)
 
 
 def window_at(disk: Disk, point: int) -> Window:

@@ -126,6 +126,7 @@ class Window:
         self._cells: dict[Cell, list[int]] | None = None
         self.frees: dict[int, list[int]] = self._freeing()
         self._close()
+        self.must = self._must()
 
     def _close(self) -> None:
         effects, model = self.disk.effects, self.disk.model
@@ -163,20 +164,16 @@ class Window:
             unwanted |= self.up[bit]
         return None if wanted & unwanted else Choice(self, wanted, unwanted)
 
-    @property
-    def must(self) -> int:
+    def _must(self) -> int:
         """Bits that something already durable needs, though a log forgot to force them itself."""
         if not self.disk.model.log_forgets:
             return 0
         forcing, effects = self.disk.forcing, self.disk.effects
-        mask = 0
-        first, end = (self.ids[0] if self.ids else 0), effects.first_of(self.last + 1)
-        for index in range(first, end):
-            if index not in self.bit and forcing.forced_at(index, self.since):
-                for needed in effects.needs[index]:
-                    bit = self.bit.get(needed)
-                    if bit is not None:
-                        mask |= self.down[bit]
+        mask, end = 0, effects.first_of(self.last + 1)
+        for bit, index in enumerate(self.ids):
+            for later in effects.needed_by[index]:
+                if later < end and later not in self.bit and forcing.forced_at(later, self.since):
+                    mask |= self.down[bit]
         return mask
 
     def points(self, absent: int) -> tuple[tuple[int, int], ...]:

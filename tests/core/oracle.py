@@ -480,12 +480,14 @@ class Oracle:
     def trees(self, point: int) -> dict[Tree, int]:
         """Every legal tree at a crash point, with the fewest deviations that show it."""
         found: dict[Tree, int] = {}
+        made = 0
         for chosen in self.legal(point):
             deviations = self.deviations(chosen)
             for tree in self._with_ghosts(chosen, point):
                 found[tree] = min(found.get(tree, deviations), deviations)
-            if len(found) > self.limit:
-                raise TooMany
+                made += 1
+                if made > self.limit:
+                    raise TooMany
         return found
 
     def deviations(self, chosen: frozenset[int]) -> int:

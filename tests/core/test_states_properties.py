@@ -55,7 +55,7 @@ def examples(count: int) -> settings:
 
 
 def expected(trace: op.Trace, model: Model) -> Seen:
-    oracle = Oracle(trace, model, limit=1000 if model.reuse_freed_blocks else 3000)
+    oracle = Oracle(trace, model, limit=1200 if model.reuse_freed_blocks else 3000)
     try:
         return [oracle.trees(point) for point in range(len(trace) + 1)]
     except TooMany:
@@ -176,7 +176,9 @@ def test_posix_is_the_weakest(name: str) -> None:
     @given(traces(most=4 if model.reuse_freed_blocks else 5))
     def run(trace: op.Trace) -> None:
         try:
-            Oracle(trace, weakest, limit=1500).trees(len(trace))
+            Oracle(trace, weakest, limit=400 if model.reuse_freed_blocks else 1500).trees(
+                len(trace)
+            )
         except TooMany:
             assume(False)
         for strict, weak in zip(found(trace, model), found(trace, weakest), strict=True):
