@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pytest_statepersist.core.diagnosis import Diagnosis
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.operations import Operation, Site, Trace
+from pytest_statepersist.core.repairs import Repair, RepairSearch
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import CrashConsistencyError
 from pytest_statepersist.explorer.outcome import Kind, Outcome
@@ -68,6 +69,10 @@ class Finding:
     confirmed: bool | None = None
     kinds: tuple[Kind, ...] = ()
     culprit: Operation | None = None
+    repairs: tuple[Repair, ...] = ()
+    """Of each repair of the whole report the lines that this finding needs."""
+    no_sync_helps: bool | None = None
+    """True: a plain stop of the program leaves this disk, whatever is synced; None: unknown."""
 
     @property
     def tree(self) -> Tree:
@@ -92,6 +97,17 @@ class Report:
     seconds: float = 0.0
     runs: int = 0
     name: str = ""
+    repair_runs: int = 0
+    repair_search: RepairSearch | None = None
+    """The search for sync calls that repair this; ``None`` where it was not asked for."""
+
+    @property
+    def repairs(self) -> tuple[Repair, ...]:
+        """Sets of sync calls with which no finding is left that a sync can remove, cheapest first.
+
+        Each was explored like the recorded trace. Empty where none is needed, or none was found.
+        """
+        return self.repair_search.repairs if self.repair_search is not None else ()
 
     def verdict(self, model: str) -> Verdict:
         """Return the verdict of a model; raises `UserError` for one that is unknown or not run."""

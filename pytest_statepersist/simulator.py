@@ -43,6 +43,7 @@ from pytest_statepersist.explorer.runner import Recovery, call
 from pytest_statepersist.explorer.search import Bounds, Coverage, search
 from pytest_statepersist.findings import Finding, Report, Verdict
 from pytest_statepersist.recording import Recorded, RecordingSession, record_workload
+from pytest_statepersist.repairing import AlteredTraces, with_repairs
 
 __all__ = ["CrashSimulator", "Recording", "Settings"]
 
@@ -52,7 +53,8 @@ class Settings:
     """What an exploration is told beyond the subject; each can be overridden for one call.
 
     ``budget`` is a number of recoveries for each model, or seconds as text ("30s").
-    ``time_limit`` is in seconds for one recovery, ``None`` for none.
+    ``time_limit`` is in seconds for one recovery, ``None`` for none. With ``repairs`` the sync
+    calls that would remove the findings are searched and checked.
     """
 
     model: str | Model | tuple[str | Model, ...] = "posix"
@@ -64,6 +66,7 @@ class Settings:
     time_limit: float | None = 10.0
     samples: int = 200
     workspace: str | None = None
+    repairs: bool = True
 
     def __post_init__(self) -> None:
         get_models(self.model if isinstance(self.model, str | Model) else tuple(self.model))
@@ -439,7 +442,6 @@ def _explore(
     present: bool,
 ) -> Report:
     models = get_models(settings.model)
-    bounds = settings.bounds()
     engine = Engine(
         trace=recorded.trace,
         recover=recover,
@@ -455,7 +457,9 @@ def _explore(
     with engine:
         for _ in range(3):
             try:
-                return _Exploration(engine, recorded, models, bounds, before, after, invariant).go()
+                return _Exploration(
+                    engine, recorded, models, settings, before, after, invariant
+                ).go()
             except Restart:
                 continue
     raise UserError(
@@ -470,7 +474,7 @@ class _Exploration:
         engine: Engine,
         recorded: Recorded,
         models: tuple[Model, ...],
-        bounds: Bounds,
+        settings: Settings,
         before: Any,
         after: Any,
         invariant: Invariant | None,
@@ -479,7 +483,8 @@ class _Exploration:
         self.recorded = recorded
         self.trace = recorded.trace
         self.models = models
-        self.bounds = bounds
+        self.settings = settings
+        self.bounds = settings.bounds()
         self.given = (before, after)
         self.invariant = invariant
         self.unstable = ""
@@ -496,6 +501,13 @@ class _Exploration:
         self.engine.check_sentinels()
         self._confirm_passes(disks[0], coverage[0].passes)
         findings = Diagnoser(self.engine, self.trace, expectation).findings(coverage)
+        runs = self.engine.runs
+        search_for_repairs = None
+        if findings and self.settings.repairs:
+            oracle = AlteredTraces(
+                self.engine, self._models_to_repair(coverage), expectation, self.bounds.deviations
+            )
+            search_for_repairs, findings = with_repairs(self.trace, oracle, findings)
         verdicts = tuple(
             self._verdict(each, expectation, [f for f in findings if each.model.name in f.models])
             for each in coverage
@@ -507,8 +519,14 @@ class _Exploration:
             coverage=tuple(coverage),
             recorder=self.recorded.recorder,
             warnings=(*self.recorded.warnings, *self.engine.warnings),
-            runs=self.engine.runs,
+            runs=runs,
+            repair_search=search_for_repairs,
+            repair_runs=self.engine.runs - runs,
         )
+
+    def _models_to_repair(self, coverage: list[Coverage]) -> list[Model]:
+        """Leave out models that had no failure, and to which a sync can bring none."""
+        return [c.model for c in coverage if c.failures or c.model.waives_order]
 
     def _expectation(self, disk: Disk) -> Expectation:
         """Find out what recovery gives before and after, in a way that no cache can disturb."""

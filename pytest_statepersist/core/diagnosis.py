@@ -240,3 +240,18 @@ def _state(window: Window, absent: int) -> CrashState:
     missing = frozenset(window.ids[bit] for bit in bits(absent) if window.ids[bit] < end)
     overtaken = {effects.effects[index].operation for index in missing} - {last}
     return CrashState(last, missing, points=window.points(absent), deviations=len(overtaken))
+
+
+def legal_at(disk: Disk, state: CrashState, point: int) -> bool:
+    """Say whether a crash at one point may leave a state, as far as effects decide it."""
+    if state.last > point or point > len(disk.trace):
+        return False
+    window = window_at(disk, point)
+    end = disk.effects.first_of(state.last + 1)
+    absent = 0
+    for index in (*state.missing, *range(end, disk.effects.first_of(point + 1))):
+        bit = window.bit.get(index)
+        if bit is None:
+            return False
+        absent |= 1 << bit
+    return not absent & window.must and not any(window.up[b] & ~absent for b in bits(absent))
