@@ -112,7 +112,8 @@ class TraceBuilder:
         self.recorder = recorder
         self.lock = threading.RLock()
         self.doubts: list[BlindSpot] = []
-        self._log: list[_Entry] = []
+        self.log: list[_Entry] = []
+        """Operations as (class, fields, path, moment); only the quickest path appends by itself."""
         self._acknowledged: list[tuple[int, str]] = []
         self._outside = Inode(OUTSIDE, "", {}, inside=False)
         self._inodes: dict[int, Inode] = {OUTSIDE: self._outside, ROOT: Inode(ROOT, "", {})}
@@ -144,7 +145,7 @@ class TraceBuilder:
 
     def __len__(self) -> int:
         """Return how many operations were kept so far, those outside included."""
-        return len(self._log)
+        return len(self.log)
 
     def __getitem__(self, number: int) -> Inode:
         """Return the model's inode; raises `KeyError` for an unknown number."""
@@ -372,7 +373,7 @@ class TraceBuilder:
             if inode.kept > _OUTSIDE_LIMIT:
                 self.forget(number)
                 return
-        self._log.append((Write, (number, offset, data, durability), inode.path, at))
+        self.log.append((Write, (number, offset, data, durability), inode.path, at))
 
     def truncate(self, number: int, size: int, at: Moment) -> None:
         """Record that the size was set."""
@@ -417,7 +418,7 @@ class TraceBuilder:
 
     def sync_all(self, at: Moment) -> None:
         """Record sync or syncfs."""
-        self._log.append((SyncAll, (), "", at))
+        self.log.append((SyncAll, (), "", at))
 
     def close(self, number: int, at: Moment, *, written: bool) -> None:
         """Record the end of an open description; only one that was ``written`` to shows.
@@ -507,12 +508,12 @@ class TraceBuilder:
         marks = {at for at, _ in self._acknowledged}
         kept: list[_Entry] = []
         moved = {0: 0}
-        for index, entry in enumerate(self._log):
+        for index, entry in enumerate(self.log):
             if entry[1][:1] != (number,):
                 kept.append(entry)
             if index + 1 in marks:
                 moved[index + 1] = len(kept)
-        self._log = kept
+        self.log[:] = kept
         self._acknowledged = [(moved[at], text) for at, text in self._acknowledged]
         names = self._outside.entries
         assert names is not None
@@ -521,7 +522,7 @@ class TraceBuilder:
 
     def acknowledge(self, text: str) -> None:
         """Note that the subject said "saved" here."""
-        self._acknowledged.append((len(self._log), text))
+        self._acknowledged.append((len(self.log), text))
 
     def doubt(self, spot: BlindSpot) -> None:
         """Note something that was not seen; the recorder raises the first when it stops."""
@@ -531,16 +532,16 @@ class TraceBuilder:
 
     def positions(self) -> list[int]:
         """Return, for each count of operations kept, how many of them are in the trace."""
-        wanted = self._concerned(self._log)
+        wanted = self._concerned(self.log)
         found = [0]
-        for cls, fields, _, _ in self._log:
+        for cls, fields, _, _ in self.log:
             found.append(found[-1] + (cls is SyncAll or fields[0] in wanted))
         return found
 
     def finish(self) -> Trace:
         """Return the trace of what concerns the directory, in the order in which it happened."""
         with self.lock:
-            log, marks = list(self._log), list(self._acknowledged)
+            log, marks = list(self.log), list(self._acknowledged)
         wanted = self._concerned(log)
         operations: list[Operation] = []
         before = [0]
@@ -583,7 +584,7 @@ class TraceBuilder:
 
     def _add(self, cls: type[Operation], fields: tuple[Any, ...], path: str, at: Moment) -> None:
         if not self._inodes[fields[0]].lost:
-            self._log.append((cls, fields, path, at))
+            self.log.append((cls, fields, path, at))
 
     def _path(self, parent: int, name: str) -> str:
         if parent == OUTSIDE:

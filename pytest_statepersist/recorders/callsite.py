@@ -39,21 +39,24 @@ def is_internal(filename: str) -> bool:
 class CallSites:
     """Makes the `Moment` of a call: site, wall time, and a small number for the thread."""
 
-    __slots__ = ("_internal", "_sites", "_tasks")
+    __slots__ = ("_internal", "now", "sites", "tasks")
 
     def __init__(self) -> None:
+        self.now = real.clock()
+        """True wall time in nanoseconds."""
         self._internal: dict[str, bool] = {}
-        # The code object is kept, so that its id is not used again.
-        self._sites: dict[tuple[int, int], tuple[Site, CodeType]] = {}
-        self._tasks: dict[int, int] = {}
+        self.sites: dict[tuple[int, int], tuple[Site, CodeType]] = {}
+        """By id of the code object and instruction; kept with it, so that no id is used again."""
+        self.tasks: dict[int, int] = {}
+        """By thread identifier."""
 
     def moment(self) -> Moment:
         """Return what to record of a call that has just returned."""
-        now = real.time_ns()
+        now = self.now()
         thread = threading.get_ident()
-        task = self._tasks.get(thread)
+        task = self.tasks.get(thread)
         if task is None:
-            task = self._tasks[thread] = len(self._tasks)
+            task = self.tasks[thread] = len(self.tasks)
         return self.site(), now, task
 
     def site(self) -> Site | None:
@@ -72,8 +75,8 @@ class CallSites:
                 return None
             frame = back
         key = (id(code), frame.f_lasti)
-        known = self._sites.get(key)
+        known = self.sites.get(key)
         if known is None:
             site = Site(code.co_filename, frame.f_lineno or code.co_firstlineno, code.co_name)
-            known = self._sites[key] = (site, code)
+            known = self.sites[key] = (site, code)
         return known[0]

@@ -100,7 +100,7 @@ class Mappings:
         stop = min(stop, len(mapping.last), max(_mmap.size(found) - mapping.offset, 0))
         with memoryview(found) as view, memoryview(mapping.last) as last:
             if view[start:stop] == last[start:stop]:
-                self._session.builder[mapping.inode].changed = real.time_ns()
+                self._session.builder[mapping.inode].changed = self._session.callsites.now()
                 return
             at = self._session.callsites.moment()
             while start < stop:

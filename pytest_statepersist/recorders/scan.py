@@ -30,6 +30,7 @@ from pytest_statepersist.core.tree import (
     Node,
     Symlink,
     Tree,
+    size_of,
 )
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.recorders import real
@@ -258,13 +259,18 @@ def survey(
 ) -> Scan:
     """Look at a directory whose tree is known already, without reading contents.
 
-    Raises `UserError` where the names differ from the tree's.
+    Raises `UserError` where names or sizes differ from the tree's.
     """
     root = os.fspath(directory)
     seen = {ROOT: Seen.of(real.stat(root))}
-    for path, number, _ in tree.walk():
+    for path, number, node in tree.walk():
         try:
             seen[number] = Seen.of(real.lstat(f"{root}/{path}"))
         except OSError as error:
             raise UserError(f"{path!r} of the given base tree is not in {root}: {error}") from error
+        if isinstance(node, File) and seen[number].size != size_of(node.content):
+            raise UserError(
+                f"{path!r} of the given base tree has {size_of(node.content)} bytes, and "
+                f"{seen[number].size} in {root}: it is not the tree of this directory"
+            )
     return Scan(tree, seen)

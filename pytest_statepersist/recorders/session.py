@@ -15,11 +15,13 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, TypeAlias
 
-from pytest_statepersist.core.operations import OUTSIDE, ROOT, Durability
+from pytest_statepersist.core.operations import OUTSIDE, ROOT, Durability, Write
 from pytest_statepersist.core.tree import LARGE
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
@@ -32,6 +34,7 @@ __all__ = ["Description", "Session", "Slot", "descriptor_path", "durability_of"]
 
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 _DRAIN = 64
+_lseek, _getframe, _get_ident = real.lseek, sys._getframe, get_ident
 _ADOPTED = 256 << 20
 _DSYNC = getattr(os, "O_DSYNC", 0)
 _SYNC = getattr(os, "O_SYNC", 0)
@@ -42,6 +45,7 @@ class Description:
     """An open file description: several descriptors may share it."""
 
     inode: int
+    node: Inode
     durability: Durability = Durability.NONE
     written: bool = False
     references: int = 1
@@ -65,7 +69,10 @@ class Session:
     """The state of one running recording."""
 
     __slots__ = (
+        "_now",
         "_outside_heads",
+        "_sites",
+        "_tasks",
         "attached",
         "before_moment",
         "builder",
@@ -83,6 +90,8 @@ class Session:
         self.lock = builder.lock
         self.notifications = notifications
         self.callsites = CallSites()
+        self._sites, self._tasks = self.callsites.sites, self.callsites.tasks
+        self._now = self.callsites.now
         self.files: dict[int, Description] = {}
         self.attached: dict[int, Callable[[], Any]] = {}
         """Weak references to the raw files that are recorded, by descriptor."""
@@ -227,7 +236,7 @@ class Session:
     def register(self, fd: int, number: int, durability: Durability) -> Description:
         """Note that a descriptor is open on an inode; what it was before was closed unseen."""
         self.builder.opened(number)
-        made = self.files[fd] = Description(number, durability)
+        made = self.files[fd] = Description(number, self.builder[number], durability)
         return made
 
     def opened(
@@ -307,18 +316,37 @@ class Session:
     # -- contents ------------------------------------------------------------------------------
 
     def wrote(self, fd: int, found: Description, data: Any, count: int) -> None:
-        """Record a write at the file position: the position now says where it was."""
-        end = real.lseek(fd, 0, os.SEEK_CUR)
-        kind = type(data)
-        if kind is bytes:
+        """Record a write at the file position: the position now says where it was.
+
+        To be called by the replacement itself. This is the one path that is written for speed.
+        """
+        end = _lseek(fd, 0, 1)
+        if type(data) is bytes:
             if count != len(data):
                 data = data[:count]
-        elif kind is memoryview and data.nbytes == count:
+        elif type(data) is memoryview and data.nbytes == count:
             data = data.tobytes()
         else:
             data = memoryview(data).cast("B")[:count].tobytes()
-        self.builder.write(found.inode, end - count, data, self.moment(), found.durability)
+        if self.before_moment is not None:
+            self.before_moment()
         found.written = True
+        frame = _getframe(2)
+        site = self._sites.get((id(frame.f_code), frame.f_lasti))
+        task = self._tasks.get(_get_ident())
+        inode = found.node
+        if site is None or task is None or not inode.inside:
+            self.builder.write(found.inode, end - count, data, self.moment(), found.durability)
+            return
+        now = self._now()
+        inode.changed = now
+        if end > inode.size:
+            inode.size = end
+        log = self.builder.log
+        fields = (found.inode, end - count, data, found.durability)
+        log.append((Write, fields, inode.path, (site[0], now, task)))
+        if not len(log) % _DRAIN:
+            self.drain()
 
     def wrote_at(
         self,

@@ -16,6 +16,7 @@ import io
 import os
 import stat
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -108,7 +109,7 @@ def patch_subclasses(slot: Slot, ours: type) -> Callable[[], None]:
     def undo() -> None:
         for kind, original in patched:
             if original is None:
-                del kind.__init__
+                delattr(kind, "__init__")
             else:
                 setattr(kind, "__init__", original)  # noqa: B010
 
@@ -246,6 +247,7 @@ def attach(slot: Slot, session: Session, raw: Any, fd: int, found: Description) 
                 if raw is not None:
                     raw_close(raw)
                 elif closes:
+                    warnings.warn(f"unclosed file {found.node.path!r}", ResourceWarning, 2)
                     real.close(fd)
             finally:
                 ended = open_before and closes and slot.session is session
