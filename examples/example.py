@@ -64,7 +64,7 @@ class Citation:
     def actual(self) -> str:
         """Return the cited line as it stands in the installed source, without its indentation."""
         specification = importlib.util.find_spec(self.module)
-        if specification is None or specification.origin is None:
+        if specification is None or specification.origin is None or not specification.has_location:
             raise LookupError(f"{self.module} has no source file")
         lines = Path(specification.origin).read_text(encoding="utf-8").splitlines()
         return lines[self.line - 1].strip()

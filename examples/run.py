@@ -9,15 +9,18 @@ does not (each is named with the finding behind it), 2 when a store could not be
 from __future__ import annotations
 
 import argparse
+import gc
+import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from examples.example import MODELS, Example, Expected, load, names
 from pytest_statepersist import CrashSimulator, Report, Verdict
 
-__all__ = ["Outcome", "judge", "main"]
+__all__ = ["Outcome", "judge", "main", "quiet"]
 
 HEADINGS = {"ext4-writeback": "writeback", "ext4-noauto_da_alloc": "noauto_da"}
 """Shorter column headings, where a model's name is long."""
@@ -88,8 +91,10 @@ def heading() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the named examples, or all of them, and return the exit code."""
     parser = argparse.ArgumentParser(description="Judge real stores under every model.")
-    parser.add_argument("store", nargs="*", choices=[*names(), []], help="default: all of them")
+    parser.add_argument("store", nargs="*", help=f"default: all of them ({', '.join(names())})")
     chosen = parser.parse_args(arguments).store or names()
+    if unknown := sorted(set(chosen) - set(names())):
+        parser.error(f"there is no store {', '.join(unknown)}; choose from {', '.join(names())}")
     print(
         "Is it atomic? / Is it durable?  (? = not covered), crash states checked; time in seconds"
     )
@@ -102,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:<27} could not be run: {error}", flush=True)
             unusable.append(name)
             continue
-        outcome = judge(example)
+        with quiet():
+            outcome = judge(example)
         print(row(outcome), flush=True)
         outcomes.append(outcome)
     disagreements = [line for outcome in outcomes for line in outcome.disagreements()]
@@ -110,6 +116,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unusable:
         return 2
     return 1 if disagreements else 0
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep stores from reporting, hundreds of times, what they met on a damaged disk.
+
+    Some log it; one whose constructor raised complains a second time when it is collected.
+    """
+    hook = sys.unraisablehook
+    logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+        logging.disable(logging.NOTSET)
 
 
 def summary(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from examples import run
-from examples.example import MODELS, expect, load, names
+from examples.example import MODELS, Citation, Example, expect, load, names
 
 
 def test_there_are_enough_stores() -> None:
@@ -14,18 +16,62 @@ def test_there_are_enough_stores() -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_every_store_is_judged_as_its_source_says(name: str) -> None:
-    outcome = run.judge(load(name))
+    with run.quiet():
+        outcome = run.judge(load(name))
     assert list(outcome.disagreements()) == []
+    assert all(outcome.verdict(model).complete for model in MODELS)
+    assert not outcome.report.warnings
 
 
 @pytest.mark.parametrize("name", names())
 def test_cited_lines_stand_in_the_installed_source(name: str) -> None:
-    for citation in load(name).citations:
+    example = load(name)
+    assert set(example.expected) == set(MODELS)
+    for citation in example.citations:
         if citation.installed():
             assert citation.actual() == citation.text
 
 
-def test_a_wrong_expectation_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_citation_that_is_wrong_is_noticed() -> None:
+    true = load("tinydb_remove").citations[-1]
+    assert replace(true, line=true.line + 1).actual() != true.text
+    with pytest.raises(LookupError):
+        Citation("python", "3.11.7", "sys", 1, "").actual()
+
+
+def test_a_wrong_expectation_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The canary: an example that expects too much must not pass."""
-    example = load("json_dump")
-    example.expected = expect(atomic=MODELS, durable=("kill",))  # type: ignore[misc]
+    hopeful = replace(load("json_dump"), expected=expect(atomic=("xfs",), durable=("kill",)))
+    monkeypatch.setattr(run, "load", lambda name: hopeful)
+    assert run.main(["json_dump"]) == 1
+    out = capsys.readouterr().out
+    assert "json_dump on xfs: atomic? expected yes, found no" in out
+    assert "1 verdicts are not what the stores' modules expect" in out
+
+
+def test_the_table_has_every_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["json_replace_fsync"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()[1:3]
+    assert len(heading.split()) == len(MODELS) + 2
+    assert row.count("yes/no") == len(MODELS) - 1
+    assert row.count("yes/yes") == 1
+
+
+def test_a_package_that_is_missing_is_no_agreement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> Example:
+        raise ModuleNotFoundError("No module named 'tinydb'")
+
+    monkeypatch.setattr(run, "load", missing)
+    assert run.main(["tinydb_insert"]) == 2
+    assert "could not be run: tinydb_insert" in capsys.readouterr().out
+
+
+def test_an_unknown_store_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run.main(["nonsense"])
+    assert caught.value.code == 2
+    assert "there is no store nonsense" in capsys.readouterr().err

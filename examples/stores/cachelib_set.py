@@ -2,7 +2,8 @@
 
 One file for each key: a temporary in the cache directory, renamed over the key's file, then the
 mode is set. No sync: after a power loss the key's file is empty or zeros, and `get` returns `None`
-or raises. For a cache that is a miss; for a session it is a user who is logged out.
+or raises. For a cache that is a miss; for a session it is a user who is logged out. The cache has
+no limit (`threshold=0`), so that opening it does not write a count of its files.
 
 Expected: atomic and durable only where the page cache survives.
 """
@@ -15,7 +16,7 @@ from examples.example import Citation, expect
 
 
 def cache(directory: Path) -> FileSystemCache:
-    return FileSystemCache(str(directory / "cache"))
+    return FileSystemCache(str(directory / "cache"), threshold=0)
 
 
 def setup(directory: Path) -> None:
