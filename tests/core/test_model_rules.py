@@ -423,6 +423,14 @@ CASES = [
         (KILL,),
     ),
     Case(
+        "what happens outside orders nothing inside",
+        base().create("/t").rename("/t", "f").create("/t").rename("/t", "g"),
+        lambda d: d == {"g": ""},
+        ANY,
+        (POSIX,),
+        NAMED,
+    ),
+    Case(
         "files without a name do not wait for each other",
         base().create("").create("").link(2, "b").write(2, 0, N4).link(1, "a"),
         lambda d: d == {"a": ""},
