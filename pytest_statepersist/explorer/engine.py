@@ -253,6 +253,8 @@ class Engine:
             self._observer.directories(True)
             return Result(first.outcome, first.asked, first.wrote, (), complete=False)
         trace, outcome = recorded
+        # The recovery may have made directories while nobody watched.
+        self._observer.directories(True)
         try:
             if not trace.operations:
                 return first
@@ -261,18 +263,16 @@ class Engine:
             shown.rebuild()
             self._observer.directories(True)
 
-    def nested_outcome(
-        self, disk: Disk, state: CrashState, inner: Disk, inner_state: CrashState
-    ) -> Outcome:
+    def nested(self, disk: Disk, state: CrashState, inner: Disk, inner_state: CrashState) -> Result:
         """Return what recovery gives after a first crash left one state and a second another."""
         known: Result | None = self._outcomes.find(inner, inner_state)
         if known is not None:
-            return known.outcome
+            return known
         aside = os.path.join(self.place.aside, "again")
         os.makedirs(aside, exist_ok=True)
         shown = Materialiser(self.place.directory, aside, inner.trace, present=False)
         try:
-            return self.outcome(inner, inner_state, shown).outcome
+            return self.outcome(inner, inner_state, shown)
         finally:
             self._shown.rebuild()
             self._observer.directories(True)

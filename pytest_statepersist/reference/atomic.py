@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_statepersist.reference.errors import DamagedData, NotFound, StorageError
@@ -138,11 +139,14 @@ def make_directory(path: PathLike, mode: int = PRIVATE_DIRECTORY_MODE) -> None:
     target = Path(path)
     missing: list[Path] = []
     probe = target
-    while not probe.is_dir():
-        missing.append(probe)
-        if probe.parent == probe:
-            break
-        probe = probe.parent
+    try:
+        while not probe.is_dir():
+            missing.append(probe)
+            if probe.parent == probe:
+                break
+            probe = probe.parent
+    except OSError as error:
+        raise StorageError(probe, error) from error
     for directory in reversed(missing):
         try:
             os.mkdir(directory, mode)
@@ -239,7 +243,9 @@ def read_bounded(path: PathLike, limit: int, *, follow_symlinks: bool = True) ->
     except OSError as error:
         raise StorageError(path, error) from error
     finally:
-        os.close(descriptor)
+        # The bytes are read: an error of close says nothing about them.
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def _read_all(descriptor: int, path: PathLike, limit: int) -> bytes:

@@ -1,0 +1,129 @@
+"""Recoveries that write: what they made is watched, put back, and crashed again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_statepersist import MODELS, CrashSimulator, Kind
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def test_a_recovery_that_makes_directories_is_crashed_again() -> None:
+    def open_store(directory: Path) -> Path:
+        store = directory / "deep" / "store"
+        for path in (store.parent, store):
+            if not path.exists():
+                path.mkdir()
+                sync(path.parent)
+        for path in store.glob("*.tmp"):
+            path.unlink()
+        if not (store / "value").exists():
+            save(store / "value", "nothing yet")
+        return store
+
+    def workload(directory: Path) -> None:
+        save(open_store(directory) / "value", "saved")
+
+    def recover(directory: Path) -> str:
+        return json.loads((open_store(directory) / "value").read_text())
+
+    report = CrashSimulator().explore(
+        workload=workload, recover=recover, before="nothing yet", model=list(MODELS)
+    )
+    assert report.findings == ()
+    assert report.safe
+
+
+def test_a_recovery_that_forgets_what_it_returned_is_unstable() -> None:
+    def recover(directory: Path) -> str:
+        new, old = directory / "new", directory / "old"
+        if new.exists():
+            os.replace(new, old)
+        return old.read_text()
+
+    def setup(directory: Path) -> None:
+        (directory / "old").write_text("old")
+        sync(directory / "old")
+        sync(directory)
+
+    def workload(directory: Path) -> None:
+        with open(directory / "new", "w") as file:
+            file.write("new")
+            file.flush()
+            os.fsync(file.fileno())
+        sync(directory)
+
+    report = CrashSimulator().explore(setup=setup, workload=workload, recover=recover)
+    assert report.safe  # the rename may be lost, and recovery then does it again
+
+    def recover_and_clean(directory: Path) -> str:
+        new, old = directory / "new", directory / "old"
+        if new.exists():
+            text = new.read_text()
+            new.unlink()
+            sync(directory)
+            old.write_text(text)
+            return text
+        return old.read_text()
+
+    broken = CrashSimulator().explore(
+        setup=setup, workload=workload, recover=recover_and_clean, before="old", after="new"
+    )
+    assert not broken.safe
+    assert any(finding.failure.step is not None for finding in broken.findings)
+    assert broken.verdict("posix").durable is False or broken.verdict("posix").atomic is False
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_crashes_during_recovery_to_a_depth(depth: int) -> None:
+    """A recovery that counts its runs down: the damage needs two interrupted recoveries."""
+
+    def setup(directory: Path) -> None:
+        save(directory / "state", "old")
+        save(directory / "tries", 2)
+
+    def workload(directory: Path) -> None:
+        save(directory / "state", "new")
+
+    def recover(directory: Path) -> str:
+        tries = json.loads((directory / "tries").read_text())
+        save(directory / "tries", tries - 1)
+        if tries <= 0:
+            return "gave up"
+        save(directory / "tries", 2)
+        return json.loads((directory / "state").read_text())
+
+    report = CrashSimulator().explore(
+        setup=setup,
+        workload=workload,
+        recover=recover,
+        before="old",
+        after="new",
+        model="kill",
+        recovery_crashes=depth,
+    )
+    assert report.safe is (depth < 2)
+    if depth == 2:
+        assert {f.kind for f in report.findings} <= {Kind.ATOMICITY, Kind.UNSTABLE}
