@@ -13,6 +13,7 @@ Expected: atomic and durable only where the page cache survives.
 from pathlib import Path
 
 from dulwich import porcelain
+from dulwich.objects import Blob, Commit, Tree
 from dulwich.repo import Repo
 
 from examples.example import Citation, expect
@@ -50,8 +51,13 @@ def workload(directory: Path) -> None:
 def recover(directory: Path) -> object:
     with Repo(str(directory / "repository")) as repo:
         head = repo[repo.head()]
-        mode, blob = repo[head.tree][b"notes.txt"]
-        return [head.message.decode(), repo[blob].data.decode(), mode]
+        assert isinstance(head, Commit)
+        tree = repo[head.tree]
+        assert isinstance(tree, Tree)
+        mode, number = tree[b"notes.txt"]
+        blob = repo[number]
+        assert isinstance(blob, Blob)
+        return [head.message.decode(), blob.data.decode(), mode]
 
 
 EXPECTED = expect(atomic=("kill",), durable=("kill",))

@@ -14,18 +14,22 @@ from pathlib import Path
 from examples.example import Citation, expect
 
 
+def scores(directory: Path, flag: str = "c") -> shelve.Shelf[int]:
+    return shelve.Shelf(dbm.dumb.open(str(directory / "scores"), flag))  # type: ignore[arg-type]
+
+
 def setup(directory: Path) -> None:
-    with shelve.Shelf(dbm.dumb.open(str(directory / "scores"))) as shelf:
+    with scores(directory) as shelf:
         shelf["ada"] = 1
 
 
 def workload(directory: Path) -> None:
-    with shelve.Shelf(dbm.dumb.open(str(directory / "scores"))) as shelf:
+    with scores(directory) as shelf:
         shelf["ada"] = 2
 
 
 def recover(directory: Path) -> object:
-    with shelve.Shelf(dbm.dumb.open(str(directory / "scores"), "r")) as shelf:
+    with scores(directory, "r") as shelf:
         return dict(shelf)
 
 

@@ -20,7 +20,7 @@ def setup(directory: Path) -> None:
 def workload(directory: Path) -> None:
     file = TOMLFile(directory / "app.toml")
     document = file.read()
-    document["window"]["theme"] = "dark"  # type: ignore[index]
+    document["window"]["theme"] = "dark"
     file.write(document)
 
 
