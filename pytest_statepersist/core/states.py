@@ -34,7 +34,7 @@ from pytest_statepersist.core.tree import (
     size_of,
 )
 from pytest_statepersist.core.window import Choice, Spans, Window, merge
-from pytest_statepersist.errors import TraceError, UserError
+from pytest_statepersist.errors import UserError
 
 __all__ = [
     "allows",
@@ -413,17 +413,22 @@ def _same_kind(disk: Disk, inode: int, tree: Tree, target: int) -> bool:
 def _matching_contents(
     disk: Disk, choice: Choice, known: dict[int, int], tree: Tree
 ) -> Iterator[CrashState]:
-    files = [(i, tree.nodes[t]) for i, t in known.items() if isinstance(tree.nodes[t], File)]
-    cells: list[tuple[Cell, File]] = []
-    for inode, node in files:
-        assert isinstance(node, File)
-        cells.append((Cell(Part.SIZE, inode), node))
+    cells: list[tuple[Cell, File | Directory]] = []
+    files: list[tuple[int, File]] = []
+    for inode, number in known.items():
+        node = tree.nodes[number]
+        if isinstance(node, Symlink):
+            continue
         if disk.effects.chains.get(Cell(Part.ATTRIBUTES, inode)):
             cells.append((Cell(Part.ATTRIBUTES, inode), node))
+        if isinstance(node, Directory):
+            continue
+        files.append((inode, node))
+        cells.append((Cell(Part.SIZE, inode), node))
+        reach = size_of(node.content)
         numbers = set(disk.effects.units.get(inode, ()))
         if disk.effects.set_sizes.get(inode) or disk.effects.frees.get(inode):
-            numbers.update(range(-(-size_of(node.content) // disk.unit)))
-        reach = size_of(node.content)
+            numbers.update(range(-(-reach // disk.unit)))
         cells.extend(
             (Cell(Part.DATA, inode, n), node) for n in sorted(numbers) if n * disk.unit < reach
         )
@@ -437,34 +442,22 @@ def _matching_contents(
                     stack.append((at + 1, option))
             continue
         state = current.state()
-        if all(_untouched_alike(disk, state, inode, node) for inode, node in files):
+        if all(_untouched_alike(disk, state, inode, file) for inode, file in files):
             yield state
 
 
-def _shows(disk: Disk, state: CrashState, cell: Cell, node: File) -> bool:
+def _shows(disk: Disk, state: CrashState, cell: Cell, node: File | Directory) -> bool:
+    if cell.part is Part.ATTRIBUTES or isinstance(node, Directory):
+        return disk.attributes(state, cell.inode)[0] == node.mode
     if cell.part is Part.SIZE:
         return disk.size(state, cell.inode) == size_of(node.content)
-    if cell.part is Part.ATTRIBUTES:
-        return disk.attributes(state, cell.inode)[0] == node.mode
     begin = int(cell.key) * disk.unit
     wanted = read_content(node.content, begin, disk.unit)
     return disk.unit_bytes(state, cell.inode, int(cell.key))[: len(wanted)] == wanted
 
 
-def _untouched_alike(disk: Disk, state: CrashState, inode: int, node: object) -> bool:
-    assert isinstance(node, File)
+def _untouched_alike(disk: Disk, state: CrashState, inode: int, node: File) -> bool:
     held = disk.content(state, inode)
     if isinstance(held, bytes) and isinstance(node.content, bytes):
         return held == node.content
     return size_of(held) == size_of(node.content) and digest_of(held) == digest_of(node.content)
-
-
-def check_trace(trace: op.Trace) -> None:
-    """Raise `TraceError` where a trace refers to inodes that neither it nor its base has."""
-    known = set(trace.base.nodes) | {op.OUTSIDE}
-    for number, operation in enumerate(trace.operations):
-        inode = getattr(operation, "inode", None)
-        if isinstance(operation, op.Create | op.Mkdir | op.Symlink):
-            known.add(operation.inode)
-        elif inode is not None and inode not in known:
-            raise TraceError(f"operation {number} names inode {inode}, which nothing created")
