@@ -115,7 +115,7 @@ class Diagnoser:
         """Return the failure as the smallest history shows it: its state, point and outcome."""
         state, point, step = diagnosis.state, diagnosis.point, failure.step
         if step is not None:
-            outcome = self.engine.nested_outcome(failure.disk, failure.state, step.disk, state)
+            outcome = self.engine.nested(failure.disk, failure.state, step.disk, state).outcome
             return replace(failure, outcome=outcome, step=replace(step, state=state))
         outcome = self.engine.outcome(failure.disk, state).outcome
         judged = self.expectation.judge(outcome, [(point, point)], state.last)
@@ -166,7 +166,7 @@ class Diagnoser:
         def fails(state: CrashState, point: int) -> bool:
             if not any(begin <= point <= end for begin, end in state.points):
                 return False
-            outcome = self.engine.nested_outcome(failure.disk, failure.state, step.disk, state)
+            outcome = self.engine.nested(failure.disk, failure.state, step.disk, state).outcome
             if step.kind is not None:
                 assert step.first is not None
                 return point >= length and not same(outcome, step.first)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pytest_statepersist.core.diagnosis import Diagnosis
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.operations import Operation, Site, Trace
+from pytest_statepersist.core.redundancy import Redundancy
 from pytest_statepersist.core.repairs import Repair, RepairSearch
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import CrashConsistencyError
@@ -98,6 +99,8 @@ class Report:
     runs: int = 0
     name: str = ""
     repair_runs: int = 0
+    redundant_syncs: tuple[Redundancy, ...] = ()
+    """Model by model, recorded sync calls that could go; empty where that was not asked for."""
     repair_search: RepairSearch | None = None
     """The search for sync calls that repair this; ``None`` where it was not asked for."""
 

@@ -1,13 +1,13 @@
 """Exploring altered traces: with sync calls put in, or taken out, without recording again.
 
-Belongs here: the oracle that `core.repairs` and `core.redundancy` ask, built on an engine. Rules:
+Belongs here: the oracles that `core.repairs` and `core.redundancy` ask, built on an engine. Rules:
 
 1. The states of an altered trace are shown and run like all others. Answers are remembered by what
    was read, so that most of them cost nothing.
 2. A failure that a plain stop of the program shows as well is left out: no sync can remove it.
-   Everything else counts, crashes during recovery included.
 3. A known failure is the effects that are missing. An altered trace has the same effects, so
    whether it is still legal is read off what is forced there.
+4. A crash during recovery is repaired in the trace of that recovery, never in the save's.
 """
 
 from __future__ import annotations
@@ -17,28 +17,34 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_statepersist.core import operations as op
-from pytest_statepersist.core.crash_state import CrashState, Disk
+from pytest_statepersist.core.crash_state import CrashState, Disk, Ghost
 from pytest_statepersist.core.diagnosis import first_absent, legal_at
-from pytest_statepersist.core.models import Model
-from pytest_statepersist.core.repairs import RepairSearch, find_repairs, inserted
+from pytest_statepersist.core.models import Model, get_model
+from pytest_statepersist.core.redundancy import Redundancy, find_redundant, recorded_syncs
+from pytest_statepersist.core.repairs import Repair, RepairSearch, find_repairs, inserted
 from pytest_statepersist.core.states import disk_of, expand, roots
 from pytest_statepersist.core.window import merge
 from pytest_statepersist.explorer.engine import Engine
-from pytest_statepersist.explorer.outcome import Expectation, Kind, Outcome
+from pytest_statepersist.explorer.outcome import Expectation, Kind, same
 from pytest_statepersist.explorer.questions import cells_read
-from pytest_statepersist.explorer.search import RETURNING, Result, Step
+from pytest_statepersist.explorer.search import RETURNING, Failure, Result
 from pytest_statepersist.findings import Finding
 
-__all__ = ["AlteredTraces", "Lost", "with_repairs"]
+__all__ = ["AlteredTraces", "Lost", "redundant_syncs", "with_repairs"]
+
+RUNS = 450
+"""How many recoveries more than the exploration all searches for repairs may run."""
 
 _FAILURES = 60
-_RUNS = 450
 _CLASSES = 20_000
+_DISKS = 400
+
+Spans = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lost:
-    """A failing state by its effects: those before ``end``, less ``missing``, are on disk."""
+    """A failing state by its effects: those before ``end``, less those missing, are on disk."""
 
     model: Model
     state: CrashState
@@ -60,7 +66,7 @@ class Lost:
 class AlteredTraces:
     """Says what fails in a trace that has other sync calls than the recorded one.
 
-    All altered traces together run recovery at most ``runs`` times.
+    ``last_run`` is the number of recoveries at which the engine stops answering.
     """
 
     def __init__(
@@ -69,15 +75,13 @@ class AlteredTraces:
         models: Sequence[Model],
         expectation: Expectation,
         deviations: int,
-        *,
-        runs: int = _RUNS,
+        last_run: int,
     ) -> None:
         self.engine = engine
-        self.models = models
+        self.models = tuple(models)
         self.expectation = expectation
         self.deviations = deviations
-        self.last_run = engine.runs + runs
-        self.in_recovery = False
+        self.last_run = last_run
         self._disks: dict[int, tuple[op.Trace, dict[str, Disk]]] = {}
 
     def monotone(self, witness: Lost) -> bool:
@@ -91,19 +95,16 @@ class AlteredTraces:
         states = 0
         found: list[Lost] = []
         for model in self.models:
-            disk = self._disk(trace, model)
-            expectation = self._expected(trace)
+            disk = self.disk(trace, model)
             for here, (state, result) in enumerate(self._classes(disk)):
                 states += 1
                 if self.engine.runs > self.last_run or here > _CLASSES:
                     return states, found, False
-                kinds = self._kinds(disk, state, result, expectation)
-                if kinds:
-                    end = disk.effects.first_of(state.last + 1)
-                    found.append(Lost(model, state, end, result, kinds))
+                lost = self.lost(disk, state, result)
+                if lost is not None:
+                    found.append(lost)
                     if len(found) >= _FAILURES:
-                        # More are not needed to know that this does not repair it.
-                        return states, found, True
+                        break  # enough to know that this does not repair it
             if found:
                 break
         return states, found, True
@@ -117,134 +118,221 @@ class AlteredTraces:
             if choice.deviations > self.deviations:
                 continue
             state = choice.state()
-            result = self.engine.answer(disk, state)
+            result = self.answer(disk, state)
             alike, others = expand(choice, cells_read(disk, state, result.asked))
             pending.extend(others)
             yield alike.state(), result
 
     def survives(self, trace: op.Trace, witness: Lost) -> bool:
         """Say whether a known failure is still legal, and still one, in an altered trace."""
-        disk = self._disk(trace, witness.model)
+        disk = self.disk(trace, witness.model)
         effects = disk.effects
         last = effects.effects[witness.end - 1].operation if witness.end else -1
         gone = [*witness.state.missing, *range(witness.end, len(effects))]
         points = _free_points(disk, gone, last)
-        if not points:
+        if not all(_ghost_is_legal(disk, ghost, gone) for ghost in witness.state.ghosts):
             return False
         state = replace(witness.state, last=last, points=points)
-        return bool(self._kinds(disk, state, witness.result, self._expected(trace)))
+        return bool(points) and self.lost(disk, state, witness.result) is not None
 
-    def witness(self, disk: Disk, state: CrashState) -> Lost | None:
-        """Return a state of the recorded trace as a known failure, ``None`` if no sync helps."""
-        result = self.engine.answer(disk, state)
-        kinds = self._kinds(disk, state, result, self.expectation)
+    def lost(self, disk: Disk, state: CrashState, result: Result) -> Lost | None:
+        """Return a state as a failure for which a missing sync could be to blame, if it is one."""
+        stop = first_absent(disk, state)
+        late = [(max(begin, stop + 1), end) for begin, end in state.points if end > stop]
+        if not late:
+            return None
+        kinds = self.wrong(disk, state, result, late)
         if not kinds:
             return None
-        return Lost(disk.model, state, disk.effects.first_of(state.last + 1), result, kinds)
-
-    # -- judging
-
-    def _kinds(
-        self, disk: Disk, state: CrashState, result: Result, expectation: Expectation
-    ) -> frozenset[Kind]:
-        """Return what is wrong after a crash for which a sync call could be to blame."""
-        stop = first_absent(disk, state)
         plain = [(begin, min(end, stop)) for begin, end in state.points if begin <= stop]
         if not plain and stop >= 0 and legal_at(disk, state, stop):
             plain = [(stop, stop)]
-        late = [(max(begin, stop + 1), end) for begin, end in state.points if end > stop]
-        if not late:
-            return frozenset()
-        kinds = _wrong(expectation, result.outcome, late, state.last)
-        if plain and kinds:
-            kinds -= _wrong(expectation, result.outcome, plain, state.last)
-        if kinds or _wrong(expectation, result.outcome, state.points, state.last):
-            return kinds
-        for step in result.again:
-            more = self._of_step(step, late, state, expectation)
-            if more and plain:
-                more -= self._of_step(step, plain, state, expectation)
-            kinds |= more
-        self.in_recovery = self.in_recovery or bool(kinds)
-        return kinds
+        if plain:
+            kinds -= self.wrong(disk, state, result, plain)
+        end = disk.effects.first_of(state.last + 1)
+        return Lost(disk.model, state, end, result, kinds) if kinds else None
 
-    def _of_step(
-        self,
-        step: Step,
-        points: Sequence[tuple[int, int]],
-        state: CrashState,
-        expectation: Expectation,
-    ) -> frozenset[Kind]:
-        kinds = _wrong(expectation, step.outcome, points, state.last)
-        return kinds | {step.kind} if step.kind is not None else kinds
-
-    def _expected(self, trace: op.Trace) -> Expectation:
-        """Return the expectation with its positions in an altered trace."""
-        old = self.expectation
-        positions = [ack.position for ack in trace.acknowledgements]
-        values = [value for _, value in old.acknowledged]
-        return Expectation(
-            length=len(trace),
-            before=old.before,
-            after=old.after,
-            acknowledged=tuple(zip(positions, values, strict=True)),
-            invariant=old.invariant,
-        )
-
-    def _disk(self, trace: op.Trace, model: Model) -> Disk:
+    def disk(self, trace: op.Trace, model: Model) -> Disk:
+        """Return a trace split under a model; kept, since each is asked for many times."""
         known = self._disks.get(id(trace))
         if known is None:
-            if len(self._disks) > 400:
+            if len(self._disks) >= _DISKS:
                 self._disks.clear()
+            # The trace is kept with it, so that its id is not given to another one.
             known = self._disks[id(trace)] = (trace, {})
         disks = known[1]
         if model.name not in disks:
             disks[model.name] = disk_of(trace, model)
         return disks[model.name]
 
+    # -- judging
+
+    def answer(self, disk: Disk, state: CrashState) -> Result:
+        """Return what recovery gives on a state."""
+        return self.engine.outcome(disk, state)
+
+    def wrong(
+        self, disk: Disk, state: CrashState, result: Result, points: Spans
+    ) -> frozenset[Kind]:
+        """Return what is wrong with an answer after a crash at one of these points."""
+        old, trace = self.expectation, disk.trace
+        positions = [ack.position for ack in trace.acknowledgements]
+        moved = Expectation(
+            length=len(trace),
+            before=old.before,
+            after=old.after,
+            acknowledged=tuple(
+                zip(positions, (value for _, value in old.acknowledged), strict=True)
+            ),
+            invariant=old.invariant,
+        )
+        return frozenset(each.kind for each in moved.judge(result.outcome, points, state.last))
+
+
+class WithRecoveryCrashes(AlteredTraces):
+    """The same, with crashes during recovery: for what is taken out of a trace."""
+
+    def answer(self, disk: Disk, state: CrashState) -> Result:
+        """Return what recovery gives on a state, with what came of crashes inside it."""
+        return self.engine.answer(disk, state)
+
+    def wrong(
+        self, disk: Disk, state: CrashState, result: Result, points: Spans
+    ) -> frozenset[Kind]:
+        """Return what is wrong after one crash or after two."""
+        kinds = super().wrong(disk, state, result, points)
+        for step in result.again:
+            kinds |= super().wrong(disk, state, replace(result, outcome=step.outcome), points)
+            if step.kind is not None:
+                kinds |= {step.kind}
+        return kinds
+
+
+class AlteredRecovery(AlteredTraces):
+    """The same for what one recovery did on one crash state, and the crashes inside it."""
+
+    def __init__(self, save: AlteredTraces, failure: Failure, models: Sequence[Model]) -> None:
+        super().__init__(save.engine, models, save.expectation, save.deviations, save.last_run)
+        self.failure = failure
+
+    def answer(self, disk: Disk, state: CrashState) -> Result:
+        """Return what recovery gives after the second crash."""
+        return self.engine.nested(self.failure.disk, self.failure.state, disk, state)
+
+    def wrong(
+        self, disk: Disk, state: CrashState, result: Result, points: Spans
+    ) -> frozenset[Kind]:
+        """Return what is wrong after the first crash, or different from what it had returned."""
+        outer, step = self.failure.state, self.failure.step
+        judged = self.expectation.judge(result.outcome, outer.points, outer.last)
+        kinds = frozenset(each.kind for each in judged)
+        returned = any(end >= len(disk.trace) for _, end in points)
+        first = step.first if step is not None else None
+        if returned and first is not None and not same(result.outcome, first):
+            kinds |= {Kind.UNSTABLE}
+        return kinds
+
+
+# -- what is not needed
+
+
+def redundant_syncs(
+    trace: op.Trace,
+    engine: Engine,
+    models: Sequence[Model],
+    expectation: Expectation,
+    deviations: int,
+) -> tuple[Redundancy, ...]:
+    """Say, model by model, which recorded sync calls could be left out."""
+    found = []
+    for model in models:
+        bound = engine.runs + RUNS * (2 + len(recorded_syncs(trace)))
+        oracle = WithRecoveryCrashes(engine, (model,), expectation, deviations, bound)
+        found.append(find_redundant(trace, model.name, oracle))
+    return tuple(found)
+
+
+# -- findings
+
 
 def with_repairs(
     trace: op.Trace, oracle: AlteredTraces, findings: Sequence[Finding]
 ) -> tuple[RepairSearch, tuple[Finding, ...]]:
     """Search repairs for a whole exploration, and give each finding its part of them."""
-    search = find_repairs(trace, oracle)
-    return search, tuple(_with_repairs(trace, oracle, search, each) for each in findings)
-
-
-def _with_repairs(
-    trace: op.Trace, oracle: AlteredTraces, search: RepairSearch, finding: Finding
-) -> Finding:
-    failure, step = finding.failure, finding.failure.step
-    if step is None:
-        helpless = finding.diagnosis.in_order
-    else:
-        plain = any(
-            begin <= first_absent(failure.disk, failure.state)
-            for begin, _ in (failure.state.points)
-        )
-        helpless = plain and finding.diagnosis.in_order
-    if helpless:
-        return replace(finding, no_sync_helps=True)
-    witness = oracle.witness(failure.disk, failure.state)
-    if witness is None:
-        return finding
-    repairs = []
-    for repair in search.repairs:
-        lines = tuple(
-            line for line in repair.lines if not oracle.survives(inserted(trace, [line]), witness)
-        )
-        if not oracle.survives(repair.applied_to(trace), witness):
-            repairs.append(replace(repair, lines=lines or repair.lines))
-    unique = {repair.lines: repair for repair in repairs}
-    return replace(
-        finding, repairs=tuple(unique.values()), no_sync_helps=False if repairs else None
+    search = RepairSearch()
+    if any(each.failure.step is None and not each.diagnosis.in_order for each in findings):
+        search = _search(trace, oracle)
+    return search, tuple(
+        _of_save(trace, oracle, search, each)
+        if each.failure.step is None
+        else _of_recovery(oracle, each)
+        for each in findings
     )
 
 
-def _wrong(
-    expectation: Expectation, outcome: Outcome, points: Sequence[tuple[int, int]], last: int
-) -> frozenset[Kind]:
-    return frozenset(each.kind for each in expectation.judge(outcome, points, last))
+def _search(trace: op.Trace, oracle: AlteredTraces) -> RepairSearch:
+    """Search under all models; where one that waives order rules it out, under the others."""
+    search = find_repairs(trace, oracle)
+    strict = tuple(model for model in oracle.models if not model.waives_order)
+    if search.hopeless and strict and strict != oracle.models:
+        oracle.models = strict
+        search = find_repairs(trace, oracle)
+    return replace(search, models=tuple(model.name for model in oracle.models))
+
+
+def _of_save(
+    trace: op.Trace, oracle: AlteredTraces, search: RepairSearch, finding: Finding
+) -> Finding:
+    if finding.diagnosis.in_order:
+        return replace(finding, no_sync_helps=True)
+    failure = finding.failure
+    witness = oracle.lost(failure.disk, failure.state, oracle.answer(failure.disk, failure.state))
+    if witness is None or failure.model not in oracle.models:
+        return finding
+    return _part_of(trace, oracle, search, finding, witness)
+
+
+def _part_of(
+    trace: op.Trace,
+    oracle: AlteredTraces,
+    search: RepairSearch,
+    finding: Finding,
+    witness: Lost,
+) -> Finding:
+    """Give a finding, of each set, the lines that bear on it."""
+    found: dict[object, Repair] = {}
+    for repair in search.repairs:
+        if oracle.survives(repair.applied_to(trace), witness):
+            continue
+        lines = tuple(
+            line for line in repair.lines if not oracle.survives(inserted(trace, [line]), witness)
+        )
+        found.setdefault(lines, replace(repair, lines=lines or repair.lines))
+    return replace(finding, repairs=tuple(found.values()), no_sync_helps=False if found else None)
+
+
+def _of_recovery(oracle: AlteredTraces, finding: Finding) -> Finding:
+    """Search in what recovery did; each such finding stands for itself."""
+    failure, step = finding.failure, finding.failure.step
+    assert step is not None
+    stop = first_absent(failure.disk, failure.state)
+    if finding.diagnosis.in_order and any(begin <= stop for begin, _ in failure.state.points):
+        return replace(finding, no_sync_helps=True)
+    models = [model for model in map(get_model, finding.models) if not model.waives_order]
+    if finding.diagnosis.in_order or not models:
+        return finding
+    inner = AlteredRecovery(oracle, failure, models)
+    search = find_repairs(step.disk.trace, inner)
+    return replace(finding, repairs=search.repairs, no_sync_helps=False if search.repairs else None)
+
+
+def _ghost_is_legal(disk: Disk, ghost: Ghost, gone: Sequence[int]) -> bool:
+    """Say whether bytes were still unwritten when a file gave up the block that shows them."""
+    effects, forcing = disk.effects, disk.forcing
+    return any(
+        freeing in gone and not forcing.forced_at(ghost.source, effects.effects[freeing].operation)
+        for freeing in effects.frees.get(ghost.inode, ())
+    )
 
 
 def _free_points(disk: Disk, gone: Sequence[int], last: int) -> tuple[tuple[int, int], ...]:

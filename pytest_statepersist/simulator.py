@@ -22,6 +22,7 @@ from typing import Any
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model, get_models
+from pytest_statepersist.core.redundancy import Redundancy
 from pytest_statepersist.core.states import crash_states, disk_of
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.diagnosing import Diagnoser
@@ -43,7 +44,7 @@ from pytest_statepersist.explorer.runner import Recovery, call
 from pytest_statepersist.explorer.search import Bounds, Coverage, search
 from pytest_statepersist.findings import Finding, Report, Verdict
 from pytest_statepersist.recording import Recorded, RecordingSession, record_workload
-from pytest_statepersist.repairing import AlteredTraces, with_repairs
+from pytest_statepersist.repairing import RUNS, AlteredTraces, redundant_syncs, with_repairs
 
 __all__ = ["CrashSimulator", "Recording", "Settings"]
 
@@ -54,7 +55,8 @@ class Settings:
 
     ``budget`` is a number of recoveries for each model, or seconds as text ("30s").
     ``time_limit`` is in seconds for one recovery, ``None`` for none. With ``repairs`` the sync
-    calls that would remove the findings are searched and checked.
+    calls that would remove the findings are searched and checked; with ``redundant_syncs`` those
+    that could be left out.
     """
 
     model: str | Model | tuple[str | Model, ...] = "posix"
@@ -67,6 +69,7 @@ class Settings:
     samples: int = 200
     workspace: str | None = None
     repairs: bool = True
+    redundant_syncs: bool = False
 
     def __post_init__(self) -> None:
         get_models(self.model if isinstance(self.model, str | Model) else tuple(self.model))
@@ -504,10 +507,17 @@ class _Exploration:
         runs = self.engine.runs
         search_for_repairs = None
         if findings and self.settings.repairs:
+            models = self._models_to_repair(coverage)
             oracle = AlteredTraces(
-                self.engine, self._models_to_repair(coverage), expectation, self.bounds.deviations
+                self.engine, models, expectation, self.bounds.deviations, runs + RUNS
             )
             search_for_repairs, findings = with_repairs(self.trace, oracle, findings)
+        repair_runs = self.engine.runs - runs
+        redundant: tuple[Redundancy, ...] = ()
+        if self.settings.redundant_syncs and expectation.tells_apart:
+            redundant = redundant_syncs(
+                self.trace, self.engine, self.models, expectation, self.bounds.deviations
+            )
         verdicts = tuple(
             self._verdict(each, expectation, [f for f in findings if each.model.name in f.models])
             for each in coverage
@@ -521,7 +531,8 @@ class _Exploration:
             warnings=(*self.recorded.warnings, *self.engine.warnings),
             runs=runs,
             repair_search=search_for_repairs,
-            repair_runs=self.engine.runs - runs,
+            repair_runs=repair_runs,
+            redundant_syncs=redundant,
         )
 
     def _models_to_repair(self, coverage: list[Coverage]) -> list[Model]:

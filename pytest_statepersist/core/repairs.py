@@ -88,8 +88,9 @@ class Repair:
 class RepairSearch:
     """The answer: repairs, cheapest first.
 
-    ``smallest`` says that no smaller set exists; ``hopeless`` that failures are left even with a
-    sync after every operation, ``reason`` why the search stopped early.
+    ``smallest`` says that no smaller set exists; ``hopeless`` that every set leaves failures, a
+    sync after every operation included; ``reason`` why the search stopped early. ``models`` are
+    those under which the repairs were checked.
     """
 
     repairs: tuple[Repair, ...] = ()
@@ -97,6 +98,7 @@ class RepairSearch:
     hopeless: bool = False
     reason: str = ""
     explorations: int = 0
+    models: tuple[str, ...] = ()
 
 
 class Oracle(Protocol[Witness]):
@@ -246,15 +248,23 @@ class _Search(Generic[Witness]):
             if not self.witnesses:
                 return RepairSearch(explorations=self.explorations)
             everything = frozenset(range(len(self.lines)))
-            if self._explore(everything)[1]:
+            left = self._explore(everything)[1]
+            # Where order is waived, more sync calls may be worse than a few.
+            if any(self.oracle.monotone(each) for each in left):
                 return RepairSearch(hopeless=True, explorations=self.explorations)
             try:
                 self._by_size()
-            except _Stopped:
+            except _Stopped as stopped:
+                if not self.found and left:
+                    raise
                 if not self.found:
                     self._by_leaving_out(everything)
+                else:
+                    reason = str(stopped)
         except _Stopped as stopped:
             reason = str(stopped)
+        if not self.found and not reason:
+            return RepairSearch(hopeless=True, explorations=self.explorations)
         repairs = sorted((repair for _, repair in self.found), key=_cost)
         smallest = bool(repairs) and self._none_is_smaller(len(repairs[0].lines))
         return RepairSearch(tuple(repairs), smallest, False, reason, self.explorations)
