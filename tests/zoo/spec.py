@@ -38,7 +38,8 @@ class ZooSpec:
     """One store: how it is run, and what the crash engine has to say about it.
 
     ``causes`` are the classes of bug that truly describe it (nearly always one), ``kind`` what the
-    first finding is, ``deviations`` the fewest deviations at which it shows under any model.
+    first finding is, ``deviations`` the fewest at which it shows under `posix`, the weakest model;
+    for a broken recovery, those of the first crash.
     """
 
     workload: Callable[..., object]

@@ -46,5 +46,5 @@ SPEC = ZooSpec(
     kind="unstable",
     # The truncation overtook the write, because the write was not synced.
     causes=("reordered writes", "missing fsync"),
-    deviations=1,
+    deviations=0,
 )

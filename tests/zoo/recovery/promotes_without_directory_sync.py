@@ -42,5 +42,5 @@ SPEC = ZooSpec(
     models=("posix",),
     kind="unstable",
     causes=("missing directory fsync",),
-    deviations=1,
+    deviations=0,
 )
