@@ -7,55 +7,138 @@ its own business; what the trace means is `core`'s.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
+from pytest_statepersist.core.crash_state import CrashState
+from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.operations import Trace
+from pytest_statepersist.core.states import disk_of
 from pytest_statepersist.core.tree import Tree
-from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, UserError
-from pytest_statepersist.explorer.materialise import remove
+from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, TraceError, UserError
+from pytest_statepersist.explorer.materialise import Materialiser, remove
 from pytest_statepersist.explorer.outcome import Outcome
 from pytest_statepersist.explorer.runner import call
 from pytest_statepersist.recorders.builder import Moment, TraceBuilder
 from pytest_statepersist.recorders.python import Companion, PythonRecorder
+from pytest_statepersist.recorders.strace_sites import lend_sites
 
 __all__ = ["Recorded", "RecordingSession", "record_workload"]
 
 Acknowledge = Callable[[Any], None]
+RecordRecovery = Callable[[Tree, Callable[[], Outcome]], "tuple[Trace, Outcome] | BlindSpot"]
 Companions = tuple[Callable[[TraceBuilder, Callable[[], Moment]], Companion], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recorded:
     """A finished recording: the trace, acknowledged values with positions, and who saw it."""
 
     trace: Trace
     acknowledged: tuple[tuple[int, Any], ...]
-    recorder: str
+    seen_by: str
+    choice: str
+    """What was asked for: "auto", "python" or "strace"; it holds for recoveries too."""
     warnings: tuple[str, ...] = ()
+    recoveries_seen_by: str = ""
 
-    def record_recovery(
-        self, directory: Path
-    ) -> Callable[[Tree, Callable[[], Outcome]], tuple[Trace, Outcome] | BlindSpot]:
+    @property
+    def recorder(self) -> str:
+        """Who saw what, in words."""
+        if self.recoveries_seen_by in ("", self.seen_by):
+            return self.seen_by
+        return f"{self.seen_by}; crashes during recovery by {self.recoveries_seen_by}"
+
+    def record_recovery(self, directory: Path) -> RecordRecovery:
         """Return a function that records a recovery which runs on a known tree."""
+        return _Recoveries(self, directory).record
 
-        def record(tree: Tree, run: Callable[[], Outcome]) -> tuple[Trace, Outcome] | BlindSpot:
-            companions, _ = sqlite_companions()
-            recorder = PythonRecorder(
-                directory, base_tree=tree, ignore=_is_shared_memory, companions=companions
-            )
-            try:
-                with recorder:
-                    outcome = run()
-            except BlindSpot as blind:
-                return blind
-            return recorder.trace, outcome
 
-        return record
+class _Recoveries:
+    """Records recoveries on crash states; once Python was blind to one, strace sees the others."""
+
+    def __init__(self, recorded: Recorded, directory: Path) -> None:
+        self._recorded = recorded
+        self._directory = directory
+        self._native = recorded.choice == "strace"
+
+    def record(self, tree: Tree, run: Callable[[], Outcome]) -> tuple[Trace, Outcome] | BlindSpot:
+        """Record one; returns the `BlindSpot` where no recorder that may be used sees it."""
+        if not self._native:
+            found = self._in_python(tree, run)
+            if not isinstance(found, BlindSpot):
+                return found
+            if self._recorded.choice != "auto":
+                return found
+            why = _strace_is_missing()
+            if why:
+                return with_note(found, f"strace, which would see it, cannot be used here: {why}")
+            # The blind attempt has changed the directory.
+            _write_tree(self._directory, tree)
+            self._native = True
+        return self._under_strace(run)
+
+    def _in_python(
+        self, tree: Tree, run: Callable[[], Outcome]
+    ) -> tuple[Trace, Outcome] | BlindSpot:
+        companions, _ = sqlite_companions()
+        recorder = PythonRecorder(
+            self._directory, base_tree=tree, ignore=_is_shared_memory, companions=companions
+        )
+        try:
+            with recorder:
+                outcome = run()
+        except BlindSpot as blind:
+            return blind
+        self._recorded.recoveries_seen_by = "python+sqlite" if companions else "python"
+        return recorder.trace, outcome
+
+    def _under_strace(self, run: Callable[[], Outcome]) -> tuple[Trace, Outcome] | BlindSpot:
+        from pytest_statepersist.recorders.strace import StraceRecorder
+
+        recorder = StraceRecorder(self._directory)
+        try:
+            with recorder:
+                outcome = run()
+                trace = recorder.stop()
+        except BlindSpot as blind:
+            return blind
+        except (RecorderUnavailable, TraceError) as error:
+            return BlindSpot(f"strace could not record the recovery: {error}")
+        self._recorded.recoveries_seen_by = "strace"
+        return trace, outcome
+
+
+def _write_tree(directory: Path, tree: Tree) -> None:
+    """Make a directory hold a tree, whatever it holds now."""
+    nothing = disk_of(Trace(tree), get_model("posix"))
+    aside = tempfile.mkdtemp(prefix="statepersist-aside-", dir=directory.parent)
+    try:
+        base = CrashState(-1, frozenset(), points=((0, 0),))
+        Materialiser(str(directory), aside, nothing.trace, present=False).show(nothing, base)
+    finally:
+        remove(aside)
+
+
+def _strace_is_missing() -> str:
+    from pytest_statepersist.recorders.strace import check_available
+
+    try:
+        check_available()
+    except RecorderUnavailable as error:
+        return str(error)
+    return ""
+
+
+def with_note(blind: BlindSpot, note: str) -> BlindSpot:
+    """Add a note to a blind spot that is reported, or shown by Python, with its message."""
+    blind.args = (f"{blind.args[0]}; {note}",)
+    return blind
 
 
 def sqlite_companions() -> tuple[Companions, tuple[str, ...]]:
@@ -81,10 +164,6 @@ def _is_shared_memory(path: str) -> bool:
     return is_shared_memory(path)
 
 
-class _Recorder(Protocol):
-    acknowledged: list[object]
-
-
 def record_workload(
     directory: Path,
     workload: Callable[[Path, Acknowledge], Any],
@@ -97,16 +176,18 @@ def record_workload(
     Raises `UserError` where the workload raises, `BlindSpot` where no recorder sees all of it.
     """
     if recorder == "strace":
-        return _under_strace(directory, workload, ())
+        return _under_strace(directory, workload, recorder)
     try:
-        return _in_python(directory, workload)
+        return _in_python(directory, workload, recorder)
     except BlindSpot as blind:
         if recorder != "auto":
             raise
         return _again_under_strace(directory, workload, setup, blind)
 
 
-def _in_python(directory: Path, workload: Callable[[Path, Acknowledge], Any]) -> Recorded:
+def _in_python(
+    directory: Path, workload: Callable[[Path, Acknowledge], Any], choice: str
+) -> Recorded:
     companions, warnings = sqlite_companions()
     recorder = PythonRecorder(directory, ignore=_is_shared_memory, companions=companions)
     with recorder:
@@ -114,7 +195,8 @@ def _in_python(directory: Path, workload: Callable[[Path, Acknowledge], Any]) ->
     names = "python+sqlite" if companions else "python"
     if recorder.unproved:
         warnings = (*warnings, f"completeness rests on the final tree only: {recorder.unproved}")
-    return Recorded(recorder.trace, _values(recorder, recorder.trace), names, warnings)
+    values = _values(recorder.acknowledged, recorder.trace)
+    return Recorded(recorder.trace, values, names, choice, warnings)
 
 
 def _run(
@@ -131,9 +213,9 @@ def _run(
         ) from error
 
 
-def _values(recorder: _Recorder, trace: Trace) -> tuple[tuple[int, Any], ...]:
+def _values(acknowledged: list[object], trace: Trace) -> tuple[tuple[int, Any], ...]:
     positions = [ack.position for ack in trace.acknowledgements]
-    return tuple(zip(positions, recorder.acknowledged, strict=True))
+    return tuple(zip(positions, acknowledged, strict=True))
 
 
 def _again_under_strace(
@@ -142,47 +224,106 @@ def _again_under_strace(
     setup: Callable[[Path], Any] | None,
     blind: BlindSpot,
 ) -> Recorded:
+    missing = _strace_is_missing()
+    if missing:
+        note = f"strace, which would see it, cannot be used here: {missing}"
+        raise with_note(blind, note) from None
     for name in os.listdir(directory):
         remove(f"{directory}/{name}")
     if setup is not None:
         call(setup, directory)
-    note = f"recorded again under strace, because of a blind spot: {blind}"
     try:
-        return _under_strace(directory, workload, (note,))
-    except (RecorderUnavailable, ImportError) as error:
-        blind.add_note(f"strace, which would see it, cannot be used here: {error}")
-        raise blind from error
+        recorded = _under_strace(directory, workload, "auto")
+    except RecorderUnavailable as error:
+        note = f"strace, which would see it, cannot be used here: {error}"
+        raise with_note(blind, note) from error
+    note = f"recorded again under strace, because of a blind spot: {blind}"
+    recorded.warnings = (note, *recorded.warnings)
+    return recorded
 
 
 def _under_strace(
-    directory: Path, workload: Callable[[Path, Acknowledge], Any], warnings: tuple[str, ...]
+    directory: Path, workload: Callable[[Path, Acknowledge], Any], choice: str
 ) -> Recorded:
-    recorder = _StraceWithValues(directory)
+    recorder = _StraceWithLines(directory)
     recorder.start()
     try:
         _run(workload, directory, recorder.acknowledge)
     except BaseException:
-        with suppress(BlindSpot):
-            recorder.stop()
+        recorder.abandon()
         raise
     trace = recorder.stop()
-    return Recorded(trace, _values(recorder, trace), "strace", warnings)
+    return Recorded(trace, _values(recorder.acknowledged, trace), recorder.names, choice)
 
 
-class _StraceWithValues:
-    """The strace recorder, which sees text only, with the acknowledged values kept beside it."""
+class _StraceWithLines:
+    """The strace recorder with what it cannot see from outside: lines of Python, and values.
+
+    The Python recorder runs beside it and is allowed to be blind: only its call sites are used.
+    """
 
     def __init__(self, directory: Path) -> None:
         from pytest_statepersist.recorders.strace import StraceRecorder
 
         self.acknowledged: list[object] = []
-        self._recorder = StraceRecorder(directory)
-        self.start = self._recorder.start
-        self.stop = self._recorder.stop
+        self.names = "strace"
+        self._strace = StraceRecorder(directory)
+        companions, _ = sqlite_companions()
+        self._lender_names = "python+sqlite" if companions else "python"
+        self._lender: PythonRecorder | None = PythonRecorder(
+            directory, ignore=_is_shared_memory, companions=companions
+        )
+
+    def start(self) -> None:
+        """Begin to record; raises `RecorderUnavailable` where strace cannot."""
+        if self._lender is not None:
+            self._lender.start()
+        try:
+            self._strace.start()
+        except BaseException:
+            self._end_lender()
+            raise
+
+    def stop(self) -> Trace:
+        """Return what strace saw, with the lines that Python knows; raises `BlindSpot`."""
+        try:
+            trace = self._strace.stop()
+        except BaseException:
+            self._end_lender()
+            raise
+        lines = self._end_lender()
+        if lines is None:
+            return trace
+        known = lend_sites(trace, lines)
+        lent = sum(
+            one is not other for one, other in zip(known.operations, trace.operations, strict=True)
+        )
+        if lent:
+            self.names = (
+                f"strace, with the lines of {lent} of {len(trace)} operations from "
+                f"{self._lender_names}"
+            )
+        return known
+
+    def abandon(self) -> None:
+        """End without a trace, because the block raised."""
+        with suppress(BlindSpot, TraceError):
+            self._strace.stop()
+        self._end_lender()
 
     def acknowledge(self, value: object = None) -> None:
-        self._recorder.acknowledge(repr(value))
+        """Note a value that was acknowledged here."""
+        self._strace.acknowledge(repr(value))
         self.acknowledged.append(value)
+
+    def _end_lender(self) -> Trace | None:
+        lender, self._lender = self._lender, None
+        if lender is None:
+            return None
+        try:
+            return lender.stop()
+        except (BlindSpot, TraceError):
+            return lender.builder.finish()
 
 
 class RecordingSession:
@@ -190,17 +331,18 @@ class RecordingSession:
 
     def __init__(self, directory: Path, recording: Any, recorder: str) -> None:
         self._recording = recording
+        self._choice = recorder
         self._warnings: tuple[str, ...] = ()
-        self._recorder: Any
+        self._recorder: PythonRecorder | _StraceWithLines
         if recorder == "strace":
-            self._recorder = _StraceWithValues(directory)
-            self._name = "strace"
+            self._recorder = _StraceWithLines(directory)
+            self._names = ""
         else:
             companions, self._warnings = sqlite_companions()
             self._recorder = PythonRecorder(
                 directory, ignore=_is_shared_memory, companions=companions
             )
-            self._name = "python+sqlite" if companions else "python"
+            self._names = "python+sqlite" if companions else "python"
 
     def __enter__(self) -> RecordingSession:
         self._recorder.start()
@@ -217,10 +359,23 @@ class RecordingSession:
             if isinstance(self._recorder, PythonRecorder):
                 self._recorder.__exit__(kind, error, traceback)
             else:
-                with suppress(BlindSpot):
-                    self._recorder.stop()
+                self._recorder.abandon()
             return
-        trace = self._recorder.stop()
-        self._recording.recorded = Recorded(
-            trace, _values(self._recorder, trace), self._name, self._warnings
-        )
+        trace = self._stop()
+        names = self._names
+        if isinstance(self._recorder, _StraceWithLines):
+            names = self._recorder.names
+        values = _values(self._recorder.acknowledged, trace)
+        self._recording.recorded = Recorded(trace, values, names, self._choice, self._warnings)
+
+    def _stop(self) -> Trace:
+        try:
+            return self._recorder.stop()
+        except BlindSpot as blind:
+            if self._choice == "auto":
+                note = (
+                    "a block cannot be run again by itself: give recorder='strace' to record(), or "
+                    "explore(setup=…, workload=…, recover=…), which runs again under strace"
+                )
+                raise with_note(blind, note) from None
+            raise

@@ -1,0 +1,191 @@
+"""Which recorder sees a workload and a recovery, and what is said where none does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pytest_statepersist import BlindSpot, CrashSimulator, Kind, RecorderUnavailable
+from pytest_statepersist.recorders import strace
+
+
+def _missing() -> str:
+    """Say why strace cannot be used here: tried, not guessed."""
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            recorder = strace.StraceRecorder(directory)
+            recorder.start()
+            recorder.stop()
+    except RecorderUnavailable as error:
+        return str(error)
+    return ""
+
+
+_reason = _missing()
+needs_strace = pytest.mark.skipif(bool(_reason), reason=_reason or "-")
+WITHOUT = "strace is not installed: it comes from the system's package manager"
+
+
+def shell(directory: Path, script: str) -> str:
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=directory, check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def setup(directory: Path) -> None:
+    (directory / "note").write_text("old")
+
+
+def save_in_a_child(directory: Path) -> None:
+    shell(directory, "printf new > note.tmp && mv note.tmp note")
+
+
+def save_in_both(directory: Path) -> None:
+    (directory / "note.tmp").write_text("new")
+    shell(directory, "mv note.tmp note")
+
+
+def load(directory: Path) -> str:
+    return (directory / "note").read_text()
+
+
+@pytest.fixture
+def no_strace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check() -> str:
+        raise RecorderUnavailable(WITHOUT)
+
+    monkeypatch.setattr(strace, "check_available", check)
+
+
+@needs_strace
+def test_a_workload_in_a_child_is_run_again_under_strace() -> None:
+    report = CrashSimulator(model="ext4").explore(
+        setup=setup, workload=save_in_a_child, recover=load
+    )
+    assert report.recorder.startswith("strace")
+    assert any("because of a blind spot: 'note'" in text for text in report.warnings)
+    # ext4 keeps the size of a file that replaces another, not its data.
+    verdict = report.verdict("ext4")
+    assert (verdict.atomic, verdict.durable, verdict.complete) == (False, False, True)
+    assert Kind.DURABILITY in {kind for f in report.findings for kind in f.kinds}
+
+
+@needs_strace
+def test_the_lines_of_python_are_lent_to_what_strace_saw() -> None:
+    report = CrashSimulator().explore(setup=setup, workload=save_in_both, recover=load)
+    assert "with the lines of 3 of 4 operations from python" in report.recorder
+    sites = [o.site for o in report.trace.operations]
+    line = save_in_both.__code__.co_firstlineno + 1
+    assert [(site.file, site.line) for site in sites[:3] if site] == [(__file__, line)] * 3
+    assert sites[3] is not None
+    assert sites[3].file == "mv"
+    assert report.verdict("posix").atomic is False
+
+
+@needs_strace
+def test_strace_can_be_asked_for_and_sees_what_python_sees() -> None:
+    def save(directory: Path, acknowledge: object) -> None:
+        assert callable(acknowledge)
+        for text in ("one", "two"):
+            with open(directory / "note", "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            acknowledge(text)
+
+    traces = {}
+    for recorder in ("python", "strace"):
+        report = CrashSimulator().explore(
+            setup=setup, workload=save, recover=load, recorder=recorder, repairs=False
+        )
+        traces[recorder] = [(type(o), o.path, o.site) for o in report.trace.operations]
+        assert [a.position for a in report.trace.acknowledgements] == [4, 8]
+        assert report.verdict("posix").atomic is False
+    assert traces["python"] == traces["strace"]
+
+
+def test_without_strace_the_blind_spot_says_what_is_missing(no_strace: None) -> None:
+    with pytest.raises(BlindSpot, match=r"'note'.*cannot be used here: strace is not installed"):
+        CrashSimulator().explore(setup=setup, workload=save_in_a_child, recover=load)
+
+
+def test_python_alone_does_not_fall_back() -> None:
+    with pytest.raises(BlindSpot, match="record with strace$") as caught:
+        CrashSimulator().explore(
+            setup=setup, workload=save_in_a_child, recover=load, recorder="python"
+        )
+    assert caught.value.culprit == "note"
+
+
+def test_a_block_cannot_run_again_and_says_so(tmp_path: Path) -> None:
+    setup(tmp_path)
+    with (
+        pytest.raises(BlindSpot, match=r"give recorder='strace' to record\(\)"),
+        CrashSimulator().record(tmp_path),
+    ):
+        save_in_a_child(tmp_path)
+
+
+@needs_strace
+def test_a_block_under_strace(tmp_path: Path) -> None:
+    setup(tmp_path)
+    with CrashSimulator().record(tmp_path, recorder="strace") as recording:
+        save_in_both(tmp_path)
+    report = recording.explore(recover=load)
+    assert "with the lines of 3 of 4 operations" in report.recorder
+    assert report.verdict("posix").atomic is False
+
+
+# -- recoveries in other programs ------------------------------------------------------------------
+
+
+def journal_setup(directory: Path) -> None:
+    (directory / "value").write_text("old")
+
+
+def journal_save(directory: Path) -> None:
+    """Write a journal, in whole or not at all; recovery brings it into place."""
+    for name in ("journal.tmp", "directory"):
+        if name == "directory":
+            os.rename(directory / "journal.tmp", directory / "journal")
+            descriptor = os.open(directory, os.O_RDONLY)
+        else:
+            descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT)
+            os.write(descriptor, b"new")
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+SOUND = "[ ! -e journal ] || { cp journal value && sync value && rm journal; }; cat value"
+UNSOUND = "[ ! -e journal ] || { cp journal value && rm journal; }; cat value"
+
+
+def in_a_shell(script: str) -> object:
+    return lambda directory: shell(directory, script)
+
+
+@needs_strace
+def test_a_recovery_in_a_child_is_crashed_as_well() -> None:
+    arguments = {"setup": journal_setup, "workload": journal_save}
+    sound = CrashSimulator().explore(**arguments, recover=in_a_shell(SOUND))
+    assert sound.recorder == "python+sqlite; crashes during recovery by strace"
+    assert sound.safe, str(sound)
+    assert not sound.warnings
+
+    broken = CrashSimulator().explore(**arguments, recover=in_a_shell(UNSOUND))
+    assert {kind for f in broken.findings for kind in f.kinds} >= {Kind.UNSTABLE}
+    assert all(f.failure.step is not None for f in broken.findings)
+
+
+def test_without_strace_a_crash_in_such_a_recovery_is_not_covered(no_strace: None) -> None:
+    report = CrashSimulator().explore(
+        setup=journal_setup, workload=journal_save, recover=in_a_shell(SOUND)
+    )
+    assert not report.findings
+    assert (report.verdict("posix").atomic, report.verdict("posix").durable) == (None, None)
+    assert any("strace is not installed" in text for text in report.warnings)
