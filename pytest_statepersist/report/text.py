@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pytest_statepersist.core.effects import Kind as Effect
 from pytest_statepersist.core.tree import File, Tree, read_content, size_of
 from pytest_statepersist.explorer.outcome import Kind
+from pytest_statepersist.report.advice import advice, redundancy_lines, repair_lines
 from pytest_statepersist.report.operations import describe_operation, place
 
 if TYPE_CHECKING:
+    from pytest_statepersist.core.crash_state import CrashState, Disk
     from pytest_statepersist.findings import Finding, Report
 
 __all__ = ["render", "render_finding"]
@@ -40,41 +43,68 @@ def render(report: Report) -> str:
     for finding in report.findings:
         lines.append("")
         lines.extend(render_finding(report, finding))
+    for more in (list(repair_lines(report)), list(redundancy_lines(report))):
+        if more:
+            lines.extend(["", *more])
     return "\n".join(lines)
 
 
 def render_finding(report: Report, finding: Finding) -> Iterator[str]:
-    """Yield the lines that explain one finding."""
+    """Yield what was lost, how, what recovery saw, and what to do."""
     count = f", {finding.count} states alike" if finding.count > 1 else ""
     yield f"[{finding.id}] {finding.cause}, at {place(finding.site)}{count}"
-    yield f"  What: {_LOST[finding.kind]}."
-    yield f"  Recovery {finding.observed}"
-    yield f"  Expected {finding.expected}"
-    end = len(report.trace)
-    when = "after the workload had returned" if finding.crash_point >= end else "during the workload"
-    yield f"  Crash point {finding.crash_point} of {end}, {when}:"
-    yield from _history(report, finding)
-    yield "  The disk that recovery saw:"
-    yield from _tree(finding.tree)
-    if finding.failure.step is not None:
-        yield from _again(finding)
+    kinds = finding.kinds or (finding.kind,)
+    yield f"  What was lost: {'; '.join(_LOST[kind] for kind in kinds)}."
+    yield from _how(report, finding)
+    yield "  What recovery saw:"
+    step = finding.failure.step
+    yield from _tree(finding.tree if step is None else step.disk.tree(step.state))
+    yield f"    Recovery {finding.observed}"
+    yield f"    Expected {finding.expected}"
+    yield "  What to do:"
+    yield from (f"    {line}" for line in advice(report, finding))
     yield f"  Allowed by: {', '.join(finding.models)}"
     if finding.confirmed:
         yield "  Confirmed in a fresh process."
 
 
-def _history(report: Report, finding: Finding) -> Iterator[str]:
-    missing = set(finding.diagnosis.missing)
-    there = set(finding.diagnosis.on_disk)
-    state = finding.diagnosis.state
-    effects = finding.failure.disk.effects
-    shown = sorted(n for n in missing | there)
+def _how(report: Report, finding: Finding) -> Iterator[str]:
+    end, step = len(report.trace), finding.failure.step
+    when = (
+        "after the workload had returned" if finding.crash_point >= end else "during the workload"
+    )
+    yield f"  How: crash point {finding.crash_point} of {end}, {when}:"
+    diagnosis, disk = finding.diagnosis, finding.failure.disk
+    if step is None:
+        yield from _history(disk, diagnosis.state, {*diagnosis.missing}, {*diagnosis.on_disk})
+        return
+    state = finding.failure.state
+    lost = {disk.effects.effects[index].operation for index in state.missing}
+    if lost:
+        yield from _history(disk, state, lost, set())
+    else:
+        yield "    everything up to there was on disk; it left:"
+    yield from _tree(disk.tree(state))
+    length = len(step.disk.trace)
+    when = "after it had returned" if diagnosis.point >= length else "while it ran"
+    yield f"  Then recovery was interrupted at crash point {diagnosis.point} of {length}, {when}:"
+    yield from _history(step.disk, step.state, {*diagnosis.missing}, {*diagnosis.on_disk})
+    if step.first is not None:
+        yield f"    Before that crash recovery had {step.first}"
+
+
+def _history(disk: Disk, state: CrashState, missing: set[int], there: set[int]) -> Iterator[str]:
+    effects = disk.effects
+    shown = sorted(missing | there)
     for number in shown[:_SHOWN]:
-        operation = report.trace.operations[number]
-        lost = [e for e in effects.of_operation[number] if e in state.missing]
-        if not lost or number not in missing:
+        operation = disk.trace.operations[number]
+        own = [
+            e for e in effects.of_operation[number] if effects.effects[e].kind is not Effect.TIMES
+        ]
+        lost = [e for e in own if e in state.missing or number > state.last]
+        if number not in missing:
             mark = "on disk"
-        elif len(lost) == len(effects.of_operation[number]):
+        elif len(lost) == len(own) and number not in there:
             mark = "NOT on disk"
         else:
             mark = "PARTLY on disk"
@@ -97,12 +127,3 @@ def _tree(tree: Tree) -> Iterator[str]:
         yield "    (empty)"
     if len(rows) > _SHOWN:
         yield f"    … and {len(rows) - _SHOWN} more"
-
-
-def _again(finding: Finding) -> Iterator[str]:
-    step = finding.failure.step
-    assert step is not None
-    yield "  Then recovery itself was interrupted, and what it had done so far left:"
-    yield from _tree(step.disk.tree(step.state))
-    if step.first is not None:
-        yield f"  Before that crash recovery had {step.first}"

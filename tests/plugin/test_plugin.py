@@ -59,7 +59,7 @@ def test_a_failure_explains_itself(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*What: *",
+            "*What was lost: *",
             "*Recovery raised json.decoder.JSONDecodeError*",
             "*Expected 1 or 2*",
             "*on disk*#0 truncate s to 0 bytes*test_a_failure_explains_itself.py:4*",
