@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from examples.example import MODELS, Example, Expected, load, names
-from pytest_statepersist import CrashSimulator, Report, Verdict
+from pytest_statepersist import CrashSimulator, Verdict
 
 __all__ = ["Outcome", "judge", "main", "quiet"]
 
@@ -28,15 +28,19 @@ HEADINGS = {"ext4-writeback": "writeback", "ext4-noauto_da_alloc": "noauto_da"}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run said about one store, beside what was expected. ``seconds`` is wall time."""
+    """What a run said about one store, beside what was expected. ``seconds`` is wall time.
+
+    The report itself is not kept: its exceptions hold on to files that a store left open.
+    """
 
     example: Example
-    report: Report
+    verdicts: tuple[Verdict, ...]
+    warnings: tuple[str, ...]
     seconds: float
 
     def verdict(self, model: str) -> Verdict:
         """Return what the run said under one model."""
-        return self.report.verdict(model)
+        return next(verdict for verdict in self.verdicts if verdict.model == model)
 
     def disagreements(self) -> Iterable[str]:
         """Yield one sentence for each verdict that is not the expected one."""
@@ -60,7 +64,8 @@ def judge(example: Example, *, models: Sequence[str] = MODELS) -> Outcome:
         recover=example.recover,
         model=list(models),
     )
-    return Outcome(example, report, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Outcome(example, report.verdicts, report.warnings, seconds)
 
 
 def word(answer: bool | None) -> str:
@@ -74,7 +79,7 @@ def row(outcome: Outcome) -> str:
     for model in MODELS:
         verdict = outcome.verdict(model)
         answers = f"{short(verdict.atomic)}/{short(verdict.durable)}"
-        cells.append(f"{answers:>7}{verdict.states:>6}")
+        cells.append(f"{answers:>8}{verdict.states:>6}")
     return f"{outcome.example.name:<27}" + "".join(cells) + f"{outcome.seconds:>8.1f}"
 
 
@@ -85,7 +90,7 @@ def short(answer: bool | None) -> str:
 
 def heading() -> str:
     """Return the first line of the table."""
-    return f"{'store':<27}" + "".join(f"{HEADINGS.get(m, m):>13}" for m in MODELS) + f"{'time':>8}"
+    return f"{'store':<27}" + "".join(f"{HEADINGS.get(m, m):>14}" for m in MODELS) + f"{'time':>8}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,7 +153,7 @@ def summary(
             "install them with: pip install 'pytest-statepersist[examples]'"
         )
     if disagreements:
-        lines.append(f"{len(disagreements)} verdicts are not what the stores' modules expect:")
+        lines.append(f"Not what the stores' modules expect ({len(disagreements)}):")
         lines.extend(f"  {line}" for line in disagreements)
     elif outcomes:
         lines.append("Every verdict is what was expected from the store's source.")
