@@ -60,10 +60,17 @@ class Choice:
     @property
     def deviations(self) -> int:
         """Operations before the last one that miss an effect in the fullest state."""
-        window = self.window
-        missing = {window.operation[bit] for bit in bits(self.absent)}
-        missing.discard(window.last)
-        return len(missing)
+        return self.deviations_up_to(len(self.window.ids))
+
+    def deviations_up_to(self, limit: int) -> int:
+        """Count deviations, but no further than one beyond a limit."""
+        window, found = self.window, 0
+        left = self.absent & ~window.of_operation.get(window.last, 0)
+        while left and found <= limit:
+            low = (left & -left).bit_length() - 1
+            left &= ~window.of_operation[window.operation[low]]
+            found += 1
+        return found
 
     def state(self) -> CrashState:
         """Return the fullest state of this choice."""
@@ -119,6 +126,9 @@ class Window:
         self.ids = ids
         self.operation = [disk.effects.effects[index].operation for index in ids]
         self.bit = {index: bit for bit, index in enumerate(ids)}
+        self.of_operation: dict[int, int] = defaultdict(int)
+        for bit, number in enumerate(self.operation):
+            self.of_operation[number] |= 1 << bit
         self.down: list[int] = []
         self.up: list[int] = [0] * len(ids)
         self._beyond = beyond
@@ -133,27 +143,40 @@ class Window:
         ordered = model.metadata_order is not MetadataOrder.NONE
         exempt = self.disk.forcing.exempt
         metadata = 0
+        needed_by: list[list[int]] = [[] for _ in self.ids]
+        # Metadata effects whose closures together hold all metadata so far.
+        newest: list[int] = []
+        twins: dict[int, int] = {}
         for bit, index in enumerate(self.ids):
             mask = 1 << bit
             for needed in effects.needs[index]:
                 there = self.bit.get(needed)
                 if there is not None:
                     mask |= self.down[there]
+                    needed_by[there].append(bit)
             eager = effects.is_eager(index)
             bound = ordered and exempt.get(index, NEVER) > self.since
             if bound and (eager or index in effects.after_metadata):
                 mask |= metadata
+                for there in newest:
+                    needed_by[there].append(bit)
             self.down.append(mask)
             if effects.twins.get(index - 1) == index:
                 # The two halves of a rename across directories, as yet in one transaction.
                 twin = self.bit.get(index - 1)
                 if twin is not None and exempt.get(index - 1, NEVER) > self.since:
                     self.down[twin] |= mask
+                    twins[twin] = bit
             if eager:
                 metadata |= mask
-        for bit, mask in enumerate(self.down):
-            for needed in bits(mask):
-                self.up[needed] |= 1 << bit
+                newest = [bit] if bound else [*newest, bit]
+        for bit in range(len(self.ids) - 1, -1, -1):
+            mask = 1 << bit
+            for later in needed_by[bit]:
+                mask |= self.up[later]
+            self.up[bit] = mask
+            if bit in twins:
+                self.up[twins[bit]] = mask
 
     def root(self, present: int = 0, absent: int = 0) -> Choice | None:
         """Return a choice with these bits decided, closed; ``None`` where they contradict."""

@@ -164,7 +164,7 @@ class _Search:
 
     def _visit_all(self) -> str:
         for choice in roots(self.disk, returning=RETURNING):
-            if choice.deviations:
+            if choice.deviations_up_to(0):
                 self._later(choice)
                 continue
             self.pending[0].append(choice)
@@ -187,7 +187,7 @@ class _Search:
         return ""
 
     def _later(self, choice: Choice) -> None:
-        deviations = choice.deviations
+        deviations = choice.deviations_up_to(self.bounds.deviations)
         if deviations <= self.bounds.deviations:
             self.pending[deviations].append(choice)
             return
