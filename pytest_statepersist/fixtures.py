@@ -13,8 +13,9 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_statepersist.simulator import CrashSimulator
+    from pytest_statepersist.snapshots import SnapshotFactory
 
-__all__ = ["crash_simulator", "state_dir"]
+__all__ = ["crash_simulator", "snapshot_factory", "state_dir"]
 
 
 @pytest.fixture
@@ -35,3 +36,11 @@ def crash_simulator(request: pytest.FixtureRequest) -> Iterator[CrashSimulator]:
     yield simulator
     for report in simulator.reports:
         request.config.stash[REPORTS].append((report.name or request.node.nodeid, report))
+
+
+@pytest.fixture
+def snapshot_factory(tmp_path: Path) -> SnapshotFactory:
+    """Makes snapshots of every kind of the reference implementation, valid ones and broken ones."""
+    from pytest_statepersist.snapshots import SnapshotFactory
+
+    return SnapshotFactory(tmp_path / "snapshots")

@@ -9,11 +9,12 @@ import pytest
 
 from pytest_statepersist.fixtures import (
     crash_simulator,
+    snapshot_factory,
     state_dir,
 )
 from pytest_statepersist.options import MARKER_KEYWORDS, REPORTS
 
-__all__ = ["crash_simulator", "state_dir"]
+__all__ = ["crash_simulator", "snapshot_factory", "state_dir"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
