@@ -340,6 +340,7 @@ class Oracle:
 
         if model.page_cache_survives:
             return {e.id for e in done}
+        given_up = self.given_up(sync)
         match operation:
             case op.Fsync(inode=inode) if inode in self.directories:
                 wanted = own(inode, before, "attributes")
@@ -355,7 +356,7 @@ class Oracle:
                         wanted |= inside | naming(inode, before)
                 return self._closure(wanted)
             case op.Fsync(inode=inode):
-                wanted = own(inode, before, "data", "raise", "size")
+                wanted = own(inode, before, "data", "raise", "size") - given_up
                 if not operation.data_only or model.fdatasync_is_fsync:
                     wanted |= own(inode, before, "attributes")
                     if model.fsync_file is FsyncFile.EARLIER_METADATA:
@@ -381,18 +382,36 @@ class Oracle:
                         for e in before
                         if e.kind == "data" and e.inode == operation.inode and e.unit in touched
                     }
+                    - given_up
                 )
             case op.SyncAll() if model.sync is SyncCall.NOTHING:
                 return set()
             case op.SyncAll():
-                everything = {e.id for e in before}
+                everything = {e.id for e in before} - given_up
                 if model.sync is SyncCall.IF_METADATA_PENDING:
-                    metadata = {e.id for e in before if e.eager or e.kind == "raise"}
+                    metadata = {e.id for e in before if e.eager or e.kind == "raise"} - given_up
                     if metadata <= self.forced(sync):
                         return set()
-                return everything
+                return self._closure(everything)
             case _:
                 return set()
+
+    def given_up(self, point: int) -> set[int]:
+        """Data that was dirty when a sync of its file failed: marked clean, never looked at again.
+
+        "After EIO the dirty pages are marked clean, and later syncs succeed without writing them."
+        """
+        found: set[int] = set()
+        for sync in range(point):
+            operation = self.trace.operations[sync]
+            if isinstance(operation, op.Fsync) and operation.failed:
+                dirty = {
+                    e.id
+                    for e in self.effects
+                    if e.op < sync and e.inode == operation.inode and e.kind in ("data", "raise")
+                }
+                found |= dirty - self.forced(sync)
+        return found
 
     def logged_before(self, number: int) -> set[int]:
         return {

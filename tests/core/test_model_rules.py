@@ -217,6 +217,74 @@ CASES = [
         (POSIX, *NAMED),
         (KILL,),
     ),
+    Case(
+        "a second fsync after one that failed: what was dirty then is not written",
+        base(f=O8).write("f", 0, N8).add(op.Fsync(1, failed=True)).fsync("f"),
+        lambda d: d["f"] == "O8192",
+        END,
+        (POSIX, *NAMED),
+        (KILL,),
+    ),
+    Case(
+        "sync after an fsync that failed: what was dirty then is not written",
+        base(f=O8).write("f", 0, N8).add(op.Fsync(1, failed=True)).add(op.SyncAll()),
+        lambda d: d["f"] == "O8192",
+        END,
+        (POSIX, *NAMED),
+        (KILL,),
+    ),
+    Case(
+        "written again after an fsync that failed, then synced: it is there",
+        base(f=O8).write("f", 0, N8).add(op.Fsync(1, failed=True)).write("f", 0, M8).fsync("f"),
+        lambda d: d["f"] != "M8192",
+        END,
+        (),
+        (POSIX, *NAMED, KILL),
+    ),
+    Case(
+        "one byte of a page written again takes the whole page along, and no other",
+        base(f=O8)
+        .write("f", 0, N8)
+        .add(op.Fsync(1, failed=True))
+        .write("f", 4095, b"N")
+        .fsync("f"),
+        lambda d: d["f"] == "N4096O4096",
+        END,
+        (POSIX, *NAMED),
+        (KILL,),
+    ),
+    Case(
+        "one byte of a page written again: the rest of that page is there",
+        base(f=O8)
+        .write("f", 0, N8)
+        .add(op.Fsync(1, failed=True))
+        .write("f", 4095, b"N")
+        .fsync("f"),
+        lambda d: d["f"].startswith("O"),
+        END,
+        (),
+        (POSIX, *NAMED, KILL),
+    ),
+    Case(
+        "an fsync of another file fails: this one's is believed",
+        base(f=O8, g=O8)
+        .write("f", 0, N8)
+        .write("g", 0, N8)
+        .add(op.Fsync(2, failed=True))
+        .fsync("f"),
+        lambda d: d["f"] != "N8192",
+        END,
+        (),
+        (POSIX, *NAMED, KILL),
+    ),
+    Case(
+        "what was synced before stays, whatever fails later",
+        base(f=O8).write("f", 0, N8).fsync("f").add(op.Fsync(1, failed=True)),
+        lambda d: d["f"] != "N8192",
+        END,
+        (),
+        (POSIX, *NAMED, KILL),
+    ),
     # allocation when a file replaces another, or is closed after it was emptied
     Case(
         "rename to a free name does not wait for the size",
@@ -404,6 +472,22 @@ CASES = [
         END,
         (GHOSTS, BTRFS),
         (POSIX, *JOURNALLED),
+    ),
+    Case(
+        "a name is back although nothing that came before it is there",
+        base().create("n", M4).rename("n", "m").create("n", N4).fsync("n"),
+        lambda d: d == {"n": "N4096"},
+        END,
+        (GHOSTS,),
+        (POSIX, *NAMED),
+    ),
+    Case(
+        "a directory stays while what is durable in it needs it",
+        base(g=O4).mkdir("d").create("d/x").fsync("d/x").rename("d", "e").create("g2").fsync("g2"),
+        lambda d: "d/x" not in d and "e/x" not in d,
+        END,
+        (POSIX,),
+        NAMED,
     ),
     # names
     Case(

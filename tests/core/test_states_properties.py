@@ -28,7 +28,7 @@ from pytest_statepersist.core.states import (
 )
 from pytest_statepersist.core.tree import ROOT, Directory, File, Node, Tree, read_content
 from tests.core.oracle import Oracle, TooMany
-from tests.core.traces import traces
+from tests.core.traces import NAMES, traces
 
 POSIX = MODELS["posix"]
 GHOSTLY = [
@@ -101,6 +101,18 @@ def check(trace: op.Trace, model: Model) -> None:
 def test_the_legal_trees_are_those_of_the_rules(model: Model) -> None:
     @examples(60 if model.reuse_freed_blocks else 150)
     @given(traces(most=4 if model.reuse_freed_blocks else 5))
+    def run(trace: op.Trace) -> None:
+        check(trace, model)
+
+    run()
+
+
+@pytest.mark.parametrize("model", [MODELS["btrfs"], GHOSTLY[0]], ids=str)
+def test_names_in_and_out_of_a_log_are_those_of_the_rules(model: Model) -> None:
+    """What overtakes, is forgotten or comes back shows in longer workloads only."""
+
+    @examples(500)
+    @given(traces(most=7, kinds=NAMES))
     def run(trace: op.Trace) -> None:
         check(trace, model)
 
