@@ -8,6 +8,9 @@ Belongs here: from `Effects` to two facts about each effect. Rules:
    may write it with the sync that was called there.
 3. A forced set is closed under what its members need, except under an order that is waived.
 4. A sync never forces data of another file, nor the data of a directory's children.
+5. A sync that failed marks the dirty pages of its file clean without writing them (ext4, XFS), or
+   drops them (btrfs): no later sync forces that data, unless the same page is written once more.
+   Facts: Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ NEVER = 1 << 60
 """A crash point after every trace."""
 
 _OWN = CONTENT | {Kind.RAISE, Kind.SET_SIZE}
+_DIRTY = CONTENT | {Kind.RAISE, Kind.TIMES}
+"""What goes out with a file's dirty pages: their bytes, the sizes that they raise, the time."""
 
 
 class Forcing:
@@ -72,6 +77,8 @@ class _Forcer:
         self.names_now: dict[int, set[Cell]] = defaultdict(set)
         self.holder: dict[Cell, int] = {}
         self.base_names: set[Cell] = set()
+        self.given_up: set[int] = set()
+        """Effects that were dirty at a sync that failed: marked clean, so no sync looks for them."""
 
     def run(self) -> Forcing:
         trace = self.effects.trace
@@ -92,6 +99,8 @@ class _Forcer:
             match operation:
                 case op.Fsync():
                     self._fsync(index, operation)
+                    if operation.failed:
+                        self._give_up(operation.inode)
                     self._remember(index, operation.inode, synced=not operation.failed)
                 case op.Write() if operation.durability is not op.Durability.NONE:
                     self._durable_write(index, operation)
@@ -227,6 +236,21 @@ class _Forcer:
                     wanted += self._eager_up_to(self.last_change.get(call.inode, -1))
             self._force(wanted, sync)
 
+    def _give_up(self, inode: int) -> None:
+        """Leave out of all later syncs what was dirty; a page written again brings it back.
+
+        A later write to the page is chained after it and needs it, since the whole page goes out.
+        """
+        kinds = self.effects.effects
+        for waiting in (self.own, self.soft):
+            lost = [
+                index
+                for index in waiting[inode]
+                if kinds[index].kind in _DIRTY and not self.for_good[index]
+            ]
+            self.given_up.update(lost)
+            waiting[inode] = [index for index in waiting[inode] if index not in self.given_up]
+
     def _fsync_directory(self, sync: int, inode: int) -> None:
         wanted = self.soft.pop(inode, [])
         match self.model.fsync_directory:
@@ -334,7 +358,7 @@ class _Forcer:
             return
         end = self.effects.of_operation[sync].stop
         begin, self.everything_done = self.everything_done, end
-        waiting = [i for i in range(begin, end) if not self.for_good[i]]
+        waiting = [i for i in range(begin, end) if not self.for_good[i] and i not in self.given_up]
         metadata = [
             i
             for i in waiting
