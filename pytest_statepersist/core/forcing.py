@@ -78,7 +78,7 @@ class _Forcer:
         self.holder: dict[Cell, int] = {}
         self.base_names: set[Cell] = set()
         self.given_up: set[int] = set()
-        """Effects that were dirty at a sync that failed: marked clean, so no sync looks for them."""
+        """Effects that were dirty at a sync that failed: marked clean, no sync looks for them."""
 
     def run(self) -> Forcing:
         trace = self.effects.trace
