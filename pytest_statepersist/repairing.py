@@ -141,16 +141,23 @@ class AlteredTraces:
         late = [(max(begin, stop + 1), end) for begin, end in state.points if end > stop]
         if not late:
             return None
-        kinds = self.wrong(disk, state, result, late)
-        if not kinds:
-            return None
-        plain = [(begin, min(end, stop)) for begin, end in state.points if begin <= stop]
-        if not plain and stop >= 0 and legal_at(disk, state, stop):
-            plain = [(stop, stop)]
-        if plain:
+        saved = self.saved(disk, stop)
+        kinds = self.wrong(disk, state, result, _until(late, saved - 1))
+        if kinds:
+            plain = _until(state.points, stop)
+            if not plain and stop >= 0 and legal_at(disk, state, stop):
+                plain = [(stop, stop)]
             kinds -= self.wrong(disk, state, result, plain)
+        # Once more was acknowledged than a plain stop had, what it leaves is no excuse.
+        after = [(max(begin, saved), end) for begin, end in late if end >= saved]
+        kinds |= self.wrong(disk, state, result, after)
         end = disk.effects.first_of(state.last + 1)
         return Lost(disk.model, state, end, result, kinds) if kinds else None
+
+    def saved(self, disk: Disk, stop: int) -> int:
+        """Return the first crash point after one at which something more had been acknowledged."""
+        positions = [ack.position for ack in disk.trace.acknowledgements]
+        return min(p for p in (*positions, max(len(disk.trace), stop + 1)) if p > stop)
 
     def disk(self, trace: op.Trace, model: Model) -> Disk:
         """Return a trace split under a model; kept, since each is asked for many times."""
@@ -192,9 +199,19 @@ class AlteredTraces:
 class WithRecoveryCrashes(AlteredTraces):
     """The same, with crashes during recovery: for what is taken out of a trace."""
 
+    covered = True
+
+    def explore(self, trace: op.Trace) -> tuple[int, Sequence[Lost], bool]:
+        """Explore as above; a crash during recovery that was not covered is no end."""
+        self.covered = True
+        states, found, ended = super().explore(trace)
+        return states, found, ended and self.covered
+
     def answer(self, disk: Disk, state: CrashState) -> Result:
         """Return what recovery gives on a state, with what came of crashes inside it."""
-        return self.engine.answer(disk, state)
+        result = self.engine.answer(disk, state)
+        self.covered = self.covered and result.complete
+        return result
 
     def wrong(
         self, disk: Disk, state: CrashState, result: Result, points: Spans
@@ -260,7 +277,7 @@ def with_repairs(
 ) -> tuple[RepairSearch, tuple[Finding, ...]]:
     """Search repairs for a whole exploration, and give each finding its part of them."""
     search = RepairSearch()
-    if any(each.failure.step is None and not each.diagnosis.in_order for each in findings):
+    if any(each.failure.step is None for each in findings):
         search = _search(trace, oracle)
     return search, tuple(
         _of_save(trace, oracle, search, each)
@@ -333,6 +350,11 @@ def _ghost_is_legal(disk: Disk, ghost: Ghost, gone: Sequence[int]) -> bool:
         freeing in gone and not forcing.forced_at(ghost.source, effects.effects[freeing].operation)
         for freeing in effects.frees.get(ghost.inode, ())
     )
+
+
+def _until(points: Spans, last: int) -> Spans:
+    """Return the crash points up to one, inclusive."""
+    return [(begin, min(end, last)) for begin, end in points if begin <= last]
 
 
 def _free_points(disk: Disk, gone: Sequence[int], last: int) -> tuple[tuple[int, int], ...]:

@@ -64,9 +64,7 @@ def diagnose(
     if not state.ghosts and state.returned is None:
         reducer.reduce()
     state, point = reducer.state, reducer.point
-    effects = disk.effects
-    gone = {*state.missing, *range(effects.first_of(state.last + 1), effects.first_of(point + 1))}
-    missing = tuple(sorted({effects.effects[index].operation for index in gone}))
+    missing = reducer.that_are_missed()
     history = History(
         disk, state, point, missing, reducer.that_matter(), answered, lost, in_recovery
     )
@@ -192,6 +190,26 @@ class _Reducer:
         return earlier, wanted
 
     # -- what matters
+
+    def that_are_missed(self) -> tuple[int, ...]:
+        """Return the operations that are not on disk in whole, and whose return mends it."""
+        disk, state = self.disk, self.state
+        effects = disk.effects
+        stop = effects.first_of(self.point + 1)
+        gone = {*state.missing, *range(effects.first_of(state.last + 1), stop)}
+        numbers = sorted({effects.effects[index].operation for index in gone})
+        if state.ghosts or state.returned is not None:
+            return tuple(numbers)
+        window = window_at(disk, self.point)
+        absent = sum(1 << window.bit[index] for index in gone)
+        found = []
+        for number in numbers:
+            back = 0
+            for index in gone.intersection(effects.of_operation[number]):
+                back |= window.down[window.bit[index]]
+            if not self.judge(_state(window, absent & ~back), self.point):
+                found.append(number)
+        return tuple(found)
 
     def that_matter(self) -> tuple[int, ...]:
         """Return the operations on disk without which the failure would not be there.

@@ -103,7 +103,7 @@ def repair_lines(report: Report) -> Iterator[str]:
     search = report.repair_search
     if search is None or not search.repairs:
         return
-    if len(report.findings) < 2 and len(search.repairs[0].lines) < 2:
+    if [finding.repairs for finding in report.findings] == [search.repairs]:
         return
     best = "the smallest sets" if search.smallest else "sets"
     yield (
