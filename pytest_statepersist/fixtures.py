@@ -5,7 +5,6 @@ Belongs here: the thin layer between pytest and the package. Everything heavy is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["crash_simulator", "snapshot_factory", "state_dir"]
 
 
+SIMULATOR: pytest.StashKey[CrashSimulator] = pytest.StashKey()
+
+
 @pytest.fixture
 def state_dir(tmp_path: Path) -> Path:
     """An empty directory for the state of one test."""
@@ -26,16 +28,40 @@ def state_dir(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.fixture
-def crash_simulator(request: pytest.FixtureRequest) -> Iterator[CrashSimulator]:
+@pytest.fixture(scope="session")
+def crash_simulator(request: pytest.FixtureRequest) -> CrashSimulator:
     """Explores every disk that a crash may leave: check(), explore(), record()."""
-    from pytest_statepersist.options import REPORTS, settings_for
-    from pytest_statepersist.simulator import CrashSimulator
+    from pytest_statepersist.options import CURRENT, settings_for
+    from pytest_statepersist.simulator import CrashSimulator, Settings, changed_settings
 
-    simulator = CrashSimulator(**settings_for(request.config, request.node))
-    yield simulator
-    for report in simulator.reports:
-        request.config.stash[REPORTS].append((report.name or request.node.nodeid, report))
+    config = request.config
+
+    class OfTheTest(CrashSimulator):
+        """Lives as long as the session, so that ``@given`` may use it; settings are the test's."""
+
+        @property
+        def settings(self) -> Settings:
+            return changed_settings(
+                Settings(), settings_for(config, config.stash.get(CURRENT, None))
+            )
+
+        @settings.setter
+        def settings(self, value: Settings) -> None:
+            """Settings come from the test that runs."""
+
+    simulator = OfTheTest()
+    config.stash[SIMULATOR] = simulator
+    return simulator
+
+
+def collect_reports(config: pytest.Config, name: str) -> None:
+    """Move the reports of the test that ends to where the summary finds them."""
+    from pytest_statepersist.options import REPORTS
+
+    simulator = config.stash.get(SIMULATOR, None)
+    if simulator is not None:
+        config.stash[REPORTS].extend((report.name or name, report) for report in simulator.reports)
+        simulator.reports.clear()
 
 
 @pytest.fixture

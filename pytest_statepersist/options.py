@@ -12,10 +12,12 @@ import pytest
 if TYPE_CHECKING:
     from pytest_statepersist.findings import Report
 
-__all__ = ["MARKER_KEYWORDS", "REPORTS", "settings_for"]
+__all__ = ["CURRENT", "MARKER_KEYWORDS", "REPORTS", "settings_for"]
 
 REPORTS: pytest.StashKey[list[tuple[str, Report]]] = pytest.StashKey()
 """Reports of this run by the name of their test."""
+CURRENT: pytest.StashKey[pytest.Item] = pytest.StashKey()
+"""The test that runs."""
 MARKER_KEYWORDS = (
     "model",
     "budget",

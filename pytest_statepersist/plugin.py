@@ -8,13 +8,55 @@ from __future__ import annotations
 import pytest
 
 from pytest_statepersist.fixtures import (
+    collect_reports,
     crash_simulator,
     snapshot_factory,
     state_dir,
 )
-from pytest_statepersist.options import MARKER_KEYWORDS, REPORTS
+from pytest_statepersist.options import CURRENT, MARKER_KEYWORDS, REPORTS
+from pytest_statepersist.reference_fixtures import (
+    _places,
+    app_database,
+    app_recovery,
+    backup_schedule,
+    close_all,
+    component_registry,
+    conversation_store,
+    event_log,
+    file_store,
+    group_snapshot_store,
+    invite_book,
+    local_storage,
+    messenger,
+    nightly_retention,
+    reference_clock,
+    remote_store,
+    replica,
+    vault,
+)
 
-__all__ = ["crash_simulator", "snapshot_factory", "state_dir"]
+__all__ = [
+    "_places",
+    "app_database",
+    "app_recovery",
+    "backup_schedule",
+    "component_registry",
+    "conversation_store",
+    "crash_simulator",
+    "event_log",
+    "file_store",
+    "group_snapshot_store",
+    "invite_book",
+    "local_storage",
+    "messenger",
+    "nightly_retention",
+    "reference_clock",
+    "remote_store",
+    "replica",
+    "snapshot_factory",
+    "state_dir",
+    "vault",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,6 +123,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 )
         if off and "crash_simulator" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.skip(reason="--statepersist-off was given"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Say which test runs: fixtures that live longer take their settings from it."""
+    item.config.stash[CURRENT] = item
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Close what the test opened, and keep its reports."""
+    close_all(item.config)
+    collect_reports(item.config, item.nodeid)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

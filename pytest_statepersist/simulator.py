@@ -122,7 +122,7 @@ class CrashSimulator:
     """
 
     def __init__(self, *, settings: Settings | None = None, **changes: Any) -> None:
-        self.settings = _changed(settings or Settings(), changes)
+        self.settings = changed_settings(settings or Settings(), changes)
         self.reports: list[Report] = []
 
     def check(self, **arguments: Any) -> Report:
@@ -150,7 +150,7 @@ class CrashSimulator:
         on the tree before and after; an ``invariant(recovered, acknowledged)`` judges instead.
         Raises `UserError`, or `BlindSpot` where something changed that no recorder saw.
         """
-        settings = _changed(self.settings, changes)
+        settings = changed_settings(self.settings, changes)
         _check_callables(workload, recover, setup, invariant)
         started = time.perf_counter()
         with ExitStack() as stack:
@@ -178,7 +178,7 @@ class CrashSimulator:
         Gives a `Recording`, which is complete when the block has ended. Raises `UserError` where
         the path is no directory, `BlindSpot` where something changed unseen.
         """
-        settings = _changed(self.settings, changes)
+        settings = changed_settings(self.settings, changes)
         path = _watched(directory)
         with ExitStack() as stack:
             place = stack.enter_context(workplace(settings.workspace, keep=True))
@@ -236,7 +236,7 @@ class Recording:
 
         States appear in a directory of their own, which ``recover`` is given.
         """
-        settings = _changed(self._settings, changes)
+        settings = changed_settings(self._settings, changes)
         _check_callables(recover, recover, None, invariant)
         started = time.perf_counter()
         if self.recorded is None:
@@ -311,7 +311,7 @@ class ShownState:
 # -- arguments
 
 
-def _changed(settings: Settings, changes: dict[str, Any]) -> Settings:
+def changed_settings(settings: Settings, changes: dict[str, Any]) -> Settings:
     known = Settings.__dataclass_fields__
     for name in changes:
         if name not in known:

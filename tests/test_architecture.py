@@ -19,20 +19,22 @@ LAYERS = (
     ("recorders", "clock", "tamper", "leaks", "faults", "bundle"),
     ("explorer",),
     ("report",),
-    ("recording", "findings", "diagnosing", "concurrency", "kill"),
+    ("recording", "findings", "diagnosing", "repairing", "concurrency", "kill"),
     ("simulator",),
     ("snapshots", "adapter"),
     ("strategies",),
     ("machines", "conformance"),
     ("options",),
-    ("fixtures",),
+    ("fixtures", "reference_fixtures"),
     ("plugin", "commands", "cli", "__main__"),
 )
 """From the bottom up. A module may import its own layer and every one below."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-PYTEST = {"plugin", "fixtures", "options", "conformance"}
+PYTEST = {"plugin", "fixtures", "reference_fixtures", "options", "conformance"}
 HYPOTHESIS = {"strategies", "machines", "conformance"}
+REFERENCE = {"strategies", "machines", "conformance", "fixtures", "reference_fixtures", "snapshots"}
+"""Who may use the reference implementation."""
 HEAVY = ("hypothesis", "pydantic", "freezegun", "cryptography", "pyfakefs", "sqlite3", "asyncio")
 
 
@@ -74,9 +76,7 @@ def test_imports_point_downwards(path: Path) -> None:
         if pieces[0] == "pytest_statepersist" and len(pieces) > 1:
             other = pieces[1]
             if other == "reference":
-                assert part in ("strategies", "machines", "conformance", "fixtures", "snapshots"), (
-                    f"{part} must not depend on the reference implementation"
-                )
+                assert part in REFERENCE, f"{part} must not depend on the reference implementation"
             elif other in LEVEL:
                 assert LEVEL[other] <= level, f"{part} imports {other}, which is above it"
         if pieces[0] in ("pytest", "_pytest"):

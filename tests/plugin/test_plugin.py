@@ -136,7 +136,7 @@ def test_switched_off(pytester: pytest.Pytester) -> None:
 def test_an_unknown_model_is_named(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
     result = pytester.runpytest_subprocess("--statepersist-model=ext5")
-    result.assert_outcomes(errors=2)
+    result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*there is no persistence model 'ext5'*"])
 
 
@@ -163,10 +163,9 @@ def test_it_works_under_hypothesis(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         STORE
         + """
-    from hypothesis import given, settings, strategies as st, HealthCheck
+    from hypothesis import given, settings, strategies as st
 
-    @settings(max_examples=3, deadline=None,
-              suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=3, deadline=None)
     @given(value=st.integers())
     def test_it(crash_simulator, value):
         crash_simulator.check(
