@@ -115,7 +115,7 @@ def test_without_strace_the_blind_spot_says_what_is_missing(no_strace: None) -> 
 
 
 def test_python_alone_does_not_fall_back() -> None:
-    with pytest.raises(BlindSpot, match="record with strace$") as caught:
+    with pytest.raises(BlindSpot, match=r"record with strace$") as caught:
         CrashSimulator().explore(
             setup=setup, workload=save_in_a_child, recover=load, recorder="python"
         )

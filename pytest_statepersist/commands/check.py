@@ -74,11 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     progress.say("rehearsing")
     _rehearse(arguments, before, after)
 
-    def recover(directory: Path) -> Answer:
+    def recover(directory: Path) -> object:
         progress.one_more()
         if not arguments.no_times:
             look_at_times(directory)
-        return run_command(arguments.recover, directory)
+        return _classified(run_command(arguments.recover, directory), before, after)
 
     progress.say("recording")
     try:
@@ -146,6 +146,14 @@ def _rehearse(arguments: argparse.Namespace, before: Any, after: Any) -> None:
             )
         if wanted is not UNSET and saved and before == answer and before is not UNSET:
             raise UserError("--before matches the output after the workload as well")
+
+
+def _classified(answer: Answer, before: object, after: object) -> object:
+    """Return the pattern that an answer matches in its place: the rest of it may vary."""
+    matched = [pattern for pattern in (before, after) if pattern == answer]
+    if len(matched) == 2:
+        return "matches both", answer
+    return matched[0] if matched else answer
 
 
 def _conclusion(report: Report) -> str:
