@@ -1,0 +1,44 @@
+"""A row in SQLite that names a file beside the database, and the file is synced before the row.
+
+File and directory are synced, and only then is the row committed with `synchronous=EXTRA`: a row
+never names a file that is not there.
+
+Expected: atomic and durable everywhere.
+"""
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+from examples import sqlite
+from examples.example import MODELS, expect
+from examples.stores.sqlite_side_file import recover
+
+__all__ = ["recover"]
+
+
+def attach(directory: Path, name: str, content: str) -> None:
+    with open(directory / name, "w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    with closing(sqlite.connect(directory, "synchronous=EXTRA")) as connection:
+        connection.execute("UPDATE note SET text = ? WHERE id = 1", (name,))
+
+
+def setup(directory: Path) -> None:
+    sqlite.create(directory, "synchronous=EXTRA")
+    attach(directory, "one.txt", "first picture")
+
+
+def workload(directory: Path) -> None:
+    attach(directory, "two.txt", "second picture")
+
+
+EXPECTED = expect(atomic=MODELS, durable=MODELS)
+CITATIONS = ()
