@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from pytest_statepersist.recorders.rebind import Rebinding
+from pytest_statepersist.recorders.rebind import Rebinding, Unreached
 
 __all__ = ["Interposition", "Table"]
 
@@ -38,7 +38,7 @@ class Interposition:
 
     def __init__(self, table: Table, *, layer: int = 1, rebind: bool = False) -> None:
         self.layer = layer
-        self.unreached: list[str] = []
+        self.unreached: list[Unreached] = []
         self._table = table
         self._rebind = rebind
         self._users = 0

@@ -49,6 +49,7 @@ class Companion(Protocol):
         """Stop recording, whatever happened."""
 
 
+_SYNCS = frozenset({"fsync", "fdatasync", "sync", "fcntl", "call"})
 _slot = Slot()
 _mappings: list[Mappings] = []
 _starting = threading.Lock()
@@ -222,7 +223,7 @@ class PythonRecorder:
                 self._companions.clear()
                 trace = session.builder.finish()
                 session.drain()
-                self._unreached()
+                self._unreached(session.notifications)
                 self.unproved = selfcheck.verify(
                     session.builder, trace, base, session.notifications, ignore=self._ignore
                 )
@@ -285,18 +286,23 @@ class PythonRecorder:
                     if description is not None:
                         streams.attach(_slot, session, raw, raw.fileno(), description)
 
-    def _unreached(self) -> None:
-        unreached = interposition().unreached
-        if unreached:
-            self.builder.doubt(
-                BlindSpot(
-                    "a function that changes files was bound before the recording, and its holder "
-                    f"cannot be rewritten: {unreached[0]}; call it through its module, or record "
-                    "with strace",
-                    culprit=unreached[0],
-                    recorder="strace",
+    def _unreached(self, notifications: Notifications) -> None:
+        """Doubt the recording if something out of reach could have done what leaves no mark.
+
+        Whatever changes the directory unseen is found by what it leaves. A sync leaves nothing.
+        """
+        for each in interposition().unreached:
+            if each.names & _SYNCS or notifications.unproved is not None:
+                names = ", ".join(sorted(each.names))
+                self.builder.doubt(
+                    BlindSpot(
+                        f"{names} was bound before the recording by a holder that cannot be "
+                        f"rewritten: {each.holder}; call it through its module, or record with "
+                        "strace",
+                        culprit=each.holder,
+                        recorder="strace",
+                    )
                 )
-            )
 
     def _leave(self) -> None:
         """Undo everything; whatever fails on the way, the rest is undone as well."""

@@ -18,18 +18,27 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.callsite import is_internal
 
-__all__ = ["Rebinding"]
+__all__ = ["Rebinding", "Unreached"]
 
 _DEPTH = 4
 _OWN = __name__.partition(".")[0]
 _SUBJECT = f"{_OWN}.reference"
 _IGNORED = (types.FrameType, weakref.ReferenceType, types.BuiltinFunctionType, type)
 _OPTIMIZED = 0x1  # inspect.CO_OPTIMIZED: the locals are not in a dict
+
+
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """A holder that could not be rewritten, in words, and the names of what it holds."""
+
+    holder: str
+    names: frozenset[str]
 
 
 class Rebinding:
@@ -40,7 +49,7 @@ class Rebinding:
     """
 
     def __init__(self, pairs: list[tuple[Any, Any]], *, private: Iterable[Any] = ()) -> None:
-        self.unreached: list[str] = []
+        self.unreached: list[Unreached] = []
         self._pairs = pairs
         self._private = list(private)
         self._wrapped: dict[int, staticmethod[Any, Any]] = {}
@@ -73,27 +82,47 @@ class Rebinding:
         known = {} if forward else {key: count + 1 for key, count in self._before.items()}
         olds = [old for old, _ in pairs if held[id(old)] > known.get(id(old), 0)]
         if olds:
-            self._replace(olds, new, skip, _DEPTH)
+            names = {id(old): frozenset([getattr(old, "__name__", "?")]) for old in olds}
+            self._replace(olds, new, names, skip, _DEPTH)
 
-    def _replace(self, olds: list[Any], new: dict[int, Any], skip: set[int], depth: int) -> None:
+    def _replace(
+        self,
+        olds: list[Any],
+        new: dict[int, Any],
+        names: dict[int, frozenset[str]],
+        skip: set[int],
+        depth: int,
+    ) -> None:
         fresh: dict[int, Any] = {}
         rebuilt: list[Any] = []
+        inherited: dict[int, frozenset[str]] = {}
         skip = skip | {id(olds), id(new), id(fresh), id(rebuilt)}
-        holders = gc.get_referrers(*olds)
+        marker = object()
+        holders = gc.get_referrers(*olds, marker)
         skip |= {id(holders), *_own_cells(holders)}
         for holder in holders:
             if id(holder) in skip or isinstance(holder, _IGNORED) or _is_own(holder):
                 continue
+            if type(holder) is tuple and holder and holder[-1] is marker:
+                continue  # the arguments of the search itself
             if isinstance(holder, tuple | frozenset | staticmethod | classmethod):
                 value = _rebuilt(holder, new, self._wrapped)
                 if value is not None:
                     fresh[id(holder)] = value
                     rebuilt.append(holder)
+                    inherited[id(holder)] = _held_names(holder, names)
             elif not self._rewrite(holder, new) and _calls(holder, olds):
-                self.unreached.append(f"{type(holder).__name__} {_short(holder)}")
+                self._cannot(holder, names)
         del holders
         if rebuilt and depth > 0:
-            self._replace(rebuilt, fresh, skip, depth - 1)
+            self._replace(rebuilt, fresh, inherited, skip, depth - 1)
+        else:
+            for holder in rebuilt:
+                self._cannot(holder, inherited)
+
+    def _cannot(self, holder: Any, names: dict[int, frozenset[str]]) -> None:
+        held = _held_names(holder, names) | names.get(id(holder), frozenset())
+        self.unreached.append(Unreached(f"{type(holder).__name__} {_short(holder)}", held))
 
     def _rewrite(self, holder: Any, new: dict[int, Any]) -> bool:
         """Replace what a mutable holder holds; false where its kind is not known."""
@@ -191,7 +220,7 @@ def _held_elsewhere(objects: list[Any], private: list[Any]) -> dict[int, int]:
     }
 
 
-def _running(new: dict[int, Any], unreached: list[str]) -> list[types.FrameType]:
+def _running(new: dict[int, Any], unreached: list[Unreached]) -> list[types.FrameType]:
     """Return this thread's frames with a local to rewrite; name those of other threads."""
     mine = [frame for frame in _stack(sys._getframe(1)) if _locals(frame, new)]
     tops = sys._current_frames()
@@ -201,7 +230,11 @@ def _running(new: dict[int, Any], unreached: list[str]) -> list[types.FrameType]
         for frame in _stack(top):
             if names := _locals(frame, new):
                 where = frame.f_code.co_qualname
-                unreached.append(f"local variable {names[0]!r} of {where} in another thread")
+                what = f"local variable {names[0]!r} of {where} in another thread"
+                held = [new[id(frame.f_locals[name])] for name in names]
+                _drop_copy(frame.f_locals)
+                called = frozenset(getattr(item, "__name__", "?") for item in held)
+                unreached.append(Unreached(what, called))
     return mine
 
 
@@ -275,8 +308,18 @@ def _is_own_name(module: str) -> bool:
     return module.startswith(_OWN) and not module.startswith(_SUBJECT)
 
 
+def _held_names(holder: Any, names: dict[int, frozenset[str]]) -> frozenset[str]:
+    none: frozenset[str] = frozenset()
+    return none.union(*(names.get(id(item), none) for item in gc.get_referents(holder)))
+
+
 def _calls(holder: Any, olds: list[Any]) -> bool:
-    """Say whether a holder has more than a type, which its instances and methods hold as well."""
+    """Say whether a holder matters: not a type's instance or method, nor the library's own."""
+    if isinstance(holder, types.ModuleType):
+        # What a module in C keeps for itself; those of the standard library only read with it.
+        file = getattr(holder, "__file__", None)
+        if file is None or is_internal(file):
+            return False
     held = {id(old) for old in olds if not isinstance(old, type)}
     return any(id(item) in held for item in gc.get_referents(holder))
 

@@ -219,7 +219,8 @@ def test_a_holder_that_cannot_be_rewritten_is_named() -> None:
     lazy = map(os.replace, [])
     rebinding = Rebinding(pairs_for(os.replace))
     rebinding.undo()
-    assert [line for line in rebinding.unreached if line.startswith("map ")]
+    found = [each for each in rebinding.unreached if each.holder.startswith("map ")]
+    assert [each.names for each in found] == [{"replace"}]
     del lazy
 
 
@@ -239,7 +240,7 @@ def test_a_local_of_another_thread_is_named() -> None:
     rebinding.undo()
     done.set()
     thread.join()
-    assert any("'call'" in line for line in rebinding.unreached)
+    assert [each.names for each in rebinding.unreached if "'call'" in each.holder]
 
 
 def test_nothing_of_a_plain_process_is_out_of_reach() -> None:

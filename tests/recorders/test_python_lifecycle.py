@@ -19,7 +19,7 @@ import pytest
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.tree import Tree
-from pytest_statepersist.errors import UserError
+from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.recorders import callsite, python
 from pytest_statepersist.recorders.builder import Moment, TraceBuilder
 from pytest_statepersist.recorders.interpose import Interposition
@@ -424,6 +424,22 @@ def test_types_are_what_they_were(state: Path) -> None:
             file.flush()
             with mmap.mmap(file.fileno(), 0) as mapping:
                 assert isinstance(mapping, mmap.mmap)
+
+
+def test_a_sync_in_a_holder_that_cannot_be_rewritten(state: Path) -> None:
+    lazy = map(os.fsync, [0])
+    with pytest.raises(BlindSpot, match=r"fsync was bound before.*map"), PythonRecorder(state):
+        pass
+    del lazy
+
+
+def test_another_function_in_such_a_holder_is_found_by_what_it_does(state: Path) -> None:
+    (state / "f").touch()
+    lazy = map(os.unlink, [state / "f"])
+    with PythonRecorder(state):
+        pass
+    with pytest.raises(BlindSpot, match="'f' is missing"), PythonRecorder(state):
+        list(lazy)
 
 
 def test_a_held_interposition_makes_starting_cheap(state: Path) -> None:
