@@ -39,7 +39,8 @@ class ZooSpec:
 
     ``causes`` are the classes of bug that truly describe it (nearly always one), ``kind`` what the
     first finding is, ``deviations`` the fewest at which it shows under `posix`, the weakest model;
-    for a broken recovery, those of the first crash.
+    for a broken recovery, those of the first crash. ``spare_syncs`` are syncs in the workload of a
+    sound store, counted from 0, without which it would be sound too.
     """
 
     workload: Callable[..., object]
@@ -52,6 +53,7 @@ class ZooSpec:
     kind: str = ""
     causes: tuple[str, ...] = ()
     deviations: int = 0
+    spare_syncs: tuple[int, ...] = ()
 
 
 def bug_lines(source: str) -> set[int]:

@@ -9,7 +9,9 @@ is wrong.
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
+import os
+from dataclasses import replace
+from functools import cache, wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +19,27 @@ from typing import Any
 import pytest
 
 from pytest_statepersist import CrashSimulator, Report
+from tests.zoo import steps
 from tests.zoo.spec import ALL_MODELS, ZooSpec, bug_lines
 
 ZOO = Path(__file__).parent
 BROKEN = sorted((ZOO / "broken").glob("*.py"))
 RECOVERY = sorted((ZOO / "recovery").glob("*.py"))
 SOUND = sorted((ZOO / "sound").glob("*.py"))
+RECIPES = [
+    ZOO / "sound" / f"{name}.py"
+    for name in (
+        "framed_log",
+        "generations",
+        "link_then_sync",
+        "one_atomic_replace",
+        "pointer_after_target",
+        "queue_that_prefers_done",
+        "symlink_swap",
+        "undo_journal",
+    )
+]
+"""Sound stores that differ in what their syncs are for; the others repeat these."""
 
 
 @cache
@@ -35,8 +52,24 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def explore(path: Path, **options: Any) -> Report:
-    spec: ZooSpec = load(path).SPEC
+class OneSyncLess:
+    """The module `os`, seen through a store whose n-th `fsync` was forgotten."""
+
+    def __init__(self, forgotten: int) -> None:
+        self.forgotten = forgotten
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fsync(self, descriptor: int) -> None:
+        self.calls += 1
+        if self.calls - 1 != self.forgotten:
+            os.fsync(descriptor)
+
+
+def explore(path: Path, spec: ZooSpec | None = None, **options: Any) -> Report:
+    spec = spec or load(path).SPEC
     judged_by: dict[str, Any] = {"before": spec.before, "after": spec.after}
     if spec.invariant is not None:
         judged_by = {"invariant": spec.invariant}
@@ -45,7 +78,7 @@ def explore(path: Path, **options: Any) -> Report:
         workload=spec.workload,
         recover=spec.recover,
         **judged_by,
-        **{"model": list(ALL_MODELS), **options},
+        **{"model": list(ALL_MODELS), "repairs": False, **options},
     )
 
 
@@ -92,6 +125,35 @@ def test_a_sound_store_passes(path: Path) -> None:
     assert answers(report) == dict.fromkeys(ALL_MODELS, True)
     assert all(report.verdict(model).complete for model in ALL_MODELS)
     assert not report.warnings
+
+
+@pytest.mark.parametrize("path", named(RECIPES))
+def test_a_sound_store_with_one_sync_less_is_caught(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No sync of a sound store is there for show: the engine must miss each one."""
+    module = load(path)
+    caught, forgotten = [], 0
+    while True:
+        less = OneSyncLess(forgotten)
+
+        @wraps(module.SPEC.workload)
+        def workload(*arguments: Any, less: OneSyncLess = less) -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(steps, "os", less)
+                patch.setattr(module, "os", less, raising=False)
+                module.SPEC.workload(*arguments)
+
+        spec = replace(module.SPEC, workload=workload)
+        report = explore(
+            path, spec, model=["posix", "btrfs"], deviations=1, samples=0, recovery_crashes=0
+        )
+        if less.calls <= forgotten:
+            break
+        caught.append(bool(report.findings))
+        forgotten += 1
+    assert caught == [number not in module.SPEC.spare_syncs for number in range(len(caught))]
+    assert caught
 
 
 def test_the_zoo_is_large_enough() -> None:

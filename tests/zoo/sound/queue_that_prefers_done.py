@@ -37,4 +37,7 @@ SPEC = ZooSpec(
     recover=recover,
     before={"pending": ["job"], "done": []},
     after={"pending": [], "done": ["job"]},
+    # Either directory is enough: the removal cannot be durable without the addition, and an
+    # addition alone is read as done.
+    spare_syncs=(0, 1),
 )
