@@ -166,7 +166,10 @@ def _out_of_order(history: History, gone: list[Effect]) -> tuple[Cause, int]:
     if not overtaken and history.lost and all(_synced_later(history, each) for each in gone):
         return Cause.ACKNOWLEDGED_EARLY, gone[0].operation
     if not contents:
-        return Cause.DIRECTORY_FSYNC, gone[0].operation
+        moved = gone[0].operation
+        halved = isinstance(history.operations[moved], op.Rename) and moved in history.on_disk
+        # A rename across directories that is under both names, or none, was never one step.
+        return Cause.NOT_ATOMIC if halved else Cause.DIRECTORY_FSYNC, moved
     for effect in contents:
         if _published(history, effect):
             return Cause.FSYNC_BEFORE_RENAME, effect.operation
