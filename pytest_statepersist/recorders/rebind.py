@@ -331,6 +331,8 @@ def _rebuilt(holder: Any, new: dict[int, Any], wrapped: dict[int, Any]) -> Any:
         if inner is None or id(holder) in wrapped:
             return inner
         return type(holder)(inner)
+    if all(isinstance(item, type) for item in holder):
+        return None  # bases, or classes to compare with: the real type is right for both
     items = [new.get(id(item), item) for item in holder]
     if all(a is b for a, b in zip(items, holder, strict=True)):
         return None

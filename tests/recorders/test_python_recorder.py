@@ -50,7 +50,7 @@ def kinds(trace: Trace) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def held() -> Iterator[None]:
-    """Search for bound names once; `test_python_lifecycle` has recordings by themselves."""
+    """Search for bound names once; `test_python_undo` has recordings by themselves."""
     with interposition():
         yield
 

@@ -33,7 +33,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 @pytest.fixture(scope="module", autouse=True)
 def held() -> Iterator[None]:
-    """Search for bound names once; `test_python_lifecycle` has recordings by themselves."""
+    """Search for bound names once; `test_python_undo` has recordings by themselves."""
     with interposition():
         yield
 
