@@ -54,14 +54,22 @@ def crash_simulator(request: pytest.FixtureRequest) -> CrashSimulator:
     return simulator
 
 
-def collect_reports(config: pytest.Config, name: str) -> None:
-    """Move the reports of the test that ends to where the summary finds them."""
+def collect_reports(item: pytest.Item) -> None:
+    """Keep the reports of the test that ends, as data: for the summary, JSON and JUnit."""
+    simulator = item.config.stash.get(SIMULATOR, None)
+    if simulator is None or not simulator.reports:
+        return
     from pytest_statepersist.options import REPORTS
+    from pytest_statepersist.report.data import as_data
 
-    simulator = config.stash.get(SIMULATOR, None)
-    if simulator is not None:
-        config.stash[REPORTS].extend((report.name or name, report) for report in simulator.reports)
-        simulator.reports.clear()
+    for report in simulator.reports:
+        data = as_data(report.name or item.nodeid, report)
+        item.config.stash[REPORTS].append(data)
+        for verdict in data["verdicts"]:
+            item.user_properties.append((f"statepersist.{verdict['model']}", verdict["text"]))
+        for finding in data["findings"]:
+            item.user_properties.append(("statepersist.finding", finding["text"]))
+    simulator.reports.clear()
 
 
 @pytest.fixture

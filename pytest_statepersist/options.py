@@ -5,17 +5,14 @@ Belongs here: reading ini settings, options and markers into settings of a `Cras
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from pytest_statepersist.findings import Report
-
 __all__ = ["CURRENT", "MARKER_KEYWORDS", "REPORTS", "settings_for"]
 
-REPORTS: pytest.StashKey[list[tuple[str, Report]]] = pytest.StashKey()
-"""Reports of this run by the name of their test."""
+REPORTS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+"""Explorations of this run as plain data, see `report.data`."""
 CURRENT: pytest.StashKey[pytest.Item] = pytest.StashKey()
 """The test that runs."""
 MARKER_KEYWORDS = (

@@ -5,6 +5,11 @@ Belongs here: what pytest calls. Fixtures are in `fixtures`, prose in `report`.
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from pytest_statepersist.fixtures import (
@@ -82,6 +87,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how many operations may be overtaken by later ones (default: 2)",
     )
     group.addoption(
+        "--statepersist-json",
+        metavar="FILE",
+        help="write every verdict and finding of the run as JSON",
+    )
+    group.addoption(
         "--statepersist-off",
         action="store_true",
         help="skip every test that explores crashes",
@@ -135,7 +145,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Close what the test opened, and keep its reports."""
     close_all(item.config)
-    collect_reports(item.config, item.nodeid)
+    collect_reports(item)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -150,13 +160,36 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return f"statepersist: {', '.join(given)}" if given else None
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of a distributed run: hand the results to the controller."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["statepersist"] = session.config.stash[REPORTS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """In the controller of a distributed run: take a worker's results."""
+    found = getattr(node, "workeroutput", {}).get("statepersist", [])
+    node.config.stash[REPORTS].extend(found)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what was covered, one line an exploration; nothing where there was none."""
-    reports = terminalreporter.config.stash.get(REPORTS, [])
+    config = terminalreporter.config
+    reports = sorted(config.stash[REPORTS], key=lambda each: str(each["name"]))
+    target = config.getoption("--statepersist-json")
+    if target:
+        from pytest_statepersist.report.data import document
+
+        Path(target).write_text(json.dumps(document(reports), indent=2) + "\n")
     if not reports:
         return
-    from pytest_statepersist.report.summary import summary_lines
+    from pytest_statepersist.report.summary import annotations, summary_lines
 
     terminalreporter.section("statepersist")
     for line in summary_lines(reports):
         terminalreporter.line(line)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in annotations(reports):
+            terminalreporter.line(line)

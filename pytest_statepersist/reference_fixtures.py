@@ -141,7 +141,7 @@ def component_registry(_places: _Places) -> Factory:
 
 @pytest.fixture(scope="session")
 def remote_store(_places: _Places) -> Factory:
-    """Opens a `RemoteStore` on any fsspec URL, on local files unless told: remote_store(url=None)."""
+    """Opens a `RemoteStore` on an fsspec URL, or on local files: remote_store(url=None)."""
 
     def open_(url: str | None = None, **options: Any) -> Any:
         from pytest_statepersist.reference.remote import RemoteStore

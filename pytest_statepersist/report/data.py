@@ -1,35 +1,55 @@
-"""A report as JSON, for pipelines. Keys are only ever added while ``version`` stays the same."""
+"""A report as plain data: what JSON files, distributed runs and annotations are made of.
+
+Belongs here: the versioned shape of that data. Only strings, numbers, lists and dicts; nothing that
+needs the package to be read.
+"""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from pytest_statepersist.report.operations import describe_operation, place
+from pytest_statepersist.report.operations import describe_operation
 
 if TYPE_CHECKING:
+    from pytest_statepersist.core.operations import Operation
     from pytest_statepersist.findings import Finding, Report, Verdict
 
-__all__ = ["as_json"]
+__all__ = ["VERSION", "as_data", "document"]
 
-_VERSION = 1
+VERSION = 1
+"""Raised when a key changes its meaning or goes; new keys do not raise it."""
 
 
-def as_json(report: Report) -> str:
-    """Return the report as JSON text; ``null`` for a verdict means "not covered"."""
-    data = {
-        "version": _VERSION,
-        "name": report.name,
-        "safe": report.safe,
+def as_data(name: str, report: Report) -> dict[str, Any]:
+    """Return one exploration as data under the name of its test."""
+    return {
+        "name": name,
         "recorder": report.recorder,
         "operations": len(report.trace),
-        "seconds": round(report.seconds, 3),
         "recoveries": report.runs,
+        "seconds": round(report.seconds, 3),
         "warnings": list(report.warnings),
         "verdicts": [_verdict(verdict) for verdict in report.verdicts],
         "findings": [_finding(finding) for finding in report.findings],
     }
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def document(explorations: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what ``--statepersist-json`` writes."""
+    findings = sum(len(each["findings"]) for each in explorations)
+    verdicts = [verdict for each in explorations for verdict in each["verdicts"]]
+    not_covered = sum(v["atomic"] is None or v["durable"] is None for v in verdicts)
+    return {
+        "version": VERSION,
+        "tool": "pytest-statepersist",
+        "explorations": explorations,
+        "totals": {
+            "explorations": len(explorations),
+            "findings": findings,
+            "verdicts": len(verdicts),
+            "not_covered": not_covered,
+        },
+    }
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
@@ -41,25 +61,36 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "states": verdict.states,
         "coverage": verdict.coverage,
         "reason": verdict.reason,
+        "text": str(verdict),
     }
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
     return {
         "id": finding.id,
-        "kinds": sorted(kind.value for kind in {finding.kind, *finding.kinds}),
-        "cause": str(finding.cause),
-        "site": None if finding.site is None else place(finding.site),
+        "kind": finding.kind.value,
+        "cause": finding.cause,
+        "file": finding.site.file if finding.site else None,
+        "line": finding.site.line if finding.site else None,
         "models": list(finding.models),
-        "states": finding.count,
         "crash_point": finding.crash_point,
         "deviations": finding.deviations,
-        "on_disk": [describe_operation(operation) for operation in finding.on_disk],
-        "missing": [describe_operation(operation) for operation in finding.missing],
+        "count": finding.count,
         "observed": str(finding.observed),
         "expected": finding.expected,
-        "repairs": [
-            [f"{describe_operation(line.call)} at {place(line.site)}" for line in repair.lines]
-            for repair in finding.repairs
-        ],
+        "confirmed": finding.confirmed,
+        "missing": [_operation(each) for each in finding.missing],
+        "on_disk": [_operation(each) for each in finding.on_disk],
+        "kinds": [kind.value for kind in finding.kinds],
+        "no_sync_helps": finding.no_sync_helps,
+        "text": str(finding),
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    site = operation.site
+    return {
+        "call": describe_operation(operation),
+        "file": site.file if site else None,
+        "line": site.line if site else None,
     }

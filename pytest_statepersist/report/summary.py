@@ -1,22 +1,44 @@
-"""The summary section: one line for each exploration and model, findings named."""
+"""The summary section and GitHub's annotations, from reports as plain data."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from pytest_statepersist.findings import Report
-
-__all__ = ["summary_lines"]
+__all__ = ["annotations", "summary_lines"]
 
 
-def summary_lines(reports: Iterable[tuple[str, Report]]) -> Iterator[str]:
+def summary_lines(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of the summary, in the order of the tests."""
-    for name, report in reports:
-        for verdict in report.verdicts:
-            yield f"{name}: {verdict}"
-        for finding in report.findings:
-            yield f"  {finding}"
-        for warning in report.warnings:
+    for each in explorations:
+        for verdict in each["verdicts"]:
+            yield f"{each['name']}: {verdict['text']}"
+        for finding in each["findings"]:
+            yield f"  {finding['text']}"
+        for warning in each["warnings"]:
             yield f"  warning: {warning}"
+
+
+def annotations(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield workflow commands that show each finding at its line in a pull request."""
+    for each in explorations:
+        for finding in each["findings"]:
+            where = ""
+            if finding["file"]:
+                path = os.path.relpath(finding["file"])
+                where = f" file={_property(path)},line={finding['line']},"
+            title = _property(f"{finding['kind']}: {finding['cause']}")
+            text = (
+                f"{each['name']}: recovery {finding['observed']}, expected {finding['expected']} "
+                f"(allowed by {', '.join(finding['models'])})"
+            )
+            yield f"::error{where or ' '}title={title}::{_message(text)}"
+
+
+def _message(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _message(text).replace(":", "%3A").replace(",", "%2C")

@@ -60,13 +60,13 @@ def test_a_failure_explains_itself(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         [
             "*What was lost: *",
+            "*on disk*#0 truncate s to 0 bytes*test_a_failure_explains_itself.py:4*",
             "*Recovery raised json.decoder.JSONDecodeError*",
             "*Expected 1 or 2*",
-            "*on disk*#0 truncate s to 0 bytes*test_a_failure_explains_itself.py:4*",
             "*Allowed by: posix*",
             "*= statepersist =*",
-            "*test_good: posix: atomic yes, durable yes*",
             "*test_bad: posix: atomic NO, durable NO*",
+            "*test_good: posix: atomic yes, durable yes*",
         ]
     )
 

@@ -1,0 +1,88 @@
+"""What a pipeline gets: JSON, JUnit properties, annotations, and one summary of many workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+STORE = """
+    import json, os
+
+    def save(path, value):
+        path.write_text(json.dumps(value))
+
+    def check(simulator, value):
+        simulator.check(
+            setup=lambda d: save(d / "s", 1),
+            workload=lambda d: save(d / "s", value),
+            recover=lambda d: json.loads((d / "s").read_text()),
+            before=1,
+            after=value,
+        )
+
+    def test_one(crash_simulator):
+        check(crash_simulator, 2)
+
+    def test_two(crash_simulator):
+        check(crash_simulator, 3)
+
+    def test_three(crash_simulator):
+        check(crash_simulator, 4)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _store(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider")
+    pytester.makepyfile(test_store=STORE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("-n2",),
+        ("-p", "randomly", "-p", "no:xdist"),
+        ("-n2", "-p", "randomly"),
+    ],
+    ids=["plain", "workers", "random", "random workers"],
+)
+def test_results_are_merged_into_one_summary_and_one_file(
+    pytester: pytest.Pytester, options: tuple[str, ...]
+) -> None:
+    result = pytester.runpytest_subprocess("--statepersist-json=out.json", *options)
+    result.assert_outcomes(failed=3)
+    document = json.loads(Path(pytester.path / "out.json").read_text())
+    assert document["version"] == 1
+    names = [each["name"] for each in document["explorations"]]
+    assert names == [f"test_store.py::test_{n}" for n in ("one", "three", "two")]
+    assert document["totals"]["findings"] >= 6
+    finding = document["explorations"][0]["findings"][0]
+    assert Path(finding["file"]).name == "test_store.py"
+    assert finding["line"] == 4
+    assert finding["models"] == ["posix"]
+    shown = result.stdout.str()
+    assert shown.count("= statepersist =") == 1
+    assert shown.count(": posix: atomic NO") >= 3
+
+
+def test_junit_properties(pytester: pytest.Pytester) -> None:
+    pytester.runpytest_subprocess("--junitxml=out.xml", "-k", "test_one", "-p", "no:xdist")
+    tree = ElementTree.parse(pytester.path / "out.xml")
+    properties = {p.get("name"): p.get("value") for p in tree.iter("property")}
+    assert properties["statepersist.posix"].startswith("posix: atomic NO, durable NO")
+    assert "test_store.py:4" in properties["statepersist.finding"]
+
+
+def test_annotations_where_github_runs_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    result = pytester.runpytest_subprocess("-k", "test_one")
+    result.stdout.fnmatch_lines(["::error file=test_store.py,line=4,title=*::*recovery*"])
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    plain = pytester.runpytest_subprocess("-k", "test_one")
+    assert "::error" not in plain.stdout.str()
