@@ -105,6 +105,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         ("recorder", "auto, python or strace"),
         ("time_limit", "seconds that one recovery may take"),
         ("workspace", "directory for crash states; default: in memory where there is one"),
+        ("xfails", "TOML list of conformance tests that are known to fail, below the root"),
     ):
         parser.addini(f"statepersist_{name}", text, default="")
 
@@ -177,7 +178,8 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what was covered, one line an exploration; nothing where there was none."""
     config = terminalreporter.config
-    reports = sorted(config.stash[REPORTS], key=lambda each: str(each["name"]))
+    collected = config.stash[REPORTS]
+    reports = sorted(collected, key=lambda each: str(each["name"]))
     target = config.getoption("--statepersist-json")
     if target:
         from pytest_statepersist.report.data import document
@@ -185,11 +187,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         Path(target).write_text(json.dumps(document(reports), indent=2) + "\n")
     if not reports:
         return
-    from pytest_statepersist.report.summary import annotations, summary_lines
+    from pytest_statepersist.report.summary import github_annotations, summary_lines
 
     terminalreporter.section("statepersist")
     for line in summary_lines(reports):
         terminalreporter.line(line)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in annotations(reports):
+        for line in github_annotations(reports):
             terminalreporter.line(line)

@@ -6,15 +6,16 @@ needs the package to be read.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from pytest_statepersist.report.operations import describe_operation
+from pytest_statepersist.report.operations import describe_operation, place
 
 if TYPE_CHECKING:
     from pytest_statepersist.core.operations import Operation
     from pytest_statepersist.findings import Finding, Report, Verdict
 
-__all__ = ["VERSION", "as_data", "document"]
+__all__ = ["VERSION", "as_data", "as_json", "document"]
 
 VERSION = 1
 """Raised when a key changes its meaning or goes; new keys do not raise it."""
@@ -24,6 +25,7 @@ def as_data(name: str, report: Report) -> dict[str, Any]:
     """Return one exploration as data under the name of its test."""
     return {
         "name": name,
+        "safe": report.safe,
         "recorder": report.recorder,
         "operations": len(report.trace),
         "recoveries": report.runs,
@@ -32,6 +34,12 @@ def as_data(name: str, report: Report) -> dict[str, Any]:
         "verdicts": [_verdict(verdict) for verdict in report.verdicts],
         "findings": [_finding(finding) for finding in report.findings],
     }
+
+
+def as_json(report: Report) -> str:
+    """Return one report as JSON text; ``null`` for a verdict means "not covered"."""
+    data = {"version": VERSION, **as_data(report.name, report)}
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def document(explorations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,6 +89,10 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "confirmed": finding.confirmed,
         "missing": [_operation(each) for each in finding.missing],
         "on_disk": [_operation(each) for each in finding.on_disk],
+        "repairs": [
+            [f"{describe_operation(line.call)} at {place(line.site)}" for line in repair.lines]
+            for repair in finding.repairs
+        ],
         "kinds": [kind.value for kind in finding.kinds],
         "no_sync_helps": finding.no_sync_helps,
         "text": str(finding),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["annotations", "summary_lines"]
+__all__ = ["github_annotations", "summary_lines"]
 
 
 def summary_lines(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -20,7 +20,7 @@ def summary_lines(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
             yield f"  warning: {warning}"
 
 
-def annotations(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
+def github_annotations(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield workflow commands that show each finding at its line in a pull request."""
     for each in explorations:
         for finding in each["findings"]:
