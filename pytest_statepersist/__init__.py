@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_statepersist.core.models import MODELS, Model, get_model
     from pytest_statepersist.core.operations import Trace
+    from pytest_statepersist.core.redundancy import Redundancy
+    from pytest_statepersist.core.repairs import Repair, RepairSearch
     from pytest_statepersist.core.tree import Tree
     from pytest_statepersist.errors import (
         BlindSpot,
@@ -35,6 +37,9 @@ __all__ = [
     "Model",
     "RecorderUnavailable",
     "Recording",
+    "Redundancy",
+    "Repair",
+    "RepairSearch",
     "Report",
     "StatePersistError",
     "Trace",
@@ -51,6 +56,9 @@ _WHERE = {
     "Model": "core.models",
     "get_model": "core.models",
     "Trace": "core.operations",
+    "Redundancy": "core.redundancy",
+    "Repair": "core.repairs",
+    "RepairSearch": "core.repairs",
     "Tree": "core.tree",
     "Kind": "explorer.outcome",
     "raises": "explorer.outcome",

@@ -23,7 +23,10 @@ MARKER_KEYWORDS = (
     "recovery_crashes",
     "recorder",
     "time_limit",
+    "repairs",
+    "redundant_syncs",
 )
+_BY_MARKER_ONLY = frozenset({"repairs", "redundant_syncs"})
 
 
 def settings_for(config: pytest.Config, node: pytest.Item | None) -> dict[str, Any]:
@@ -31,6 +34,8 @@ def settings_for(config: pytest.Config, node: pytest.Item | None) -> dict[str, A
     found: dict[str, Any] = {}
     numbers = {"seed": int, "deviations": int, "recovery_crashes": int, "time_limit": float}
     for name in ("workspace", *MARKER_KEYWORDS):
+        if name in _BY_MARKER_ONLY:
+            continue
         text = config.getini(f"statepersist_{name}")
         if text:
             found[name] = _number(name, text, numbers[name]) if name in numbers else text

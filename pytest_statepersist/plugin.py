@@ -115,7 +115,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "statepersist(model=…, budget=…, seed=…, deviations=…, recovery_crashes=…, recorder=…, "
-        "time_limit=…): settings of crash_simulator for this test",
+        "time_limit=…, repairs=…, redundant_syncs=…): settings of crash_simulator for this test",
     )
     config.stash[REPORTS] = []
 
