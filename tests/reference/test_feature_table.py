@@ -1,0 +1,58 @@
+"""The feature table of the reference implementation: each name imports, each test is collected.
+
+That the tests pass is what the run of the suite itself shows.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/reference/reference-implementation.md"
+TESTS = "tests/reference"
+ROW = re.compile(r"^\| .+ \| (?P<names>`[\w.]+`(?:, `[\w.]+`)*) \| `(?P<test>test_\w+\.py::[\w:]+)` \|$")
+
+
+def rows() -> list[tuple[tuple[str, ...], str]]:
+    found = [ROW.match(line) for line in PAGE.read_text().splitlines()]
+    return [(tuple(re.findall(r"[\w.]+", m["names"])), m["test"]) for m in found if m is not None]
+
+
+def test_every_row_was_understood() -> None:
+    lines = [line for line in PAGE.read_text().splitlines() if "::" in line]
+    assert len(rows()) == len(lines) > 200
+
+
+def test_every_name_can_be_imported() -> None:
+    for name in sorted({name for names, _ in rows() for name in names}):
+        module, *attributes = name.split(".")
+        target: object = importlib.import_module(f"pytest_statepersist.reference.{module}")
+        for attribute in attributes:
+            assert hasattr(target, attribute), name
+            target = getattr(target, attribute)
+
+
+def test_every_test_is_collected() -> None:
+    """By pytest itself, so that what is skipped over or misspelt does not count."""
+    named = {test for _, test in rows()}
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider",
+            "-p", "no:randomly", *sorted({f"{TESTS}/{test.partition('::')[0]}" for test in named}),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    collected = {
+        line.removeprefix(f"{TESTS}/").partition("[")[0]
+        for line in done.stdout.splitlines()
+        if line.startswith(TESTS)
+    }
+    assert named <= collected, named - collected
