@@ -20,11 +20,11 @@ LAYERS = (
     ("explorer",),
     ("report",),
     ("recording", "findings", "diagnosing", "repairing", "concurrency", "kill"),
-    ("simulator",),
+    ("simulator", "fault_injector"),
     ("snapshots", "adapter"),
+    ("options",),
     ("strategies",),
     ("machines", "conformance"),
-    ("options",),
     ("fixtures", "reference_fixtures"),
     ("plugin", "commands", "cli", "__main__"),
 )
