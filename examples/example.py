@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["MODELS", "POWER_LOSS", "Citation", "Example", "Expected", "expect", "load", "names"]
 
@@ -76,11 +76,13 @@ class Example:
 
     name: str
     setup: Callable[[Path], object]
-    workload: Callable[[Path], object]
+    workload: Callable[..., object]
     recover: Callable[[Path], object]
     expected: Mapping[str, Expected]
     citations: tuple[Citation, ...]
     module: ModuleType
+    settings: Mapping[str, Any]
+    """How far it is explored where that is not as usual: a smaller bound is still said."""
 
 
 def names() -> list[str]:
@@ -100,4 +102,5 @@ def load(name: str) -> Example:
         module.EXPECTED,
         module.CITATIONS,
         module,
+        getattr(module, "SETTINGS", {}),
     )

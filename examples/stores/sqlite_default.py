@@ -35,3 +35,4 @@ PROMISE = Promise(
 )
 EXPECTED = PROMISE.verdicts()
 CITATIONS = ()
+SETTINGS = sqlite.SETTINGS

@@ -32,3 +32,4 @@ PROMISE = Promise(
 )
 EXPECTED = PROMISE.verdicts()
 CITATIONS = ()
+SETTINGS = sqlite.SETTINGS

@@ -31,3 +31,5 @@ PROMISE = Promise(
 )
 EXPECTED = PROMISE.verdicts()
 CITATIONS = ()
+SETTINGS = {**sqlite.SETTINGS, "budget": 100}
+"""Enough for both to be a no: more states would only say it again."""

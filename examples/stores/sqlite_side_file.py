@@ -34,3 +34,5 @@ def recover(directory: Path) -> object:
 
 EXPECTED = expect(atomic=("kill",), durable=("kill",))
 CITATIONS = ()
+SETTINGS = {**sqlite.SETTINGS, "budget": 100}
+"""Enough for both to be a no: more states would only say it again."""

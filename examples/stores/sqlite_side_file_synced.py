@@ -4,6 +4,11 @@ File and directory are synced, and only then is the row committed with `synchron
 never names a file that is not there.
 
 Expected: atomic and durable everywhere.
+
+Where the run disagreed: on btrfs the commit may be lost. The model lets the journal's name come
+back although its removal was synced, because the kernel was seen to bring back a synced name, after
+a rename; whether it does so after a synced removal was not measured, so the looser reading holds.
+SQLite's promise is not refuted by this, and on btrfs it is not shown either.
 """
 
 import os
@@ -40,5 +45,6 @@ def workload(directory: Path) -> None:
     attach(directory, "two.txt", "second picture")
 
 
-EXPECTED = expect(atomic=MODELS, durable=MODELS)
+EXPECTED = expect(atomic=MODELS, durable=tuple(m for m in MODELS if m != "btrfs"))
 CITATIONS = ()
+SETTINGS = sqlite.SETTINGS

@@ -31,3 +31,4 @@ PROMISE = Promise(
 )
 EXPECTED = PROMISE.verdicts()
 CITATIONS = ()
+SETTINGS = sqlite.SETTINGS

@@ -159,6 +159,9 @@ class SqliteRecorder:
                 mode=mode if mode_changed else None,
                 owner=owner if owner_changed else None,
             )
+        elif number is not None:
+            # As root SQLite gives every journal the owner that it has: only a time changes.
+            self.builder[number].changed = self.moment()[1]
 
     def unlinked(self, path: str) -> None:
         """Note that a file's name was removed."""
