@@ -1,0 +1,33 @@
+"""DuckDB (C++): an analytical database in one file, with a write-ahead log beside it.
+
+A commit appends to the log and syncs it; closing the database writes a checkpoint, two headers in
+turn, and removes the log. Nothing syncs the directory: where a synced file may lack its name, the
+commit is lost with the log, until the checkpoint of the close has brought it into the main file.
+
+Expected: atomic everywhere; durable, counted from the commit, everywhere but on `posix`.
+"""
+
+from pathlib import Path
+
+import duckdb
+
+from examples.engines import MODELS, Acknowledge, expect
+
+
+def setup(directory: Path) -> None:
+    with duckdb.connect(directory / "db") as connection:
+        connection.execute("CREATE TABLE note AS SELECT 'bread' AS text")
+
+
+def workload(directory: Path, acknowledge: Acknowledge) -> None:
+    with duckdb.connect(directory / "db") as connection:
+        connection.execute("INSERT INTO note VALUES ('milk')")
+        acknowledge(["bread", "milk"])
+
+
+def recover(directory: Path) -> object:
+    with duckdb.connect(directory / "db") as connection:
+        return [text for (text,) in connection.execute("SELECT text FROM note").fetchall()]
+
+
+EXPECTED = expect(atomic=MODELS, durable=tuple(m for m in MODELS if m != "posix"))
