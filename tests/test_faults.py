@@ -1,0 +1,373 @@
+"""The fault sweep: every broken store of the zoo is caught, every sound one passes.
+
+What the sweep does to single calls is tested on its own: which errors fit, what the recorder sees
+of a call that failed, and what is reported as not covered.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.util
+import io
+import json
+import mmap
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.errors import CrashConsistencyError, UserError
+from pytest_statepersist.explorer.outcome import raises
+from pytest_statepersist.fault_injector import FaultInjector
+from pytest_statepersist.faults.calls import ERRORS, Call, Operation, fitting
+from pytest_statepersist.faults.gate import gated, installed
+from pytest_statepersist.faults.inject import Counting, Fault, Injection
+from pytest_statepersist.faults.locks import held_locks, locks_known
+from pytest_statepersist.faults.report import FaultKind
+from pytest_statepersist.recorders.python import PythonRecorder
+from tests.zoo.spec import ZooSpec, bug_lines
+from tests.zoo.steps import replace_durably
+
+ZOO = Path(__file__).parent / "zoo" / "faults"
+BROKEN = sorted((ZOO / "broken").glob("*.py"))
+SOUND = sorted((ZOO / "sound").glob("*.py"))
+
+
+@cache
+def load(path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"zoo_faults_{path.stem}", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def sweep(path: Path, **options: Any) -> Any:
+    spec: ZooSpec = load(path).SPEC
+    return FaultInjector(**{"time_limit": 0.5, **options}).sweep(
+        setup=spec.setup,
+        workload=spec.workload,
+        recover=spec.recover,
+        before=spec.before,
+        after=spec.after,
+    )
+
+
+@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
+def test_a_broken_store_is_caught(path: Path) -> None:
+    options = {"persistent": False} if path.stem == "lock_not_released" else {}
+    options |= {"errors": ["EIO"]} if "lock" in path.stem else {}
+    report = sweep(path, **options)
+    assert report.ok is False
+    kinds = {finding.kind.value for finding in report.findings}
+    assert kinds <= load(path).KINDS, str(report)
+    (line,) = bug_lines(path.read_text())
+    sites = [finding.site.site for finding in report.findings]
+    if "lock" not in path.stem and "leftover" not in path.stem:
+        assert {(Path(site.file), site.line) for site in sites} == {(path, line)}, str(report)
+    assert all(finding.confirmed for finding in report.findings)
+
+
+@pytest.mark.parametrize("path", SOUND, ids=lambda path: path.stem)
+def test_a_sound_store_passes(path: Path) -> None:
+    sqlite = path.stem.startswith("sqlite")
+    options = {"persistent": False, "states": 12, "errors": ["EIO", "ENOSPC"]} if sqlite else {}
+    report = sweep(path, **options)
+    assert report.findings == (), str(report)
+    assert report.cases > 40
+    assert report.states > 20
+    if not sqlite:
+        assert report.ok is True, str(report)
+    assert not report.warnings
+
+
+def test_a_second_fsync_is_not_believed_on_any_file_system() -> None:
+    path = ZOO / "broken" / "retries_fsync.py"
+    for model in ("ext4", "xfs", "btrfs"):
+        report = sweep(path, model=model, operations=["fsync"], errors=["EIO"])
+        (finding,) = report.findings
+        assert finding.kind is FaultKind.POWER_LOSS
+        assert finding.operation is Operation.FSYNC
+        assert finding.errno == "EIO"
+    # A killed process leaves the page cache to the system: nothing is lost.
+    assert sweep(path, model="kill", operations=["fsync"]).ok is True
+
+
+def state(path: Path) -> Any:
+    return json.loads((path / "state.json").read_text())
+
+
+def store(path: Path, value: Any) -> None:
+    replace_durably(path / "state.json", json.dumps(value).encode())
+
+
+def test_check_raises_with_the_line_the_error_and_what_was_lost(tmp_path: Path) -> None:
+    def careless(directory: Path) -> None:
+        (directory / "state.json").write_text("22222222")
+
+    with pytest.raises(CrashConsistencyError) as caught:
+        FaultInjector(errors=["ENOSPC"], states=0).check(
+            setup=lambda d: store(d, 1), workload=careless, recover=state, before=1, after=22222222
+        )
+    text = str(caught.value)
+    assert "ENOSPC" in text
+    assert "test_faults.py" in text
+    assert "returned 2222" in text
+
+
+def test_it_runs_from_nothing_saved_and_over_several_saves() -> None:
+    report = FaultInjector(states=30).sweep(
+        workload=lambda d: store(d, [1]), recover=state, before=raises(FileNotFoundError)
+    )
+    assert report.findings == ()
+
+    def saves(directory: Path, acknowledge: Callable[[object], None]) -> None:
+        for number in range(1, 4):
+            store(directory, number)
+            acknowledge(number)
+
+    report = FaultInjector(states=40).sweep(
+        setup=lambda d: store(d, 0),
+        workload=saves,
+        recover=state,
+        invariant=lambda found, done: found in (len(done), len(done) + 1) or found in done,
+    )
+    assert report.findings == (), str(report)
+    assert {site.operation for site in report.sites} >= {Operation.FSYNC, Operation.RENAME}
+
+
+def test_a_workload_that_adds_may_add_twice_when_it_is_done_again() -> None:
+    def add(directory: Path) -> None:
+        store(directory, state(directory) + 1)
+
+    report = FaultInjector().sweep(
+        setup=lambda d: store(d, 1), workload=add, recover=state, before=1, after=2
+    )
+    assert report.ok is True, str(report)
+
+
+def test_what_cannot_tell_is_not_covered() -> None:
+    report = FaultInjector(states=0).sweep(
+        setup=lambda d: store(d, 1), workload=lambda d: store(d, 1), recover=state
+    )
+    assert report.ok is None
+    assert "cannot tell" in report.not_covered[0]
+
+
+def test_a_cut_sweep_and_one_without_faults_are_not_covered() -> None:
+    save: dict[str, Any] = {
+        "setup": lambda d: store(d, 1),
+        "workload": lambda d: store(d, 2),
+        "recover": state,
+    }
+    report = FaultInjector(cases=5, states=0).sweep(**save)
+    assert report.cases == 5
+    assert report.ok is None
+    report = FaultInjector(operations=["mkdir"]).sweep(**save)
+    assert report.cases == 0
+    assert report.ok is None
+
+
+def test_writes_through_a_map_are_not_covered() -> None:
+    def mapped(directory: Path) -> None:
+        with open(directory / "map", "r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+            view[:1] = b"2"
+            view.flush()
+
+    report = FaultInjector(states=0).sweep(
+        setup=lambda d: (d / "map").write_bytes(b"1" * 4096),
+        workload=mapped,
+        recover=lambda d: (d / "map").read_bytes()[:1],
+    )
+    assert report.ok is None
+    assert any("map" in each for each in report.not_covered)
+
+
+def test_a_cache_in_the_process_is_noticed() -> None:
+    cache: dict[Path, int] = {}
+
+    def save(directory: Path, value: int) -> None:
+        cache[directory] = value
+        (directory / "state.json").write_text(str(value).rjust(20))
+
+    report = FaultInjector(errors=["ENOSPC"], persistent=True, recovery=False, states=0).sweep(
+        setup=lambda d: save(d, 1),
+        workload=lambda d: save(d, 2),
+        recover=lambda d: cache[d] if d in cache else state(d),
+        before=1,
+        after=2,
+    )
+    assert report.ok is False  # the cache said 2; the disk holds half of it
+    assert any("fresh" in each for each in report.warnings)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"errors": ["EPERMANENT"]},
+        {"operations": ["frobnicate"]},
+        {"persistent": ()},
+        {"time_limit": 0},
+        {"errors": ()},
+    ],
+)
+def test_wrong_options_are_user_errors(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        FaultInjector(**wrong)
+
+
+def test_a_workload_that_fails_by_itself_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="without a crash"):
+        FaultInjector().sweep(workload=lambda d: 1 / 0, recover=lambda d: None)
+
+
+# -- single calls
+
+
+@pytest.fixture
+def gate_of(tmp_path: Path) -> Iterator[Callable[[Any], Any]]:
+    with installed():
+        yield lambda handler: gated(tmp_path, handler)
+
+
+def counted(tmp_path: Path, gate_of: Any, work: Callable[[], object]) -> list[tuple[str, str]]:
+    counting = Counting()
+    with gate_of(counting):
+        work()
+    return [(site.operation.value, site.path) for site in counting.sites]
+
+
+def test_every_kind_of_call_is_seen_with_its_path(tmp_path: Path, gate_of: Any) -> None:
+    def work() -> None:
+        (tmp_path / "d").mkdir()
+        with open(tmp_path / "d" / "f", "w") as file:
+            file.write("x")
+        os.link(tmp_path / "d" / "f", tmp_path / "g")
+        os.symlink("g", tmp_path / "s")
+        os.truncate(tmp_path / "g", 0)
+        os.chmod(tmp_path / "g", 0o600)
+        os.rename("d/f", "f", src_dir_fd=top, dst_dir_fd=top)
+        os.listdir(tmp_path)
+        raw = io.FileIO(tmp_path / "f", "r+")
+        raw.write(b"abc")
+        raw.close()
+        (tmp_path / "f").read_bytes()
+        (tmp_path / "f").unlink()
+        (tmp_path / "d").rmdir()
+        (tmp_path.parent / "elsewhere").write_text("not seen")
+
+    top = os.open(tmp_path, os.O_RDONLY)
+    seen = counted(tmp_path, gate_of, work)
+    os.close(top)
+    assert ("mkdir", "d") in seen
+    assert ("open", "d/f") in seen
+    assert ("write", "d/f") in seen
+    assert ("link", "g") in seen
+    assert ("symlink", "s") in seen
+    assert ("truncate", "g") in seen
+    assert ("attributes", "g") in seen
+    assert ("rename", "f") in seen
+    assert ("list", "") in seen
+    assert ("write", "f") in seen
+    assert ("read", "f") in seen
+    assert ("unlink", "f") in seen
+    assert ("rmdir", "d") in seen
+    assert not any("elsewhere" in path for _, path in seen)
+
+
+def test_files_stay_the_interpreters_own(tmp_path: Path, gate_of: Any) -> None:
+    with gate_of(Counting()), open(tmp_path / "f", "wb", buffering=0) as raw:
+        assert isinstance(raw, io.FileIO)
+        assert not isinstance(3, io.FileIO)
+        assert type(raw).__name__ == "FileIO"
+
+
+def test_the_recorder_sees_only_what_happened(tmp_path: Path, gate_of: Any) -> None:
+    def save() -> None:
+        with open(tmp_path / "f", "wb", buffering=0) as file:
+            file.write(b"0123456789")
+            os.fsync(file.fileno())
+
+    for index, error, expected in (
+        (1, "ENOSPC", [op.Create, op.Close]),
+        (1, "short", [op.Create, op.Write, op.Fsync, op.Close]),
+        (2, "EIO", [op.Create, op.Write, op.Fsync, op.Close]),
+    ):
+        recorder = PythonRecorder(tmp_path)
+        with recorder, gate_of(Injection(Fault(index, error))):
+            with suppress(OSError):
+                save()
+        operations = recorder.trace.operations
+        kinds = [type(each) for each in operations]
+        assert [kind for kind in kinds if kind in expected] == [
+            kind for kind in expected if kind in kinds
+        ]
+        syncs = [each for each in operations if isinstance(each, op.Fsync)]
+        assert [each.failed for each in syncs] == ([error == "EIO"] if syncs else [])
+        writes = [each for each in operations if isinstance(each, op.Write)]
+        if error == "short":
+            assert writes[0].data == b"01234"
+        os.unlink(tmp_path / "f")
+
+
+def test_a_full_disk_stops_in_the_middle_of_a_write(tmp_path: Path, gate_of: Any) -> None:
+    with gate_of(Injection(Fault(0, "ENOSPC", persistent=True))):
+        pass
+    injection = Injection(Fault(1, "ENOSPC", persistent=True))
+    with gate_of(injection), pytest.raises(OSError) as caught, open(tmp_path / "f", "wb") as file:
+        file.write(b"0123456789")
+    assert caught.value.errno == errno.ENOSPC
+    assert (tmp_path / "f").read_bytes() == b"01234"
+    assert injection.hits == 2
+
+
+@pytest.mark.parametrize("operation", Operation)
+def test_only_errors_that_fit_are_injected(operation: Operation) -> None:
+    call = Call(operation, "f", "f", size=8, shorten=lambda count: count)
+    errors = fitting(call)
+    assert set(errors) <= set(ERRORS)
+    assert errors
+    assert ("short" in errors) is (operation is Operation.WRITE)
+    assert ("EINTR" in errors) is (operation is Operation.CLOSE)
+    call.native = True
+    assert ("EINTR" in fitting(call)) is (
+        operation
+        in (Operation.CLOSE, Operation.OPEN, Operation.READ, Operation.WRITE, Operation.FSYNC)
+    )
+
+
+def test_sqlite_reports_what_its_calls_meet(tmp_path: Path) -> None:
+    from pytest_statepersist.faults.sqlite import sqlite_gate
+
+    with closing(sqlite3.connect(tmp_path / "s.db")) as database:
+        database.execute("CREATE TABLE t (v)")
+    messages = set()
+    for error in ("ENOSPC", "EIO"):
+        for index in range(12):
+            with sqlite_gate(), gated(tmp_path, Injection(Fault(index, error, persistent=True))):
+                try:
+                    with closing(sqlite3.connect(tmp_path / "s.db")) as database, database:
+                        database.execute("INSERT INTO t VALUES (1)")
+                except sqlite3.DatabaseError as raised:
+                    messages.add(raised.sqlite_errorname.split("_")[1])
+            with closing(sqlite3.connect(tmp_path / "s.db")) as database:
+                assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert {"FULL", "IOERR"} <= messages
+
+
+@pytest.mark.skipif(not locks_known(), reason="no /proc/locks")
+def test_locks_of_this_process_are_found(tmp_path: Path) -> None:
+    with open(tmp_path / "a", "w") as one, open(tmp_path / "b", "w") as two:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        fcntl.lockf(two, fcntl.LOCK_EX)
+        assert held_locks(str(tmp_path)) == {("a", "FLOCK"), ("b", "POSIX")}
+    assert held_locks(str(tmp_path)) == frozenset()
