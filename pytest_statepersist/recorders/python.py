@@ -49,7 +49,7 @@ class Companion(Protocol):
         """Stop recording, whatever happened."""
 
 
-_SYNCS = frozenset({"fsync", "fdatasync", "sync", "fcntl", "call"})
+_SYNCS = frozenset({"fsync", "fdatasync", "sync", "fcntl"})
 _slot = Slot()
 _mappings: list[Mappings] = []
 _starting = threading.Lock()
@@ -64,24 +64,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def _fcntl(original: Any) -> Any:
+def _make_fcntl() -> Any:
     duplicate = {getattr(fcntl, name, None) for name in ("F_DUPFD", "F_DUPFD_CLOEXEC")}
     full_sync = {getattr(fcntl, name, 0) for name in ("F_FULLFSYNC", "F_BARRIERFSYNC")} - {0}
 
     def call(fd: Any, cmd: int, arg: Any = 0, /) -> Any:
         session = _slot.session
         if session is None or cmd not in duplicate | full_sync:
-            return original(fd, cmd, arg)
+            return real.fcntl(fd, cmd, arg)
         descriptor = fd if isinstance(fd, int) else fd.fileno()
         with session.lock:
             found = session.description(descriptor)
             if cmd in duplicate:
-                copy = original(fd, cmd, arg)
+                copy = real.fcntl(fd, cmd, arg)
                 session.duplicated(descriptor, copy)
                 return copy
             failed = True
             try:
-                result = original(fd, cmd, arg)
+                result = real.fcntl(fd, cmd, arg)
                 failed = False
                 return result
             finally:
@@ -103,7 +103,7 @@ def _table() -> Table:
     for module in (io, _io):
         table[module, "FileIO"] = _always(_fileio)
     table[mmap, "mmap"] = _always(make_mmap(_slot, lambda: _mappings[-1]))
-    table[fcntl, "fcntl"] = _fcntl
+    table[fcntl, "fcntl"] = _always(_make_fcntl())
     return table
 
 
@@ -292,7 +292,8 @@ class PythonRecorder:
         Whatever changes the directory unseen is found by what it leaves. A sync leaves nothing.
         """
         for each in interposition().unreached:
-            if each.names & _SYNCS or notifications.unproved is not None:
+            visible = not each.hidden and notifications.unproved is not None
+            if each.names & _SYNCS or visible:
                 names = ", ".join(sorted(each.names))
                 self.builder.doubt(
                     BlindSpot(

@@ -16,7 +16,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["FileIO", "clock", "open", "optional", "system"]
+__all__ = ["FileIO", "clock", "fcntl", "open", "optional", "system"]
 
 
 def optional(name: str) -> Any:

@@ -35,10 +35,14 @@ _OPTIMIZED = 0x1  # inspect.CO_OPTIMIZED: the locals are not in a dict
 
 @dataclass(frozen=True, slots=True)
 class Unreached:
-    """A holder that could not be rewritten, in words, and the names of what it holds."""
+    """A holder that could not be rewritten, in words, and the names of what it holds.
+
+    ``hidden`` is one that only the count of references shows; modules in C hold `open` like that.
+    """
 
     holder: str
     names: frozenset[str]
+    hidden: bool = False
 
 
 class Rebinding:
@@ -84,6 +88,20 @@ class Rebinding:
         if olds:
             names = {id(old): frozenset([getattr(old, "__name__", "?")]) for old in olds}
             self._replace(olds, new, names, skip, _DEPTH)
+            olds.clear()
+            if forward:
+                self._hidden(names)
+
+    def _hidden(self, names: dict[int, frozenset[str]]) -> None:
+        """Report what is still held: frozen objects, or variables of C, that no search shows."""
+        held = _held_elsewhere([old for old, _ in self._pairs], [*self._private, *self._pairs])
+        known: frozenset[str] = frozenset()
+        known = known.union(*(each.names for each in self.unreached))
+        for old, _ in self._pairs:
+            own = names.get(id(old), known)
+            if held[id(old)] > 0 and not isinstance(old, type) and not own <= known:
+                holder = "something that the garbage collector does not show"
+                self.unreached.append(Unreached(holder, own, hidden=True))
 
     def _replace(
         self,
