@@ -493,9 +493,11 @@ class _Exploration:
         self.unstable = ""
 
     def go(self) -> Report:
+        self.engine.searching = False
         disks = [disk_of(self.trace, model) for model in self.models]
         expectation = self._expectation(disks[0])
         self._same_twice()
+        self.engine.searching = True
         coverage = []
         for disk in disks:
             coverage.append(

@@ -86,6 +86,9 @@ class Engine:
         self.deviations = deviations
         self.runs = 0
         self.isolated = False
+        self.native = False
+        self.searching = False
+        """Set once states are being judged by what earlier runs asked."""
         self.warnings: list[str] = []
         self._record = record
         self._observer = Observer(place.directory, place.original)
@@ -157,9 +160,11 @@ class Engine:
             shown.changed_directories = False
 
     def _heal(self, seen: Observation, shown: Materialiser) -> None:
-        if self.isolated:
-            # What another process looked up in Python was not logged.
+        if self.isolated or self.native:
+            # What another process or native code looked up and did not find was not logged.
             seen.native = True
+        elif not seen.asked:
+            seen.everything = True
         if self._observer.strayed is not None:
             path, self._observer.strayed = self._observer.strayed, None
             raise BlindSpot(
@@ -177,6 +182,8 @@ class Engine:
         if shown.changed_directories:
             self._observer.directories(True)
             shown.changed_directories = False
+        if seen.native and not self.native and not self.isolated:
+            self._turn_native()
 
     # -- trust
 
@@ -220,6 +227,19 @@ class Engine:
         self._results.clear()
         self.sentinels.clear()
         raise Restart(why)
+
+    def _turn_native(self) -> None:
+        """Native code read here: from now on every run counts as having read every name.
+
+        Native code that looks for a file and finds none leaves no event, so a run of a recovery
+        that is native elsewhere may have asked more than what is seen of it.
+        """
+        self.native = True
+        self._outcomes = Memory()
+        self._results.clear()
+        if self.searching:
+            self.sentinels.clear()
+            raise Restart("native code read the directory")
 
     def confirm(self, disk: Disk, state: CrashState) -> Outcome | None:
         """Return what recovery gives in a fresh process, ``None`` where there is none."""

@@ -396,4 +396,6 @@ def _stat_kind(filename: str, function: str) -> Read:
         return Read.TIMES
     if function in _TIMED:
         return Read.TIMES
-    return Read.STAT if function in ("getsize", "copymode", "copystat") else Read.LOOKUP
+    if function == "copystat":
+        return Read.TIMES
+    return Read.STAT if function in ("getsize", "copymode") else Read.LOOKUP

@@ -127,3 +127,68 @@ def test_crashes_during_recovery_to_a_depth(depth: int) -> None:
     assert report.safe is (depth < 2)
     if depth == 2:
         assert {f.kind for f in report.findings} <= {Kind.ATOMICITY, Kind.UNSTABLE}
+
+
+def test_native_code_that_finds_nothing_is_not_taken_for_code_that_asked_nothing() -> None:
+    """SQLite looks for the file itself; where it is missing, no event tells that it looked."""
+    import sqlite3
+
+    def workload(directory: Path) -> None:
+        connection = sqlite3.connect(directory / "new")
+        connection.execute("CREATE TABLE t (x)")
+        connection.commit()
+        connection.close()
+        os.replace(directory / "new", directory / "db")  # the directory is never synced
+
+    def recover(directory: Path) -> str:
+        try:
+            connection = sqlite3.connect(f"file:{directory / 'db'}?mode=ro", uri=True)
+            try:
+                connection.execute("SELECT * FROM t")
+            finally:
+                connection.close()
+        except sqlite3.OperationalError:
+            return "nothing"
+        return "a table"
+
+    report = CrashSimulator().explore(
+        workload=workload, recover=recover, before="nothing", after="a table"
+    )
+    assert report.verdict("posix").durable is False
+    assert report.verdict("posix").atomic is True
+
+
+def test_a_recovery_that_turns_native_on_the_way_starts_again() -> None:
+    """Python code first; only a state without the marker lets native code read the rest."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+
+    def natively(path: Path) -> bytes:
+        descriptor = libc.open(os.fsencode(path), os.O_RDONLY)
+        if descriptor < 0:
+            return b"missing"
+        buffer = ctypes.create_string_buffer(16)
+        length = libc.read(descriptor, buffer, 16)
+        libc.close(descriptor)
+        return buffer.raw[:length]
+
+    def setup(directory: Path) -> None:
+        (directory / "marker").write_text("old")
+        (directory / "data").write_text("old")
+
+    def workload(directory: Path) -> None:
+        (directory / "marker").unlink()
+        (directory / "data").unlink()
+        (directory / "marker").write_text("new")
+
+    def recover(directory: Path) -> str:
+        if (directory / "marker").exists():
+            return (directory / "marker").read_text() or "empty"
+        return natively(directory / "data").decode()
+
+    report = CrashSimulator().explore(
+        setup=setup, workload=workload, recover=recover, before="old", after="new"
+    )
+    observed = {finding.observed.value for finding in report.findings}
+    assert "missing" in observed
