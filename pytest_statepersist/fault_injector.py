@@ -630,15 +630,13 @@ class _Sweep:
             known = [value for _, value in values] + again
             numbered = [(n + 1, value) for n, value in enumerate(known)]
             end = len(known) + 1
-            wrong = self._expect(True, None, numbered).judge(found, [(end, end)], end - 1)
-            expected = wrong[0].expected if wrong else ""
+            judged = self._expect(True, None, numbered).judge(found, [(end, end)], end - 1)
+            right, expected = not judged, judged[0].expected if judged else ""
         else:
             allowed = [reference.after] if started_over else [reference.after, reference.again]
-            wrong = [each for each in allowed if each is not None and fits(found, each)] == [] and [
-                object()
-            ]  # type: ignore[assignment]
+            right = any(fits(found, each) for each in allowed if each is not None)
             expected = describe(reference.after)
-        if not wrong:
+        if right:
             return []
         return [_Problem(FaultKind.RETRY, f"after doing it again recovery {found}", expected)]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
@@ -45,6 +45,9 @@ from pytest_statepersist.explorer.search import Bounds, Coverage, search
 from pytest_statepersist.findings import Finding, Report, Verdict
 from pytest_statepersist.recording import Recorded, RecordingSession, record_workload
 from pytest_statepersist.repairing import RUNS, AlteredTraces, redundant_syncs, with_repairs
+
+if TYPE_CHECKING:
+    from pytest_statepersist.kill import KillReport
 
 __all__ = ["CrashSimulator", "Recording", "Settings"]
 
@@ -185,6 +188,47 @@ class CrashSimulator:
             recording = Recording(self, path, place, settings)
             stack.enter_context(RecordingSession(path, recording, settings.recorder))
             yield recording
+
+    def kill(
+        self,
+        workload: Callable[..., Any],
+        *,
+        recover: Recovery,
+        setup: Callable[[Path], Any] | None = None,
+        at: int | Iterable[int] | str | None = None,
+        seed: int | None = None,
+        runs: int = 1,
+        before: Any = UNSET,
+        after: Any = UNSET,
+        invariant: Invariant | None = None,
+        check: bool = True,
+    ) -> KillReport:
+        """Run the workload in a child process and kill it: really, by SIGKILL.
+
+        ``at`` is how many changing calls it may make, several such numbers, or "every"; with
+        ``seed`` it is killed ``runs`` times at random moments. Recovery runs on what is there.
+        Raises `CrashConsistencyError` where it is wrong, unless ``check`` is False.
+        """
+        from pytest_statepersist.kill import kill
+
+        _check_callables(workload, recover, setup, invariant)
+        with workplace(self.settings.workspace) as place:
+            report = kill(
+                workload=_with_acknowledge(workload),
+                recover=recover,
+                setup=setup,
+                before=before,
+                after=after,
+                invariant=invariant,
+                at=at,
+                seed=seed,
+                runs=runs,
+                place=place,
+                time_limit=self.settings.time_limit,
+            )
+        if check:
+            report.raise_for_findings()
+        return report
 
     def _finish(self, report: Report, name: str, started: float) -> Report:
         report = replace(report, name=name, seconds=time.perf_counter() - started)

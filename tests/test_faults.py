@@ -303,9 +303,8 @@ def test_the_recorder_sees_only_what_happened(tmp_path: Path, gate_of: Any) -> N
         (2, "EIO", [op.Create, op.Write, op.Fsync, op.Close]),
     ):
         recorder = PythonRecorder(tmp_path)
-        with recorder, gate_of(Injection(Fault(index, error))):
-            with suppress(OSError):
-                save()
+        with recorder, gate_of(Injection(Fault(index, error))), suppress(OSError):
+            save()
         operations = recorder.trace.operations
         kinds = [type(each) for each in operations]
         assert [kind for kind in kinds if kind in expected] == [

@@ -1,0 +1,160 @@
+"""Real kills: what a killed process leaves is what the `kill` model allows; recovery copes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_statepersist import CrashConsistencyError, CrashSimulator, UserError, raises
+from pytest_statepersist.core.models import get_model
+from tests.zoo.steps import replace_durably
+
+
+def store(directory: Path, value: Any) -> None:
+    replace_durably(directory / "state.json", json.dumps(value).encode())
+
+
+def load(directory: Path) -> Any:
+    return json.loads((directory / "state.json").read_text())
+
+
+def careless(directory: Path) -> None:
+    with open(directory / "state.json", "w") as file:
+        file.write("[2")
+        file.flush()
+        file.write("2]")
+
+
+def many(directory: Path) -> None:
+    (directory / "d").mkdir()
+    with open(directory / "d" / "log", "wb", buffering=0) as log:
+        for number in range(3):
+            log.write(bytes([number]) * 5000)
+    os.link(directory / "d" / "log", directory / "copy")
+    os.truncate(directory / "copy", 7000)
+    os.rename(directory / "d" / "log", directory / "log")
+    (directory / "copy").unlink()
+    store(directory, 2)
+
+
+@pytest.mark.parametrize("workload", [lambda d: store(d, [2]), careless, many])
+def test_what_a_kill_leaves_is_allowed_by_the_model(
+    tmp_path: Path, workload: Callable[[Path], None]
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    store(state, 1)
+    simulator = CrashSimulator()
+    with simulator.record(state) as recording:
+        workload(state)
+    report = simulator.kill(
+        workload,
+        setup=lambda d: store(d, 1),
+        recover=lambda d: sorted(os.listdir(d)),
+        invariant=lambda found, done: True,
+        at="every",
+    )
+    assert report.operations >= 3
+    assert len(report.kills) == report.operations
+    model = get_model("kill")
+    for each in report.kills:
+        assert not each.ended
+        assert model.allows(recording.trace, each.tree), str(each)
+    assert len({each.tree.key() for each in report.kills}) >= 2
+
+
+def test_a_sound_store_survives_every_kill() -> None:
+    report = CrashSimulator().kill(
+        lambda d: store(d, 2), setup=lambda d: store(d, 1), recover=load, at="every"
+    )
+    assert report.ok is True
+    assert {each.recovered.value for each in report.kills} == {1, 2}
+
+
+def test_a_careless_store_is_caught_at_the_call() -> None:
+    with pytest.raises(CrashConsistencyError, match="killed before call"):
+        CrashSimulator().kill(
+            careless, setup=lambda d: store(d, [1]), recover=load, before=[1], after=[22], at=2
+        )
+
+
+def test_acknowledged_values_count() -> None:
+    def saves(directory: Path, acknowledge: Callable[[object], None]) -> None:
+        for number in range(1, 4):
+            store(directory, number)
+            acknowledge(number)
+
+    report = CrashSimulator().kill(
+        saves, setup=lambda d: store(d, 0), recover=load, before=0, after=3, at="every"
+    )
+    assert report.ok is True
+    assert {len(each.acknowledged) for each in report.kills} == {0, 1, 2}
+
+    def too_early(directory: Path, acknowledge: Callable[[object], None]) -> None:
+        acknowledge(1)
+        store(directory, 1)
+
+    report = CrashSimulator().kill(
+        too_early, setup=lambda d: store(d, 0), recover=load, at="every", check=False
+    )
+    assert report.ok is False
+    assert "durability" in str(report)
+
+
+def test_sqlite_survives_kills_between_its_calls() -> None:
+    def save(directory: Path, value: int) -> None:
+        with closing(sqlite3.connect(directory / "s.db")) as database, database:
+            database.execute("CREATE TABLE IF NOT EXISTS t (v)")
+            database.execute("DELETE FROM t")
+            database.execute("INSERT INTO t VALUES (?)", (value,))
+
+    def value(directory: Path) -> Any:
+        with closing(sqlite3.connect(directory / "s.db")) as database:
+            return database.execute("SELECT v FROM t").fetchone()[0]
+
+    report = CrashSimulator().kill(
+        lambda d: save(d, 2), setup=lambda d: save(d, 1), recover=value, at=range(0, 10, 3)
+    )
+    assert report.operations > 5
+    assert report.ok is True
+
+
+def test_random_moments_are_drawn_by_seed() -> None:
+    arguments: dict[str, Any] = {
+        "setup": lambda d: store(d, 0),
+        "recover": load,
+        "before": 0,
+        "invariant": lambda found, done: found >= max((0, *done)),
+        "seed": 7,
+        "runs": 4,
+    }
+
+    def saves(directory: Path, acknowledge: Callable[[object], None]) -> None:
+        for number in range(1, 60):
+            store(directory, number)
+            acknowledge(number)
+
+    report = CrashSimulator().kill(saves, **arguments)
+    assert len(report.kills) == 4
+    assert report.findings == ()
+    assert all(each.after_seconds >= 0 for each in report.kills if each.after_seconds is not None)
+
+
+def test_from_nothing_saved() -> None:
+    report = CrashSimulator().kill(
+        lambda d: store(d, 1), recover=load, before=raises(FileNotFoundError), at="every"
+    )
+    assert report.ok is True
+
+
+@pytest.mark.parametrize("wrong", [{}, {"at": 1, "seed": 2}, {"at": 99}, {"at": "some"}])
+def test_wrong_moments_are_user_errors(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        CrashSimulator().kill(lambda d: store(d, 1), recover=load, **wrong)
