@@ -66,7 +66,7 @@ from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recorders.scan import Keep, scan
 from pytest_statepersist.recording import (
     Companions,
-    _is_shared_memory,
+    shared_memory_in,
     sqlite_companions,
 )
 from pytest_statepersist.simulator import (
@@ -863,7 +863,7 @@ class _Sweep:
 
     def _scan(self) -> Tree:
         directory = self.place.directory
-        return scan(directory, keep=Keep(directory), ignore=_is_shared_memory).tree
+        return scan(directory, keep=Keep(directory), ignore=shared_memory_in(directory)).tree
 
     def _show(self, tree: Tree) -> None:
         """Make the directory hold a tree, whatever a run left in it."""
@@ -883,7 +883,7 @@ class _Sweep:
         return PythonRecorder(
             self.directory,
             base_tree=base,
-            ignore=_is_shared_memory,
+            ignore=shared_memory_in(self.directory),
             companions=self.companions,
         )
 

@@ -88,7 +88,10 @@ class _Recoveries:
     ) -> tuple[Trace, Outcome] | BlindSpot:
         companions, _ = sqlite_companions()
         recorder = PythonRecorder(
-            self._directory, base_tree=tree, ignore=_is_shared_memory, companions=companions
+            self._directory,
+            base_tree=tree,
+            ignore=shared_memory_in(self._directory),
+            companions=companions,
         )
         try:
             with recorder:
@@ -158,10 +161,11 @@ def sqlite_companions() -> tuple[Companions, tuple[str, ...]]:
     return (lambda builder, moment: SqliteRecorder(builder, moment=moment),), ()
 
 
-def _is_shared_memory(path: str) -> bool:
+def shared_memory_in(directory: str | os.PathLike[str]) -> Callable[[str], bool]:
+    """Return what says whether a relative path is the shared memory of SQLite: no state."""
     from pytest_statepersist.recorders.sqlite import is_shared_memory
 
-    return is_shared_memory(path)
+    return lambda path: is_shared_memory(os.path.join(directory, path))
 
 
 def record_workload(
@@ -189,7 +193,7 @@ def _in_python(
     directory: Path, workload: Callable[[Path, Acknowledge], Any], choice: str
 ) -> Recorded:
     companions, warnings = sqlite_companions()
-    recorder = PythonRecorder(directory, ignore=_is_shared_memory, companions=companions)
+    recorder = PythonRecorder(directory, ignore=shared_memory_in(directory), companions=companions)
     with recorder:
         _run(workload, directory, recorder.acknowledge)
     names = "python+sqlite" if companions else "python"
@@ -271,7 +275,7 @@ class _StraceWithLines:
         companions, _ = sqlite_companions()
         self._lender_names = "python+sqlite" if companions else "python"
         self._lender: PythonRecorder | None = PythonRecorder(
-            directory, ignore=_is_shared_memory, companions=companions
+            directory, ignore=shared_memory_in(directory), companions=companions
         )
 
     def start(self) -> None:
@@ -340,7 +344,7 @@ class RecordingSession:
         else:
             companions, self._warnings = sqlite_companions()
             self._recorder = PythonRecorder(
-                directory, ignore=_is_shared_memory, companions=companions
+                directory, ignore=shared_memory_in(directory), companions=companions
             )
             self._names = "python+sqlite" if companions else "python"
 
