@@ -28,7 +28,7 @@ MODELS = ("posix", "ext4", "kill")
 SETTINGS = {
     "deviations": 1,
     "samples": 0,
-    "budget": 150,
+    "budget": 600,
     "repairs": False,
     "recovery_crashes": 0,
 }

@@ -1,7 +1,8 @@
-"""diskcache: values above 32 kB are files beside a SQLite database (C) that names them.
+"""diskcache: large values are files beside a SQLite database (C) that names them.
 
-The file is written and closed, then the row is committed, with a write-ahead log and
-`synchronous=NORMAL`; neither is synced. A row whose file is not there reads as "not in the cache".
+From which size on is a setting, here 0. The file is written and closed, then the row is committed,
+with a write-ahead log and `synchronous=NORMAL`; neither is synced. A row whose file is not there
+reads as "not in the cache".
 
 Expected: atomic and durable only where the page cache survives.
 """
@@ -12,11 +13,11 @@ import diskcache
 
 from examples.engines import expect
 
-OLD, NEW = b"o" * 40_000, b"n" * 40_000
+OLD, NEW = b"bread", b"bread and milk"
 
 
 def put(directory: Path, value: bytes) -> None:
-    with diskcache.Cache(str(directory)) as cache:
+    with diskcache.Cache(str(directory), disk_min_file_size=0) as cache:
         cache.set("key", value)
 
 
@@ -29,8 +30,9 @@ def workload(directory: Path) -> None:
 
 
 def recover(directory: Path) -> object:
-    with diskcache.Cache(str(directory)) as cache:
+    with diskcache.Cache(str(directory), disk_min_file_size=0) as cache:
         return cache.get("key")
 
 
 EXPECTED = expect(atomic=("kill",), durable=("kill",))
+SETTINGS = {"budget": 3000}

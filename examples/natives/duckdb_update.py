@@ -14,19 +14,24 @@ import duckdb
 from examples.engines import MODELS, Acknowledge, expect
 
 
+def connect(directory: Path) -> duckdb.DuckDBPyConnection:
+    # The smallest blocks that it takes: a write of many pages has very many torn forms.
+    return duckdb.connect(directory / "db", config={"default_block_size": "16384"})
+
+
 def setup(directory: Path) -> None:
-    with duckdb.connect(directory / "db") as connection:
+    with connect(directory) as connection:
         connection.execute("CREATE TABLE note AS SELECT 'bread' AS text")
 
 
 def workload(directory: Path, acknowledge: Acknowledge) -> None:
-    with duckdb.connect(directory / "db") as connection:
+    with connect(directory) as connection:
         connection.execute("INSERT INTO note VALUES ('milk')")
         acknowledge(["bread", "milk"])
 
 
 def recover(directory: Path) -> object:
-    with duckdb.connect(directory / "db") as connection:
+    with connect(directory) as connection:
         return [text for (text,) in connection.execute("SELECT text FROM note").fetchall()]
 
 

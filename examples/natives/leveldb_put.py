@@ -4,6 +4,11 @@ Opening writes a new log and a new MANIFEST, synced with the directory, and rena
 to it. The put is appended to the log, with a checksum, and the log is synced.
 
 Expected: atomic and durable everywhere.
+
+Where the run disagreed the expectation was wrong: the directory is synced for the new MANIFEST, but
+not after CURRENT was renamed, and then the old MANIFEST is removed. Where names may reach the disk
+in any order, CURRENT may still name the old one: the database cannot be opened, with all that was
+ever in it. File systems with a journal keep the order of the two.
 """
 
 from pathlib import Path
@@ -37,4 +42,5 @@ def recover(directory: Path) -> object:
         database.close()
 
 
-EXPECTED = expect(atomic=MODELS, durable=MODELS)
+JOURNALS = tuple(m for m in MODELS if m != "posix")
+EXPECTED = expect(atomic=JOURNALS, durable=JOURNALS)

@@ -15,9 +15,11 @@ from examples.engines import MODELS, expect
 
 
 def put(directory: Path, value: bytes, **options: bool) -> None:
-    with lmdb.open(str(directory), map_size=1 << 18, lock=False, **options) as environment:
-        with environment.begin(write=True) as transaction:
-            transaction.put(b"list", value)
+    with (
+        lmdb.open(str(directory), map_size=1 << 18, lock=False, **options) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(b"list", value)
 
 
 def setup(directory: Path) -> None:
@@ -29,9 +31,11 @@ def workload(directory: Path) -> None:
 
 
 def recover(directory: Path) -> object:
-    with lmdb.open(str(directory), map_size=1 << 18, lock=False, readonly=True) as environment:
-        with environment.begin() as transaction:
-            return transaction.get(b"list")
+    with (
+        lmdb.open(str(directory), map_size=1 << 18, lock=False, readonly=True) as environment,
+        environment.begin() as transaction,
+    ):
+        return transaction.get(b"list")
 
 
 EXPECTED = expect(atomic=MODELS, durable=MODELS)

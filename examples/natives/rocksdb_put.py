@@ -45,3 +45,4 @@ def recover(directory: Path) -> object:
 
 
 EXPECTED = expect(atomic=MODELS, durable=MODELS)
+SETTINGS = {"budget": 3000}

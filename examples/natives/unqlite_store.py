@@ -6,6 +6,12 @@ synced file may lack its name, the journal can be gone when it is needed.
 
 Expected: atomic everywhere but on `posix`; durable only where the page cache survives, since the
 deletion of the journal is not synced.
+
+Where the run disagreed the expectation was wrong, twice. The directory is synced, for the new
+journal and after its deletion: a commit that returned is durable everywhere. But the number of
+records is written into the journal's header without a sync between the two, so that a power loss
+can leave a header that counts a record which is torn: opening the database then fails with "Page
+playback error", although the database itself has not been touched.
 """
 
 from pathlib import Path
@@ -40,4 +46,4 @@ def recover(directory: Path) -> object:
         database.close()
 
 
-EXPECTED = expect(atomic=tuple(m for m in MODELS if m != "posix"), durable=("kill",))
+EXPECTED = expect(atomic=("kill",), durable=MODELS)
