@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from pytest_statepersist.explorer.outcome import Kind, raises
     from pytest_statepersist.findings import Finding, Report, Verdict
+    from pytest_statepersist.replaying import replay_bundle
     from pytest_statepersist.simulator import CrashSimulator, Recording
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Verdict",
     "get_model",
     "raises",
+    "replay_bundle",
 ]
 
 _WHERE = {
@@ -66,6 +68,7 @@ _WHERE = {
     "Report": "findings",
     "Verdict": "findings",
     "CrashSimulator": "simulator",
+    "replay_bundle": "replaying",
     "Recording": "simulator",
 }
 

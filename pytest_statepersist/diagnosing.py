@@ -11,6 +11,7 @@ Belongs here: what connects `core.diagnosis` with an engine that can run recover
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -43,7 +44,7 @@ class Diagnoser:
         """Return what the failures of all models come down to, smallest first."""
         for each in coverage:
             self._explain(each)
-        return smallest_first(self._merged.values())
+        return with_distinct_ids(smallest_first(self._merged.values()))
 
     def _explain(self, coverage: Coverage) -> None:
         diagnosed = 0
@@ -88,11 +89,8 @@ class Diagnoser:
         culprit = operations[diagnosis.culprit] if diagnosis.culprit is not None else None
         site = culprit.site if culprit is not None else None
         kind = failure.judgement.kind
-        identity = hashlib.sha256(
-            repr((kind.value, diagnosis.cause.value, str(site), diagnosis.missing)).encode()
-        ).hexdigest()[:8]
         return Finding(
-            id=identity,
+            id="",
             kind=kind,
             cause=diagnosis.cause.value,
             site=site,
@@ -212,3 +210,57 @@ def _lines(disk: Disk, state: CrashState, point: int) -> tuple[Any, ...]:
         line(number) for number in range(state.last + 1, point) if effects.of_operation[number]
     )
     return (missing, absent, line(state.last), line(point), len(state.ghosts), state.returned)
+
+
+_PROJECT = ("pyproject.toml", "setup.py", "setup.cfg", "pytest.ini", "tox.ini", ".git")
+
+
+def with_distinct_ids(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Give findings ids that stay when lines move, and when the project lies somewhere else.
+
+    An id is made of the file's name in its project, the function, the cause, the kind, and what
+    sort of operations is missing; of findings alike in all that, the n-th line is the n-th.
+    """
+    findings = tuple(findings)
+    groups: dict[tuple[Any, ...], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(_alike(finding), []).append(finding)
+    ids: dict[int, str] = {}
+    for key, group in groups.items():
+        for number, finding in enumerate(sorted(group, key=_where)):
+            text = repr((*key, number)).encode("utf-8", "surrogatepass")
+            ids[id(finding)] = hashlib.sha256(text).hexdigest()[:8]
+    return tuple(replace(finding, id=ids[id(finding)]) for finding in findings)
+
+
+def _alike(finding: Finding) -> tuple[Any, ...]:
+    site = finding.site
+    return (
+        finding.kind.value,
+        finding.cause,
+        finding.failure.step is not None,
+        file_in_project(site.file) if site is not None else "",
+        site.function if site is not None else "",
+        tuple(sorted({type(operation).__name__ for operation in finding.missing})),
+    )
+
+
+def _where(finding: Finding) -> tuple[int, int]:
+    return (finding.site.line if finding.site is not None else 0, finding.crash_point)
+
+
+def file_in_project(file: str) -> str:
+    """Return the name of a source file that is the same in every copy of its project."""
+    for packages in ("site-packages", "dist-packages"):
+        _, found, inside = file.rpartition(f"{os.sep}{packages}{os.sep}")
+        if found:
+            return inside.replace(os.sep, "/")
+    directory = os.path.dirname(file)
+    while directory and os.path.isabs(directory):
+        if any(os.path.lexists(os.path.join(directory, name)) for name in _PROJECT):
+            return os.path.relpath(file, directory).replace(os.sep, "/")
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            break
+        directory = parent
+    return os.path.basename(file)

@@ -74,6 +74,10 @@ class Finding:
     """Of each repair of the whole report the lines that this finding needs."""
     no_sync_helps: bool | None = None
     """True: a plain stop of the program leaves this disk, whatever is synced; None: unknown."""
+    bundle: str = ""
+    """The id, or outside pytest the file, of the bundle that replays it; "" where none is kept."""
+    accepted: str | None = None
+    """The note of a baseline that accepts it, perhaps empty; None: it is not accepted."""
 
     @property
     def tree(self) -> Tree:
@@ -103,6 +107,9 @@ class Report:
     """Model by model, recorded sync calls that could go; empty where that was not asked for."""
     repair_search: RepairSearch | None = None
     """The search for sync calls that repair this; ``None`` where it was not asked for."""
+    before: str = ""
+    after: str = ""
+    """What recovery was expected to give before and after the workload, in words."""
 
     @property
     def repairs(self) -> tuple[Repair, ...]:
@@ -132,8 +139,8 @@ class Report:
         return bool(self.verdicts) and all(v.atomic and v.durable for v in self.verdicts)
 
     def raise_for_findings(self) -> None:
-        """Raise `CrashConsistencyError` with the explanation where there is a finding."""
-        if self.findings:
+        """Raise `CrashConsistencyError` where there is a finding that no baseline accepts."""
+        if any(finding.accepted is None for finding in self.findings):
             raise CrashConsistencyError(str(self), self)
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from pytest_statepersist.explorer.outcome import (
     Outcome,
     Raises,
     Unset,
+    describe,
     same,
 )
 from pytest_statepersist.explorer.runner import Recovery, call
@@ -47,6 +48,7 @@ from pytest_statepersist.recording import Recorded, RecordingSession, record_wor
 from pytest_statepersist.repairing import RUNS, AlteredTraces, redundant_syncs, with_repairs
 
 if TYPE_CHECKING:
+    from pytest_statepersist.concurrency import ConcurrencyReport
     from pytest_statepersist.kill import KillReport
 
 __all__ = ["CrashSimulator", "Recording", "Settings"]
@@ -121,11 +123,18 @@ class CrashSimulator:
     """Records what a save does and runs recovery on every disk that a crash may leave.
 
     Keyword arguments are `Settings`; each method takes them too, for one call. Raises `UserError`
-    for arguments that cannot be.
+    for arguments that cannot be. Findings are written as bundles to the directory ``bundles``.
     """
 
-    def __init__(self, *, settings: Settings | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings | None = None,
+        bundles: str | os.PathLike[str] | None = None,
+        **changes: Any,
+    ) -> None:
         self.settings = changed_settings(settings or Settings(), changes)
+        self.bundles = None if bundles is None else Path(bundles)
         self.reports: list[Report] = []
 
     def check(self, **arguments: Any) -> Report:
@@ -156,6 +165,17 @@ class CrashSimulator:
         settings = changed_settings(self.settings, changes)
         _check_callables(workload, recover, setup, invariant)
         started = time.perf_counter()
+        instead = self.instead(
+            recover=recover,
+            before=before,
+            after=after,
+            invariant=invariant,
+            name=name,
+            settings=settings,
+            acknowledged=lambda: _acknowledged_by(workload, setup, settings),
+        )
+        if instead is not None:
+            return instead
         with ExitStack() as stack:
             place = stack.enter_context(workplace(settings.workspace))
             directory = Path(place.directory)
@@ -230,8 +250,60 @@ class CrashSimulator:
             report.raise_for_findings()
         return report
 
+    def keep(self, report: Report) -> Report:
+        """Write a bundle for each finding where a place for them was given."""
+        if self.bundles is None:
+            return report
+        from pytest_statepersist.replaying import keep_bundles
+
+        return keep_bundles(report, self.bundles, prune=False)
+
+    def instead(self, **arguments: Any) -> Report | None:
+        """Return what stands for an exploration, ``None`` where it is to be done; not for users."""
+        return None
+
+    def interleave(
+        self,
+        *,
+        savers: Sequence[Callable[[Path], Any]],
+        recover: Recovery,
+        setup: Callable[[Path], Any] | None = None,
+        processes: bool = False,
+        allow: tuple[type[BaseException], ...] = (),
+        runs: int = 30,
+        seed: int | None = None,
+        schedule: str | None = None,
+        check: bool = True,
+    ) -> ConcurrencyReport:
+        """Let savers run against each other, one file-system call at a time, in chosen orders.
+
+        They run as threads, or as ``processes``. What they leave must be what they leave one after
+        the other in some order; exceptions in ``allow`` say that a saver has not saved. ``runs``
+        random orders by ``seed`` follow all orders with one switch; ``schedule`` replays one.
+        Raises `CrashConsistencyError` where something is lost, unless ``check`` is False.
+        """
+        from pytest_statepersist.concurrency import interleave
+
+        with workplace(self.settings.workspace) as place:
+            report = interleave(
+                savers=savers,
+                recover=recover,
+                setup=setup,
+                place=place,
+                processes=processes,
+                allow=allow,
+                runs=runs,
+                seed=self.settings.seed if seed is None else seed,
+                schedule=schedule,
+                time_limit=self.settings.time_limit or 60.0,
+            )
+        if check:
+            report.raise_for_findings()
+        return report
+
     def _finish(self, report: Report, name: str, started: float) -> Report:
         report = replace(report, name=name, seconds=time.perf_counter() - started)
+        report = self.keep(report)
         self.reports.append(report)
         return report
 
@@ -285,6 +357,18 @@ class Recording:
         started = time.perf_counter()
         if self.recorded is None:
             raise UserError("the recording cannot be explored before its block has ended")
+        values = tuple(value for _, value in self.recorded.acknowledged)
+        instead = self._simulator.instead(
+            recover=recover,
+            before=before,
+            after=after,
+            invariant=invariant,
+            name=name,
+            settings=settings,
+            acknowledged=lambda: values,
+        )
+        if instead is not None:
+            return instead
         with workplace(settings.workspace) as place:
             fresh = FreshProcess(recover, Path(place.directory))
             try:
@@ -399,6 +483,19 @@ def _with_acknowledge(
     if wants:
         return workload
     return lambda directory, acknowledge: workload(directory)
+
+
+def _acknowledged_by(
+    workload: Callable[..., Any], setup: Callable[[Path], Any] | None, settings: Settings
+) -> tuple[Any, ...]:
+    """Run a workload without recording it; return the values that it acknowledges."""
+    values: list[Any] = []
+    with workplace(settings.workspace) as place:
+        directory = Path(place.directory)
+        if setup is not None:
+            _user_call("setup", call, setup, directory)
+        _user_call("workload", call, _with_acknowledge(workload), directory, values.append)
+    return tuple(values)
 
 
 def _user_call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -579,6 +676,8 @@ class _Exploration:
             repair_search=search_for_repairs,
             repair_runs=repair_runs,
             redundant_syncs=redundant,
+            before=describe(expectation.before),
+            after=describe(expectation.after),
         )
 
     def _models_to_repair(self, coverage: list[Coverage]) -> list[Model]:

@@ -95,6 +95,8 @@ def _finding(finding: Finding) -> dict[str, Any]:
         ],
         "kinds": [kind.value for kind in finding.kinds],
         "no_sync_helps": finding.no_sync_helps,
+        "bundle": finding.bundle,
+        "accepted": finding.accepted,
         "text": str(finding),
     }
 

@@ -15,7 +15,10 @@ def summary_lines(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
         for verdict in each["verdicts"]:
             yield f"{each['name']}: {verdict['text']}"
         for finding in each["findings"]:
-            yield f"  {finding['text']}"
+            note = finding.get("accepted")
+            accepted = "" if note is None else f" (accepted{': ' if note else ''}{note})"
+            replay = f"; --statepersist-replay {finding['bundle']}" if finding.get("bundle") else ""
+            yield f"  {finding['text']}{accepted}{replay}"
         for warning in each["warnings"]:
             yield f"  warning: {warning}"
 
@@ -33,7 +36,8 @@ def github_annotations(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
                 f"{each['name']}: recovery {finding['observed']}, expected {finding['expected']} "
                 f"(allowed by {', '.join(finding['models'])})"
             )
-            yield f"::error{where or ' '}title={title}::{_message(text)}"
+            level = "error" if finding.get("accepted") is None else "notice"
+            yield f"::{level}{where or ' '}title={title}::{_message(text)}"
 
 
 def _message(text: str) -> str:

@@ -66,6 +66,10 @@ def render_finding(report: Report, finding: Finding) -> Iterator[str]:
     yield f"  Allowed by: {', '.join(finding.models)}"
     if finding.confirmed:
         yield "  Confirmed in a fresh process."
+    if finding.accepted is not None:
+        yield f"  Accepted by the baseline{': ' if finding.accepted else ''}{finding.accepted}"
+    if finding.bundle:
+        yield f"  Replay it: pytest --statepersist-replay {finding.bundle}"
 
 
 def _how(report: Report, finding: Finding) -> Iterator[str]:
