@@ -1,0 +1,260 @@
+"""Atomicity: power losses and kills at any operation, several times in one history.
+
+Belongs here: saves and deletions between crashes. The model is what may be on disk (`expected`):
+acknowledged values survive, unacknowledged ones are whole or absent, and recovery, which a crash
+may cut short too, gives the same answer ever after. A kill ends like a power loss that loses
+nothing: what was not synced then counts as on disk for the lives that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition, rule
+
+from pytest_statepersist.adapter import OpenStore
+from pytest_statepersist.core.crash_state import CrashState
+from pytest_statepersist.explorer.outcome import Kind, Outcome
+from pytest_statepersist.explorer.runner import run_recovery
+from pytest_statepersist.machines.base import Content, StoreMachine, as_text, content_of
+from pytest_statepersist.machines.expected import Changes, Expected, Fading, Worlds
+from pytest_statepersist.machines.lives import Life, Past, put_on_disk
+from pytest_statepersist.machines.timeline import Lazy, explanation, timeline
+from pytest_statepersist.recorders.python import interposition
+from pytest_statepersist.strategies import Crash, crash_states, documents, keys
+
+__all__ = ["AtomicityMachine", "CrashingMachine"]
+
+
+class CrashingMachine(StoreMachine):
+    """A store whose process dies again and again; what it does in between is for subclasses."""
+
+    model: ClassVar[str] = "posix"
+    """The persistence model of the power losses."""
+    time_limit: ClassVar[float | None] = 10.0
+    """Seconds that opening and loading may take after a crash."""
+
+    @classmethod
+    def begin(cls) -> None:
+        """Put the recorder's replacements in place once for all examples."""
+        interposition().install()
+
+    @classmethod
+    def end(cls) -> None:
+        """Undo it."""
+        interposition().uninstall()
+
+    def __init__(self) -> None:
+        super().__init__()
+        durable = self.adapter.has("durable")
+        self.life: Life | None = None
+        self.opened: OpenStore | None = None
+        self.live: Content = {}
+        self.nothing: Expected = Worlds() if durable else Fading({})
+        self.touched: set[str] = set()
+
+    # -- for subclasses
+
+    @property
+    def now(self) -> OpenStore:
+        """The open store."""
+        assert self.opened is not None
+        return self.opened
+
+    def begin_life(self, before: Expected) -> None:
+        """Start to record."""
+        self.life = Life(self.directory, before)
+
+    def open_store(self) -> OpenStore:
+        """Open the store as this machine wants it."""
+        return OpenStore(self.adapter, self.adapter.open(self.directory))
+
+    def open_and_read(self) -> Outcome:
+        """Open the store and read everything, as a new process would; the store stays open."""
+        opened: list[OpenStore] = []
+
+        def recover(directory: Any) -> Content:
+            opened.append(self.open_store())
+            return self.read(opened[0])
+
+        outcome = run_recovery(recover, self.directory, self.time_limit)
+        self.opened = opened[0] if opened else None
+        return outcome
+
+    def read(self, store: OpenStore) -> Content:
+        """Return everything that is stored."""
+        return content_of(store, tuple(self.touched))
+
+    def do(self, label: str, changes: Changes, act: Callable[[], object]) -> None:
+        """Run one change that has to be whole or absent."""
+        assert self.life is not None
+        before = self.life.expected
+        self.touched.update(changes)
+        with self.life.rule(label, before.under_way(changes), lambda: before.changed(changes)):
+            act()
+        for key, value in changes.items():
+            if value is None:
+                self.live.pop(key, None)
+            else:
+                self.live[key] = value
+        found = self.read(self.now)
+        assert found == self.live, f"without a crash the store holds {found}, not {self.live}"
+
+    def reopen_cleanly(self) -> None:
+        """Close the store, and open it again in the same life."""
+        assert self.life is not None
+        before = self.life.expected
+        closed = before.settled(dict(self.live)) if self.adapter.has("durable_on_close") else before
+        with self.life.rule("close", before, lambda: closed):
+            self.now.close()
+        with self.life.rule("open and load", closed, lambda: closed):
+            outcome = self.open_and_read()
+        if not outcome.ok:
+            raise AssertionError(f"the store cannot be opened again: {outcome}") from outcome.error
+        assert outcome.value == self.live, f"reopened, it holds {outcome.value}, not {self.live}"
+
+    def crash(self, data: st.DataObject, model: str) -> None:
+        """End this life by a crash that is drawn, and begin the next one by recovery."""
+        assert self.life is not None
+        past = self.life.end()
+        crash: Crash = data.draw(crash_states(past.trace, model), label="crash")
+        self.happened(f"crash under {model}, {'something' if crash.lost else 'nothing'} lost")
+        if past.mark_at(crash.point) is not None:
+            self.happened("crash inside a call")
+        note(Lazy(lambda: timeline(past, crash)))
+        self._abandon()
+        put_on_disk(self.directory, self.aside, crash.disk, crash.state)
+        expected = past.expected_at(crash.point)
+        self.begin_life(expected)
+        assert self.life is not None
+        outcome: Outcome = Outcome.returned({})
+
+        def after() -> Expected:
+            return expected.settled(dict(outcome.value)) if outcome.ok else expected
+
+        with self.life.rule("open and load", expected, after):
+            outcome = self.open_and_read()
+        if not outcome.ok or not expected.allows(outcome.value):
+            self._fail(past, crash, outcome)
+        self.live = dict(outcome.value)
+
+    # -- what goes wrong
+
+    def _fail(self, past: Past, crash: Crash, outcome: Outcome) -> None:
+        assert self.life is not None
+        self.life.give_up()
+        self._abandon()
+        expected = past.expected_at(crash.point)
+        kind = self._kind(past, outcome, crash.point)
+        assert kind is not None
+
+        def judge(state: CrashState, point: int) -> bool:
+            if not any(begin <= point <= end for begin, end in state.points):
+                return False
+            put_on_disk(self.directory, self.aside, crash.disk, state)
+            found = self.open_and_read()
+            self._abandon()
+            return self._kind(past, found, point) is kind
+
+        note(Lazy(lambda: explanation(past, crash, judge, outcome, kind)))
+        what = "recovery" if outcome.ok else "opening after the crash"
+        raise AssertionError(
+            f"{kind.value}: {what} {outcome}; expected {expected}"
+        ) from outcome.error
+
+    def _kind(self, past: Past, outcome: Outcome, point: int) -> Kind | None:
+        if outcome.ok and past.expected_at(point).allows(outcome.value):
+            return None
+        if not outcome.ok:
+            return Kind.HANG if outcome.ended.value == "hung" else Kind.UNRECOVERABLE
+        return Kind.ATOMICITY if past.mark_at(point) is not None else Kind.DURABILITY
+
+    def _abandon(self) -> None:
+        """Drop the dead process's store; whatever it still does is overwritten by the crash."""
+        if self.opened is not None:
+            try:
+                self.opened.abandon()
+            except Exception as error:
+                note(f"giving up the dead store raised {error!r}")
+            self.opened = None
+
+    def teardown(self) -> None:
+        """End the recording and close what is open."""
+        if self.life is not None:
+            self.life.give_up()
+        self._abandon()
+        super().teardown()
+
+
+class AtomicityMachine(CrashingMachine):
+    """Saves, deletes and reopens between crashes."""
+
+    needs = ("crash_recovery",)
+    uses = ("durable", "durable_on_close", "atomic_keys", "delete")
+    weight = 0.75
+
+    @initialize()
+    def open(self) -> None:
+        """Open a new store; a crash may come as early as this."""
+        self.begin_life(self.nothing)
+        assert self.life is not None
+        with self.life.rule("open", self.nothing, lambda: self.nothing):
+            self.opened = self.open_store()
+
+    @rule(key=keys(), value=documents(max_leaves=3))
+    def save(self, key: str, value: dict[str, Any]) -> None:
+        """Save one value."""
+        act = lambda: self.now.save(key, value)  # noqa: E731
+        self.do(f"save({key!r}, {_short(value)})", {key: as_text(value)}, act)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), value=documents(max_leaves=3))
+    def overwrite(self, data: st.DataObject, value: dict[str, Any]) -> None:
+        """Replace a value that is there."""
+        self.save_key(data.draw(st.sampled_from(sorted(self.live)), label="key"), value)
+
+    def save_key(self, key: str, value: dict[str, Any]) -> None:
+        """Save under a key that is there."""
+        self.do(
+            f"overwrite({key!r}, {_short(value)})",
+            {key: as_text(value)},
+            lambda: self.now.save(key, value),
+        )
+
+    @precondition(lambda self: self.can("atomic_keys"))
+    @rule(values=st.dictionaries(keys(), documents(max_leaves=3, large=False), min_size=2,
+                                 max_size=3))  # fmt: skip
+    def save_many(self, values: dict[str, dict[str, Any]]) -> None:
+        """Save several values in one step."""
+        changes = {key: as_text(value) for key, value in values.items()}
+        self.do(f"save_many({sorted(values)})", changes, lambda: self.now.save_many(values))
+
+    @precondition(lambda self: self.live and self.can("delete"))
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        """Delete a key."""
+        key = data.draw(st.sampled_from(sorted(self.live)), label="key")
+        self.do(f"delete({key!r})", {key: None}, lambda: self.now.delete(key))
+
+    @rule()
+    def reopen(self) -> None:
+        """Close and open."""
+        self.reopen_cleanly()
+
+    @rule(data=st.data())
+    def power_loss(self, data: st.DataObject) -> None:
+        """Lose power at any operation of this life."""
+        self.crash(data, self.model)
+
+    @rule(data=st.data())
+    def kill(self, data: st.DataObject) -> None:
+        """Kill the process at any operation of this life; the page cache survives."""
+        self.crash(data, "kill")
+
+
+def _short(value: dict[str, Any]) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}…"

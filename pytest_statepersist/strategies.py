@@ -1,0 +1,464 @@
+"""Hypothesis strategies for everything that a store meets: values, names, histories, crashes.
+
+Belongs here: drawing, and nothing that judges. Rules:
+
+1. What is drawn shrinks to what a reader grasps first: the empty document, the key "a", the crash
+   with the fewest effects lost at the earliest operation.
+2. Every drawn crash state is legal under its model, since `core` makes it.
+3. Importing this registers the reference implementation's items, clocks and persistence models
+   with Hypothesis, so that `st.from_type` knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from pytest_statepersist.clock import StateClock
+from pytest_statepersist.core.crash_state import CrashState, Disk
+from pytest_statepersist.core.models import MODELS, Model, get_models
+from pytest_statepersist.core.operations import Trace
+from pytest_statepersist.core.states import disk_of, window_at
+from pytest_statepersist.core.window import Choice, Window, bits
+from pytest_statepersist.reference.clock import ManualClock
+from pytest_statepersist.reference.items import (
+    Conversation,
+    FocusChain,
+    FocusItem,
+    FocusStatus,
+    Message,
+    Role,
+    Session,
+    SessionStatus,
+)
+from pytest_statepersist.simulator import Recording
+from pytest_statepersist.snapshots import MadeSnapshot, SnapshotFactory, SnapshotKind
+from pytest_statepersist.tamper import Damage, Tampering
+
+__all__ = [
+    "ClockMove",
+    "Crash",
+    "Save",
+    "clock_moves",
+    "clocks",
+    "crash_states",
+    "documents",
+    "histories",
+    "hostile_names",
+    "json_values",
+    "keys",
+    "snapshots",
+    "tamperings",
+]
+
+_PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+_HOSTILE = (
+    "", ".", "..", "../outside", "a/b", "/absolute", "a\\b", "C:\\x", "con", "NUL.txt", "aux.",
+    ".hidden", ".lock", "a.tmp", "a~", "a b", " a", "a ", "a.", "-rf", "~", "$HOME", "%2e%2e",
+    "a\nb", "a\tb", "a\0b", "é", "e\u0301", "\u202egnp.exe", "😀", "Key", "key", "KEY", "index",
+    "index.json", "a" * 128, "a" * 200, "b" * 255, "c" * 1000, "__proto__", "null", "*", "?",
+    "'; DROP TABLE x; --",
+)  # fmt: skip
+_NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
+
+
+# -- values and names
+
+
+def json_values(*, max_leaves: int = 12) -> st.SearchStrategy[Any]:
+    """Draw any JSON value; integers have at most 53 bits and floats are finite."""
+    return st.recursive(_LEAVES, _nested, max_leaves=max_leaves)
+
+
+def documents(*, max_leaves: int = 12, large: bool = True) -> st.SearchStrategy[dict[str, Any]]:
+    """Draw a JSON object, now and then a ``large`` one: of several blocks, or deeply nested."""
+    small = st.dictionaries(st.text(max_size=8), json_values(max_leaves=max_leaves), max_size=4)
+    if not large:
+        return small
+    return st.one_of(small, _large_documents())
+
+
+def keys() -> st.SearchStrategy[str]:
+    """Draw a key that any store takes: letters, digits, ``_`` and ``-``, few of them."""
+    return st.sampled_from(["a", "b", "c"]) | st.text(_PLAIN, min_size=1, max_size=12).filter(
+        lambda key: key[0] != "-"
+    )
+
+
+def hostile_names() -> st.SearchStrategy[str]:
+    """Draw a name that stores get wrong: path tricks, reserved, long, invisible, look-alikes."""
+    return st.sampled_from(_HOSTILE) | st.text(min_size=1, max_size=20)
+
+
+_LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(min_value=-(2**53), max_value=2**53),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=20),
+)
+
+
+def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    names = st.text(max_size=8)
+    return st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4)
+
+
+@st.composite
+def _large_documents(draw: st.DrawFn) -> dict[str, Any]:
+    if draw(st.booleans()):
+        size = draw(st.sampled_from([4096, 9000, 20_000]))
+        letter = draw(st.sampled_from("ab"))
+        return {"text": letter * size}
+    value: Any = draw(_LEAVES)
+    for _ in range(draw(st.integers(min_value=10, max_value=40))):
+        value = [value] if draw(st.booleans()) else {"in": value}
+    return {"deep": value}
+
+
+# -- histories
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """One step of a history: a key gets a value, or loses it where that is ``None``."""
+
+    key: str
+    value: dict[str, Any] | None
+
+
+@st.composite
+def histories(
+    draw: st.DrawFn, *, max_size: int = 8, deletions: bool = True, large: bool = False
+) -> tuple[Save, ...]:
+    """Draw saves and deletions in a row; only what is there is deleted."""
+    there: set[str] = set()
+    steps = []
+    for _ in range(draw(st.integers(min_value=0, max_value=max_size))):
+        if deletions and there and draw(st.booleans()):
+            key = draw(st.sampled_from(sorted(there)))
+            there.discard(key)
+            steps.append(Save(key, None))
+        else:
+            key = draw(keys())
+            there.add(key)
+            steps.append(Save(key, draw(documents(max_leaves=4, large=large))))
+    return tuple(steps)
+
+
+# -- crashes
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """One crash of a recording: at which crash point, under which model, and what is on disk."""
+
+    disk: Disk
+    state: CrashState
+    point: int
+
+    @property
+    def model(self) -> Model:
+        """The persistence model that allows the state."""
+        return self.disk.model
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """Return the operations that had begun and miss an effect, in order."""
+        effects = self.disk.effects
+        found = {effects.effects[index].operation for index in self.state.missing}
+        return tuple(sorted(number for number in found if number < self.point))
+
+    def __repr__(self) -> str:
+        lost = f", lost of {list(self.lost)}" if self.lost else ", nothing lost"
+        return (
+            f"<crash under {self.model.name} at {self.point} of {len(self.disk.trace)} "
+            f"operations{lost}>"
+        )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
+
+@st.composite
+def crash_states(
+    draw: st.DrawFn,
+    recording: Recording | Trace,
+    model: str | Model = "posix",
+    *,
+    at: int | None = None,
+    since: int = 0,
+) -> Crash:
+    """Draw one legal crash of a recording (or trace); shrinks to the fewest lost effects.
+
+    ``at`` fixes the crash point, ``since`` is the first one that may be drawn. Not drawn are names
+    that a log brings back, and freed blocks that show other bytes (`core.states.roots` has them).
+    Raises `UserError` for a crash point that the trace does not have.
+    """
+    trace = recording if isinstance(recording, Trace) else recording.trace
+    (chosen,) = get_models(model)
+    disk = disk_of(trace, chosen)
+    point = draw(_crash_points(since, len(trace))) if at is None else at
+    window = window_at(disk, point)
+    state = draw(_lost(window))
+    return Crash(disk, state, point)
+
+
+def _crash_points(since: int, end: int) -> st.SearchStrategy[int]:
+    """Earliest first; the end, where nothing acknowledged may be lost, is drawn more often."""
+    since = min(since, end)
+    return st.integers(min_value=since, max_value=end) | st.just(end)
+
+
+@st.composite
+def _lost(draw: st.DrawFn, window: Window) -> CrashState:
+    root = window.root()
+    assert root is not None, "a window without choices decided has always a state"
+    everything = (1 << len(window.ids)) - 1
+    # The operation under way has done nothing yet, unless it is drawn.
+    under_way = window.of_operation.get(window.last, 0) if window.since <= window.last else 0
+    free = list(bits(everything & ~root.present))
+    absent = 0
+    for bit in bits(under_way):
+        absent |= window.up[bit]
+    if not free:
+        return _state(root, absent & ~root.present)
+    match draw(st.sampled_from(_WAYS)):
+        case "operations":
+            # Whole operations are lost, and what cannot be there without them.
+            numbers = sorted({window.operation[bit] for bit in free})
+            for number in draw(st.lists(st.sampled_from(numbers), max_size=3, unique=True)):
+                for bit in bits(window.of_operation[number] & ~root.present):
+                    absent |= window.up[bit]
+        case "under way":
+            done = draw(st.sampled_from(list(bits(under_way)) or free))
+            absent = everything & ~window.down[done] & under_way
+        case "effects":
+            for bit in draw(st.lists(st.sampled_from(free), max_size=3, unique=True)):
+                absent |= window.up[bit]
+        case _:
+            # All that no sync forced is lost but these, and what they need.
+            kept = 0
+            for bit in draw(st.lists(st.sampled_from(free), max_size=2, unique=True)):
+                kept |= window.down[bit]
+            absent = everything & ~kept
+    return _state(root, absent)
+
+
+_WAYS = ("operations", "under way", "effects", "all but some")
+
+
+def _state(root: Choice, absent: int) -> CrashState:
+    """Close what is absent upwards, and take back what must be present."""
+    window = root.window
+    closed = 0
+    for bit in bits(absent & ~root.present):
+        if not window.up[bit] & root.present:
+            closed |= window.up[bit]
+    return Choice(window, root.present, closed).state()
+
+
+# -- time
+
+
+@dataclass(frozen=True, slots=True)
+class ClockMove:
+    """One thing that happens to a clock: time passes, or the wall clock is set by so much."""
+
+    passes: timedelta = timedelta(0)
+    steps: timedelta = timedelta(0)
+
+    def apply(self, clock: StateClock) -> None:
+        """Do it."""
+        if self.passes:
+            clock.advance(self.passes)
+        if self.steps:
+            clock.step(self.steps)
+
+
+def clock_moves(
+    *, limits: Sequence[timedelta] = (timedelta(days=30),), misbehaving: bool = True
+) -> st.SearchStrategy[ClockMove]:
+    """Draw what happens to a clock; the ``limits`` of a policy are hit exactly, and just missed."""
+    near = [limit + d for limit in limits for d in (_NONE, _TICK, -_TICK) if limit + d > _NONE]
+    some = st.sampled_from([*near, timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)])
+    passing = some.map(lambda by: ClockMove(passes=by))
+    if not misbehaving:
+        return passing
+    setting = st.builds(lambda by, back: ClockMove(steps=-by if back else by), some, st.booleans())
+    return passing | setting
+
+
+@st.composite
+def clocks(draw: st.DrawFn) -> StateClock:
+    """Draw a clock at a moment near the start of 2026, or where calendars are unusual."""
+    start = draw(st.sampled_from(_STARTS) | _moments())
+    zone = draw(st.sampled_from(("UTC", "Europe/Berlin", "Asia/Kathmandu", "America/St_Johns")))
+    return StateClock(start, zone=zone)
+
+
+_NONE = timedelta(0)
+_TICK = timedelta(microseconds=1)
+_STARTS = (
+    _NOON,
+    datetime(2024, 2, 29, 23, 59, 59, 999999, tzinfo=UTC),
+    datetime(1999, 12, 31, 23, 59, 59, tzinfo=UTC),
+    datetime(2038, 1, 19, 3, 14, 7, tzinfo=UTC),
+    datetime(2026, 3, 29, 0, 59, 59, tzinfo=UTC),
+)
+
+
+def _moments() -> st.SearchStrategy[datetime]:
+    naive = st.datetimes(min_value=datetime(2000, 1, 1), max_value=datetime(2099, 1, 1))
+    return naive.map(lambda moment: moment.replace(tzinfo=UTC))
+
+
+# -- damage
+
+
+@st.composite
+def tamperings(
+    draw: st.DrawFn,
+    files: Mapping[str, bytes],
+    *,
+    older: Sequence[Mapping[str, bytes]] = (),
+    kinds: Sequence[Damage] = tuple(Damage),
+) -> Tampering:
+    """Draw one damaged state of these files; each differs from them.
+
+    ``older`` are earlier valid states, for splices and roll-backs. Kinds that cannot be made from
+    these files are not drawn. Raises nothing; an assumption fails where no kind is possible.
+    """
+    from hypothesis import assume
+
+    names = sorted(name for name, data in files.items() if data) or sorted(files)
+    assume(bool(names))
+    damage = draw(st.sampled_from(list(kinds)))
+    name = draw(st.sampled_from(names))
+    changed, what = _damaged(draw, damage, name, files, older)
+    assume(any(files.get(each) != data for each, data in changed.items()))
+    return Tampering(f"{name}: {what}", damage, changed)
+
+
+Changed = tuple[dict[str, bytes | None], str]
+
+
+def _damaged(
+    draw: st.DrawFn, damage: Damage, name: str, files: Mapping[str, bytes],
+    older: Sequence[Mapping[str, bytes]],
+) -> Changed:  # fmt: skip
+    from hypothesis import assume
+
+    data = files[name]
+    others = [each for each in sorted(files) if each != name and files[each] != data]
+    match damage:
+        case Damage.MISSING:
+            return {name: None}, "removed"
+        case Damage.EMPTY:
+            return {name: b""}, f"emptied (it had {len(data)} bytes)"
+        case Damage.EXTEND:
+            tail = draw(st.sampled_from([b"\0", b"\n", b" ", bytes(16), data[-16:], data]))
+            return {name: data + tail}, f"{len(tail)} bytes appended"
+        case Damage.ROLL_BACK:
+            valid = [old[name] for old in older if name in old and old[name] != data]
+            assume(bool(valid))
+            return {name: draw(st.sampled_from(valid))}, "replaced by an older valid version"
+        case Damage.ROLL_BACK_ALL:
+            past = [dict(old) for old in older if dict(old) != dict(files)]
+            assume(bool(past))
+            old = draw(st.sampled_from(past))
+            changed = {each: old.get(each) for each in sorted({*files, *old})}
+            return changed, "and all others replaced by an older valid state"
+        case Damage.SWAP_NAMES:
+            assume(bool(others))
+            other = draw(st.sampled_from(others))
+            return {name: files[other], other: data}, f"exchanged with {other}"
+    assume(bool(data))
+    at = draw(st.integers(min_value=0, max_value=len(data) - 1))
+    match damage:
+        case Damage.FLIP:
+            bit = draw(st.integers(min_value=0, max_value=7))
+            flipped = data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :]
+            return {name: flipped}, f"bit {bit} of byte {at} (of {len(data)}) flipped"
+        case Damage.TRUNCATE:
+            return {name: data[:at]}, f"cut off after {at} of {len(data)} bytes"
+        case Damage.EXTREME:
+            field = draw(st.sampled_from([b"\0", b"\xff", b"\xff" * 4, bytes(8), b"\x7f" * 2]))
+            changed_field = data[:at] + field + data[at + len(field) :]
+            return {name: changed_field}, f"bytes from {at} set to {field.hex(' ')}"
+        case Damage.SWAP_BLOCKS:
+            size = draw(st.sampled_from([16, 64, 512]))
+            count = len(data) // size
+            assume(count >= 2)
+            one, two = sorted(draw(_pairs(count)))
+            blocks = [data[n * size : (n + 1) * size] for n in range(count)]
+            blocks[one], blocks[two] = blocks[two], blocks[one]
+            mixed = b"".join(blocks) + data[count * size :]
+            return {name: mixed}, f"{size}-byte blocks {one} and {two} exchanged"
+        case _:
+            donors = [files[each] for each in others]
+            donors += [old[key] for old in older for key in sorted(old) if old[key] != data]
+            assume(bool(donors))
+            donor = draw(st.sampled_from(donors))
+            return {name: data[:at] + donor[at:]}, f"its bytes up to {at}, then another's"
+
+
+def _pairs(count: int) -> st.SearchStrategy[tuple[int, int]]:
+    number = st.integers(min_value=0, max_value=count - 1)
+    return st.tuples(number, number).filter(lambda pair: pair[0] != pair[1])
+
+
+# -- snapshots
+
+
+@st.composite
+def snapshots(
+    draw: st.DrawFn, root: Path | str, *, kinds: Sequence[SnapshotKind] = tuple(SnapshotKind)
+) -> MadeSnapshot:
+    """Draw a valid snapshot of the reference implementation, made on disk below ``root``."""
+    factory = SnapshotFactory(Path(root) / str(draw(st.uuids())))
+    return factory(
+        draw(st.sampled_from(list(kinds))),
+        size=draw(st.sampled_from([0, 1, 200, 5000])),
+        age=draw(st.sampled_from([timedelta(0), timedelta(days=30), timedelta(days=400)])),
+        seed=draw(st.integers(min_value=0, max_value=99)),
+    )
+
+
+# -- what Hypothesis is told
+
+
+def _register() -> None:
+    ids = keys()
+    times = _moments()
+    common: dict[str, Any] = {"id": ids, "created_at": times, "updated_at": times}
+    texts = st.text(max_size=20)
+    messages = st.builds(Message, role=st.sampled_from(Role), content=texts, created_at=times)
+    goals = st.builds(FocusItem, text=texts, status=st.sampled_from(FocusStatus))
+    st.register_type_strategy(
+        Session,
+        st.builds(
+            Session, **common, title=texts, status=st.sampled_from(SessionStatus),
+            state=documents(max_leaves=4, large=False),
+        ),
+    )  # fmt: skip
+    st.register_type_strategy(
+        Conversation,
+        st.builds(Conversation, **common, messages=st.lists(messages, max_size=3).map(tuple)),
+    )
+    st.register_type_strategy(
+        FocusChain,
+        st.builds(FocusChain, **common, name=texts, items=st.lists(goals, max_size=3).map(tuple)),
+    )
+    st.register_type_strategy(StateClock, clocks())
+    st.register_type_strategy(ManualClock, times.map(ManualClock))
+    st.register_type_strategy(Model, st.sampled_from(list(get_models(tuple(MODELS)))))
+    st.register_type_strategy(ClockMove, clock_moves())
+
+
+_register()

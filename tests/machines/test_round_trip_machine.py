@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from pytest_statepersist.adapter import StoreAdapter
+from pytest_statepersist.machines.reference_stores import REFERENCE_STORES
+from pytest_statepersist.machines.round_trip import RoundTripMachine
+
+FEW = settings(max_examples=10, stateful_step_count=10, deadline=None, database=None)
+MANY = settings(
+    derandomize=True,
+    max_examples=300,
+    stateful_step_count=20,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+)
+
+
+@pytest.mark.parametrize("adapter", REFERENCE_STORES, ids=lambda a: a.__name__)
+def test_reference_stores_pass(adapter: type[StoreAdapter]) -> None:
+    run_state_machine_as_test(RoundTripMachine.for_store(adapter), settings=FEW)
+
+
+class OneFile(StoreAdapter):
+    """All values in one JSON file, rewritten at each save."""
+
+    def open(self, directory: Path) -> Path:
+        return directory / "all.json"
+
+    def _all(self, store: Path) -> dict[str, Any]:
+        return dict(json.loads(store.read_text())) if store.exists() else {}
+
+    def save(self, store: Path, key: str, value: dict[str, Any]) -> None:
+        store.write_text(json.dumps(self._all(store) | {key: value}))
+
+    def load(self, store: Path, key: str) -> dict[str, Any]:
+        return dict(self._all(store)[key])
+
+    def delete(self, store: Path, key: str) -> None:
+        rest = self._all(store)
+        del rest[key]
+        store.write_text(json.dumps(rest))
+
+    def keys(self, store: Path) -> Iterable[str]:
+        return self._all(store)
+
+
+def test_a_sound_store_passes() -> None:
+    run_state_machine_as_test(RoundTripMachine.for_store(OneFile), settings=FEW)
+
+
+class Lossy(OneFile):
+    """Empty values are taken for missing ones."""
+
+    def save(self, store: Path, key: str, value: dict[str, Any]) -> None:
+        if value:
+            super().save(store, key, value)
+
+
+class CaseBlind(OneFile):
+    def save(self, store: Path, key: str, value: dict[str, Any]) -> None:
+        super().save(store, key.lower(), value)
+
+    def load(self, store: Path, key: str) -> dict[str, Any]:
+        return super().load(store, key.lower())
+
+
+class Lazy(OneFile):
+    """Deletes the key, which comes back at the next opening."""
+
+    def delete(self, store: Path, key: str) -> None:
+        store.with_name("deleted").write_text(key)
+
+    def load(self, store: Path, key: str) -> dict[str, Any]:
+        gone = store.with_name("deleted")
+        if gone.exists() and gone.read_text() == key:
+            raise KeyError(key)
+        return super().load(store, key)
+
+
+class Merging(OneFile):
+    """An overwrite keeps the fields of the old value."""
+
+    def save(self, store: Path, key: str, value: dict[str, Any]) -> None:
+        super().save(store, key, {**self._all(store).get(key, {}), **value})
+
+
+class Sloppy(OneFile):
+    """Numbers lose their type."""
+
+    def load(self, store: Path, key: str) -> dict[str, Any]:
+        found = super().load(store, key)
+        return {name: int(v) if isinstance(v, bool) else v for name, v in found.items()}
+
+
+@pytest.mark.parametrize("broken", [Lossy, CaseBlind, Lazy, Merging, Sloppy])
+def test_broken_stores_are_caught(broken: type[StoreAdapter]) -> None:
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(RoundTripMachine.for_store(broken), settings=MANY)
