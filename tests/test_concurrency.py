@@ -1,0 +1,174 @@
+"""Concurrent savers: a lost update is found and replayed, and the same store with a lock passes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from pytest_statepersist import CrashConsistencyError, CrashSimulator, UserError
+from pytest_statepersist.concurrency import ConcurrencyReport
+
+LOCK = threading.Lock()
+
+
+def load(directory: Path) -> Any:
+    return json.loads((directory / "state.json").read_text())
+
+
+def write(directory: Path, value: Any, name: str) -> None:
+    temporary = directory / f"{name}.tmp"
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, directory / "state.json")
+
+
+def setup(directory: Path) -> None:
+    write(directory, [], "setup")
+
+
+def add(directory: Path, *, item: str) -> None:
+    """Read, change, write: whoever writes between the two is forgotten."""
+    items = load(directory)
+    write(directory, [*items, item], item)
+
+
+def add_with_thread_lock(directory: Path, *, item: str) -> None:
+    with LOCK:
+        add(directory, item=item)
+
+
+def add_with_flock(directory: Path, *, item: str) -> None:
+    with open(directory / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        add(directory, item=item)
+
+
+def add_with_lockf(directory: Path, *, item: str) -> None:
+    with open(directory / "lock", "a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        add(directory, item=item)
+
+
+def add_with_filelock(directory: Path, *, item: str) -> None:
+    with FileLock(directory / "lock"):
+        add(directory, item=item)
+
+
+def run(saver: Callable[..., None], **options: Any) -> ConcurrencyReport:
+    return CrashSimulator().interleave(
+        savers=[partial(saver, item="a"), partial(saver, item="b")],
+        setup=setup,
+        recover=lambda d: sorted(load(d)),
+        **{"runs": 5, "check": False, **options},
+    )
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_lost_update_is_found_and_replayed(processes: bool) -> None:
+    report = run(add, processes=processes)
+    (finding,) = report.findings
+    assert finding.kind == "lost update"
+    assert "['a', 'b']" in finding.expected
+    again = run(add, processes=processes, schedule=finding.schedule)
+    assert again.schedules == 1
+    assert again.findings == (finding,)
+
+
+def test_the_default_raises_and_shows_the_order() -> None:
+    with pytest.raises(CrashConsistencyError, match="saver 0: start"):
+        run(add, check=True)
+
+
+@pytest.mark.parametrize(
+    ("saver", "processes"),
+    [
+        (add_with_thread_lock, False),
+        (add_with_flock, False),
+        (add_with_flock, True),
+        (add_with_lockf, True),
+        (add_with_filelock, False),
+        (add_with_filelock, True),
+    ],
+)
+def test_the_same_store_with_a_lock_passes(saver: Callable[..., None], processes: bool) -> None:
+    report = run(saver, processes=processes)
+    assert report.ok is True, str(report)
+    assert report.schedules > 8
+
+
+def test_a_torn_pair_is_found() -> None:
+    def save(directory: Path, *, item: str) -> None:
+        (directory / "one").write_text(item)
+        (directory / "two").write_text(item)
+
+    report = CrashSimulator().interleave(
+        savers=[partial(save, item="a"), partial(save, item="b")],
+        setup=lambda d: save(d, item="-"),
+        recover=lambda d: ((d / "one").read_text(), (d / "two").read_text()),
+        check=False,
+    )
+    assert report.ok is False
+    assert report.findings[0].kind == "lost update"
+
+
+def test_a_deadlock_is_one_and_not_a_hang() -> None:
+    def both(directory: Path, *, order: str) -> None:
+        with open(directory / order[0], "a") as one, open(directory / order[1], "a") as two:
+            fcntl.flock(one, fcntl.LOCK_EX)
+            fcntl.flock(two, fcntl.LOCK_EX)
+
+    started = time.monotonic()
+    report = CrashSimulator().interleave(
+        savers=[partial(both, order="xy"), partial(both, order="yx")],
+        recover=lambda d: None,
+        processes=True,
+        runs=0,
+        check=False,
+    )
+    assert {finding.kind for finding in report.findings} == {"deadlock"}
+    assert time.monotonic() - started < 30
+
+
+def test_an_error_counts_as_not_saved() -> None:
+    class Conflict(Exception):
+        pass
+
+    def exclusive(directory: Path, *, item: str) -> None:
+        try:
+            os.close(os.open(directory / "taken", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            raise Conflict(item) from None
+        add(directory, item=item)
+        os.unlink(directory / "taken")
+
+    assert run(exclusive, allow=(Conflict,)).ok is True
+    report = run(exclusive)
+    assert {finding.kind for finding in report.findings} == {"error"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"savers": []}, {"savers": [add]}, {"schedule": "x"}, {"savers": [add] * 5}]
+)
+def test_wrong_arguments_are_user_errors(wrong: dict[str, Any]) -> None:
+    savers = [partial(add, item="a"), partial(add, item="b")]
+    with pytest.raises(UserError):
+        CrashSimulator().interleave(
+            **{"savers": savers, "setup": setup, "recover": load, "runs": 0, **wrong}
+        )
+
+
+def test_savers_that_fail_alone_are_a_user_error() -> None:
+    def fails(directory: Path) -> None:
+        raise RuntimeError("no")
+
+    with pytest.raises(UserError, match="saver 0 raised RuntimeError: no"):
+        CrashSimulator().interleave(savers=[fails, fails], recover=lambda d: None)
