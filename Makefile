@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 .PHONY: demo test lint bench soak clean
 
 demo: $(STAMP)
-	$(BIN)/python examples/run.py
+	$(BIN)/python -m examples.run
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)

@@ -76,6 +76,7 @@ class Outcome:
         ended = Ended.EXITED if isinstance(error, SystemExit) else Ended.RAISED
         text = "".join(traceback.format_exception_only(error)).strip()
         details = "".join(traceback.format_exception(error))
+        _let_go(error)
         return cls(ended, error=error, text=text, details=details)
 
     @property
@@ -85,6 +86,21 @@ class Outcome:
 
     def __str__(self) -> str:
         return f"{self.ended.value} {self.text}" if self.text else self.ended.value
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop the tracebacks of an exception: their frames hold the subject's open files."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        each.__traceback__ = None
+        waiting += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions
 
 
 def shorten(value: object, limit: int = 400) -> str:
