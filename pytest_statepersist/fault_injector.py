@@ -57,6 +57,7 @@ from pytest_statepersist.faults.calls import (
     check_errors,
     check_operations,
 )
+from pytest_statepersist.faults.fake import refuse_while_active
 from pytest_statepersist.faults.gate import gated, installed
 from pytest_statepersist.faults.inject import Counting, Fault, Injection
 from pytest_statepersist.faults.locks import held_locks
@@ -202,6 +203,7 @@ class FaultInjector:
                 invariant=invariant,
                 name=name,
             )
+        refuse_while_active("FaultInjector.sweep")
         _check_callables(workload, recover, setup, invariant)
         started = time.perf_counter()
         with _Sweep(self, workload, recover, invariant) as sweep:

@@ -43,6 +43,7 @@ from pytest_statepersist.explorer.outcome import (
 )
 from pytest_statepersist.explorer.runner import Recovery, call
 from pytest_statepersist.explorer.search import Bounds, Coverage, search
+from pytest_statepersist.faults.fake import refuse_while_active
 from pytest_statepersist.findings import Finding, Report, Verdict
 from pytest_statepersist.recording import Recorded, RecordingSession, record_workload
 from pytest_statepersist.repairing import RUNS, AlteredTraces, redundant_syncs, with_repairs
@@ -201,6 +202,8 @@ class CrashSimulator:
         Gives a `Recording`, which is complete when the block has ended. Raises `UserError` where
         the path is no directory, `BlindSpot` where something changed unseen.
         """
+        refuse_while_active("CrashSimulator.record")
+        refuse_while_active("CrashSimulator.explore")
         settings = changed_settings(self.settings, changes)
         path = _watched(directory)
         with ExitStack() as stack:
@@ -231,6 +234,7 @@ class CrashSimulator:
         """
         from pytest_statepersist.kill import kill
 
+        refuse_while_active("CrashSimulator.kill")
         _check_callables(workload, recover, setup, invariant)
         with workplace(self.settings.workspace) as place:
             report = kill(
@@ -284,6 +288,7 @@ class CrashSimulator:
         """
         from pytest_statepersist.concurrency import interleave
 
+        refuse_while_active("CrashSimulator.interleave")
         with workplace(self.settings.workspace) as place:
             report = interleave(
                 savers=savers,
