@@ -63,7 +63,7 @@ def judge(example: Example, *, models: Sequence[str] = MODELS) -> Outcome:
         workload=example.workload,
         recover=example.recover,
         model=list(models),
-        repairs=False,
+        **{"repairs": False, **example.settings},
     )
     seconds = time.perf_counter() - began
     return Outcome(example, report.verdicts, report.warnings, seconds)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,24 @@ def test_a_workload_in_a_child_is_run_again_under_strace() -> None:
     verdict = report.verdict("ext4")
     assert (verdict.atomic, verdict.durable, verdict.complete) == (False, False, True)
     assert Kind.DURABILITY in {kind for f in report.findings for kind in f.kinds}
+
+
+def test_the_shared_memory_of_sqlite_is_no_blind_spot() -> None:
+    def run(directory: Path, *statements: str) -> list[tuple[object, ...]]:
+        with closing(sqlite3.connect(directory / "db", isolation_level=None)) as connection:
+            return [connection.execute(each).fetchall() for each in statements][-1]
+
+    report = CrashSimulator().explore(
+        setup=lambda d: run(d, "PRAGMA journal_mode=WAL", "CREATE TABLE t(x)"),
+        workload=lambda d: run(d, "PRAGMA synchronous=FULL", "INSERT INTO t VALUES (1)"),
+        recover=lambda d: run(d, "SELECT x FROM t"),
+        deviations=1,
+        samples=0,
+    )
+    assert report.recorder == "python+sqlite"
+    assert not report.warnings
+    assert report.safe
+    assert not any(o.path.endswith("-shm") for o in report.trace.operations)
 
 
 @needs_strace

