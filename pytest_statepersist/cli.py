@@ -21,8 +21,10 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "check": "run a program under every legal crash and say what is lost",
+    "materialize": "write the broken disk of a bundle into an empty directory",
     "models": "list the persistence models with their rules in words",
-    "show": "print a recorded trace as a table",
+    "replay": "run the kept bundles again: FIXED, FAILED or ERROR for each",
+    "show": "explain a bundle, or print a recorded trace as a table",
 }
 """Every command with its one line of help; each is the module of that name in `commands`."""
 
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="statepersist",
         description="Find what a crash can lose or corrupt of what a program saved.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+        + "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
         + "\n\n'statepersist COMMAND --help' says more about each.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

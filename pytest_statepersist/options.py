@@ -5,16 +5,37 @@ Belongs here: reading ini settings, options and markers into settings of a `Cras
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-__all__ = ["CURRENT", "MARKER_KEYWORDS", "REPORTS", "settings_for"]
+if TYPE_CHECKING:
+    from pytest_statepersist.baseline import Accepted
+    from pytest_statepersist.bundle import Bundle
+
+__all__ = [
+    "BASELINE",
+    "CURRENT",
+    "MARKER_KEYWORDS",
+    "REPLAY",
+    "REPLAYED",
+    "REPORTS",
+    "Baseline",
+    "ReplayDone",
+    "baseline_of",
+    "bundle_of",
+    "settings_for",
+]
 
 REPORTS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 """Explorations of this run as plain data, see `report.data`."""
 CURRENT: pytest.StashKey[pytest.Item] = pytest.StashKey()
 """The test that runs."""
+REPLAY: pytest.StashKey[Bundle] = pytest.StashKey()
+"""The bundle that is replayed; absent where none is."""
+REPLAYED: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+"""What came of it, as plain data: "bundle", "test", "status" and "text"."""
 MARKER_KEYWORDS = (
     "model",
     "budget",
@@ -26,6 +47,74 @@ MARKER_KEYWORDS = (
     "repairs",
     "redundant_syncs",
 )
+
+
+class ReplayDone(BaseException):
+    """Ends a test whose replay is done and fine: the rest of it would explore."""
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The accepted findings of a run; with ``everything`` all are, and they are written."""
+
+    accepted: tuple[Accepted, ...] = ()
+    path: str = ""
+    everything: bool = False
+
+    def note(self, finding: str, test: str) -> str | None:
+        """Return the note with which a finding of a test is accepted, ``None`` if it is not."""
+        for each in self.accepted:
+            if each.id == finding and each.test in ("", test):
+                return each.note
+        return "" if self.everything else None
+
+
+BASELINE: pytest.StashKey[Baseline] = pytest.StashKey()
+"""The accepted findings of this run."""
+
+
+def baseline_of(config: pytest.Config) -> Baseline:
+    """Read the baseline that the ini file names; raises `pytest.UsageError` where it cannot be."""
+    name = config.getini("statepersist_baseline")
+    write = bool(config.getoption("--statepersist-write-baseline"))
+    if not name:
+        if write:
+            raise pytest.UsageError(
+                "--statepersist-write-baseline needs the ini setting statepersist_baseline = FILE"
+            )
+        return Baseline()
+    from pytest_statepersist.baseline import read_baseline
+    from pytest_statepersist.errors import UserError
+
+    path = config.rootpath / name
+    if write and not path.exists():
+        return Baseline((), str(path), True)
+    try:
+        return Baseline(read_baseline(path), str(path), write)
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def bundle_of(config: pytest.Config) -> Bundle | None:
+    """Read the bundle that is to be replayed; raises `pytest.UsageError` where it cannot be."""
+    given = config.getoption("--statepersist-replay")
+    if given is None:
+        return None
+    from pytest_statepersist.bundle import DIRECTORY, find, read
+    from pytest_statepersist.errors import UserError
+
+    try:
+        bundle = read(find(given, config.rootpath / DIRECTORY))
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
+    if not bundle.test:
+        raise pytest.UsageError(
+            f"the bundle {bundle.name} was not made by a test; replay it with "
+            "pytest_statepersist.replay_bundle(path, recover=…)"
+        )
+    return bundle
+
+
 _BY_MARKER_ONLY = frozenset({"repairs", "redundant_syncs"})
 
 

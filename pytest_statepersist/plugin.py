@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,24 @@ import pytest
 from pytest_statepersist.fixtures import (
     collect_reports,
     crash_simulator,
+    fake_state_dir,
+    fault_injector,
     snapshot_factory,
+    state_clock,
     state_dir,
+    tamper,
 )
-from pytest_statepersist.options import CURRENT, MARKER_KEYWORDS, REPORTS
+from pytest_statepersist.options import (
+    BASELINE,
+    CURRENT,
+    MARKER_KEYWORDS,
+    REPLAY,
+    REPLAYED,
+    REPORTS,
+    ReplayDone,
+    baseline_of,
+    bundle_of,
+)
 from pytest_statepersist.reference_fixtures import (
     _places,
     app_database,
@@ -49,6 +64,8 @@ __all__ = [
     "conversation_store",
     "crash_simulator",
     "event_log",
+    "fake_state_dir",
+    "fault_injector",
     "file_store",
     "group_snapshot_store",
     "invite_book",
@@ -59,7 +76,9 @@ __all__ = [
     "remote_store",
     "replica",
     "snapshot_factory",
+    "state_clock",
     "state_dir",
+    "tamper",
     "vault",
 ]
 
@@ -92,6 +111,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write every verdict and finding of the run as JSON",
     )
     group.addoption(
+        "--statepersist-replay",
+        metavar="ID|FILE",
+        help="run the one test of a bundle, on the one disk that it holds",
+    )
+    group.addoption(
+        "--statepersist-write-baseline",
+        action="store_true",
+        help="accept every finding of this run: write the file of statepersist_baseline",
+    )
+    group.addoption(
         "--statepersist-off",
         action="store_true",
         help="skip every test that explores crashes",
@@ -105,6 +134,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         ("recorder", "auto, python or strace"),
         ("time_limit", "seconds that one recovery may take"),
         ("workspace", "directory for crash states; default: in memory where there is one"),
+        ("baseline", "JSON or TOML list of accepted findings, below the root"),
         ("xfails", "TOML list of conformance tests that are known to fail, below the root"),
     ):
         parser.addini(f"statepersist_{name}", text, default="")
@@ -118,11 +148,19 @@ def pytest_configure(config: pytest.Config) -> None:
         "time_limit=…, repairs=…, redundant_syncs=…): settings of crash_simulator for this test",
     )
     config.stash[REPORTS] = []
+    config.stash[REPLAYED] = []
+    config.stash[BASELINE] = baseline_of(config)
+    bundle = bundle_of(config)
+    if bundle is not None:
+        config.stash[REPLAY] = bundle
+        if config.args_source is not pytest.Config.ArgsSource.ARGS:
+            config.args = [str(config.rootpath / bundle.test)]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Check the markers early, and skip what explores crashes when it is switched off."""
     off = config.getoption("--statepersist-off")
+    _select_replayed(config, items)
     for item in items:
         for mark in item.iter_markers("statepersist"):
             unknown = sorted(set(mark.kwargs) - set(MARKER_KEYWORDS))
@@ -132,8 +170,55 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     f"{item.nodeid}: @pytest.mark.statepersist does not know the {what}; it takes "
                     f"{', '.join(MARKER_KEYWORDS)}"
                 )
-        if off and "crash_simulator" in getattr(item, "fixturenames", ()):
+        exploring = {"crash_simulator", "fault_injector"} & {*getattr(item, "fixturenames", ())}
+        if off and exploring:
             item.add_marker(pytest.mark.skip(reason="--statepersist-off was given"))
+
+
+def _select_replayed(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of all tests leave the one whose bundle is replayed."""
+    bundle = config.stash.get(REPLAY, None)
+    if bundle is None:
+        return
+    others = [item for item in items if item.nodeid != bundle.test]
+    if len(others) == len(items):
+        raise pytest.UsageError(
+            f"the test {bundle.test} of the bundle {bundle.name} is not there; was it renamed?"
+        )
+    items[:] = [item for item in items if item.nodeid == bundle.test]
+    if others:
+        config.hook.pytest_deselected(items=others)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """End a replay where it was judged; a test that never came to it is no success."""
+    if REPLAY not in item.config.stash:
+        return (yield)
+    bundle, results = item.config.stash[REPLAY], item.config.stash[REPLAYED]
+    result: object = None
+    try:
+        result = yield
+    except ReplayDone:
+        pass
+    except BaseException as error:
+        if not results:
+            text = f"the test did not come to the recorded exploration: {error!r}"
+            results.append(_replay_error(bundle.name, bundle.test, text))
+        raise
+    if not results:
+        text = (
+            f"the test ended without the exploration of the bundle {bundle.name}: its exploration "
+            f"number {bundle.ordinal + 1}, named {bundle.exploration!r}"
+        )
+        results.append(_replay_error(bundle.name, bundle.test, text))
+    if results[-1]["status"] != "FIXED":
+        pytest.fail(results[-1]["text"], pytrace=False)
+    return result
+
+
+def _replay_error(name: str, test: str, text: str) -> dict[str, Any]:
+    return {"bundle": name, "test": test, "status": "ERROR", "text": text}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -166,6 +251,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["statepersist"] = session.config.stash[REPORTS]
+        output["statepersist_replays"] = session.config.stash[REPLAYED]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -173,6 +259,8 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     """In the controller of a distributed run: take a worker's results."""
     found = getattr(node, "workeroutput", {}).get("statepersist", [])
     node.config.stash[REPORTS].extend(found)
+    replays = getattr(node, "workeroutput", {}).get("statepersist_replays", [])
+    node.config.stash[REPLAYED].extend(replays)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -184,14 +272,39 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if target:
         from pytest_statepersist.report.data import document
 
-        Path(target).write_text(json.dumps(document(reports), indent=2) + "\n")
+        data = document(reports) | {"replays": config.stash[REPLAYED]}
+        Path(target).write_text(json.dumps(data, indent=2) + "\n")
     if not reports:
+        for each in config.stash[REPLAYED]:
+            terminalreporter.section("statepersist")
+            terminalreporter.line(f"{each['bundle']}: {each['status']} ({each['test']})")
         return
     from pytest_statepersist.report.summary import github_annotations, summary_lines
 
     terminalreporter.section("statepersist")
-    for line in summary_lines(reports):
+    for line in [*summary_lines(reports), *_baseline_lines(terminalreporter, reports)]:
         terminalreporter.line(line)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in github_annotations(reports):
             terminalreporter.line(line)
+
+
+def _baseline_lines(
+    reporter: pytest.TerminalReporter, reports: list[dict[str, Any]]
+) -> Iterator[str]:
+    """Write the baseline where that was asked for; name what is accepted and no longer there."""
+    baseline = reporter.config.stash[BASELINE]
+    if not baseline.path:
+        return
+    from pytest_statepersist.baseline import updated, vanished, write_baseline
+
+    name = os.path.relpath(baseline.path, reporter.config.rootpath)
+    if baseline.everything:
+        accepted = updated(baseline.accepted, reports)
+        write_baseline(Path(baseline.path), accepted)
+        yield f"baseline {name}: {len(accepted)} accepted findings written"
+        return
+    passed = {each.nodeid for each in reporter.stats.get("passed", []) if each.when == "call"}
+    for gone in vanished(baseline.accepted, reports, passed):
+        text = f": {gone.text}" if gone.text else ""
+        yield f"baseline {name}: {gone.id} is gone{text}; take it out"

@@ -262,7 +262,14 @@ class CrashSimulator:
 
         return keep_bundles(report, self.bundles, prune=False)
 
-    def instead(self, **arguments: Any) -> Report | None:
+    def instead(
+        self,
+        *,
+        settings: Settings,
+        name: str,
+        acknowledged: Callable[[], tuple[Any, ...]],
+        **arguments: Any,
+    ) -> Report | None:
         """Return what stands for an exploration, ``None`` where it is to be done; not for users."""
         return None
 

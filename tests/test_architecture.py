@@ -22,7 +22,7 @@ LAYERS = (
     ("recording", "findings", "diagnosing", "repairing", "concurrency", "kill"),
     ("simulator", "fault_injector", "replaying"),
     ("snapshots", "adapter"),
-    ("options", "baseline"),
+    ("options", "baseline", "keeping"),
     ("strategies",),
     ("machines", "conformance"),
     ("fixtures", "reference_fixtures"),
@@ -31,7 +31,7 @@ LAYERS = (
 """From the bottom up. A module may import its own layer and every one below."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-PYTEST = {"plugin", "fixtures", "reference_fixtures", "options", "conformance"}
+PYTEST = {"plugin", "fixtures", "reference_fixtures", "options", "keeping", "conformance"}
 HYPOTHESIS = {"strategies", "machines", "conformance"}
 REFERENCE = {"strategies", "machines", "conformance", "fixtures", "reference_fixtures", "snapshots"}
 """Who may use the reference implementation."""

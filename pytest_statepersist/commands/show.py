@@ -1,4 +1,4 @@
-"""Print a recorded trace as a readable table.
+"""Explain a bundle and print a regression test for it; or print a recorded trace as a table.
 
 A trace is what 'statepersist check --trace FILE' and Trace.to_json() write.
 """
@@ -6,25 +6,106 @@ A trace is what 'statepersist check --trace FILE' and Trace.to_json() write.
 from __future__ import annotations
 
 import argparse
+import ast
 from pathlib import Path
 
+from pytest_statepersist.bundle import DIRECTORY, Bundle, find, read
 from pytest_statepersist.core.operations import Trace
-from pytest_statepersist.errors import UserError
+from pytest_statepersist.errors import BundleError, UserError
 from pytest_statepersist.report.trace import table
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments: the file of the trace."""
-    parser.add_argument("trace", metavar="TRACE.json", type=Path, help="a file that holds a trace")
+    """Declare the arguments: a bundle, or the file of a trace."""
+    parser.add_argument(
+        "what", metavar="ID|TRACE.json", help="id or file of a bundle, or a file with a trace"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table; returns 0, raises `UserError` where the file holds no trace."""
-    try:
-        text = arguments.trace.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{arguments.trace} cannot be read as a trace: {error}") from None
-    print("\n".join(table(Trace.from_json(text))))
+    """Print it; returns 0, raises `UserError` where it is neither."""
+    path = Path(arguments.what)
+    if path.is_file():
+        try:
+            bundle = read(path)
+        except BundleError as error:
+            if "no bundle" not in str(error) and path.name.endswith(".gz"):
+                raise
+            print("\n".join(table(_trace(path, error))))
+            return 0
+    else:
+        path = find(arguments.what, DIRECTORY)
+        bundle = read(path)
+    print(_explained(bundle, path))
     return 0
+
+
+def _trace(path: Path, error: BundleError) -> Trace:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as unread:
+        raise UserError(f"{path} cannot be read as a trace: {unread}") from None
+    if '"statepersist-bundle"' in text[:200]:
+        raise error
+    return Trace.from_json(text)
+
+
+def _explained(bundle: Bundle, path: Path) -> str:
+    test = bundle.test or "a call outside pytest"
+    lines = [
+        f"{bundle.name}: {bundle.cause} ({bundle.kind}), allowed by {bundle.model}",
+        f"  found by {test}, version {bundle.package}, Python {bundle.python}",
+        "",
+        bundle.text,
+        "",
+        "What was done:",
+        *(f"  {line}" for line in table(bundle.trace)),
+        "",
+    ]
+    if bundle.test:
+        lines.append(f"Replay it:       pytest --statepersist-replay {bundle.name}")
+    lines += [
+        f"Look at it:      statepersist materialize {bundle.name} DIR",
+        "",
+        f"A regression test of recovery, once {path.name} lies beside it:",
+        "",
+        *(f"    {line}".rstrip() for line in _regression_test(bundle, path.name)),
+    ]
+    return "\n".join(lines)
+
+
+def _regression_test(bundle: Bundle, file: str) -> list[str]:
+    lines = [
+        "from pathlib import Path",
+        "",
+        "from pytest_statepersist import replay_bundle",
+        "",
+        "",
+        f"def test_recovery_after_crash_{bundle.name.split('-')[0]}():",
+        "    replay_bundle(",
+        f"        Path(__file__).with_name({file!r}),",
+        f"        recover=load,  # the recovery of {bundle.test or 'your check()'}",
+    ]
+    for which in ("before", "after"):
+        text = getattr(bundle, which)
+        if _literal(text):
+            lines.append(f"        {which}={text},")
+        elif text:
+            shown = text.splitlines()[0][:60]
+            lines.append(f"        # {which}= left out: what recovery gives there, {shown}")
+    marks = [mark.text for mark in bundle.trace.acknowledgements]
+    if marks and all(_literal(mark) for mark in marks):
+        lines.append(f"        acknowledged=[{', '.join(marks)}],")
+    elif marks:
+        lines.append("        acknowledged=[...],  # the values that the workload acknowledges")
+    return [*lines, "    )"]
+
+
+def _literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return False
+    return "\n" not in text
