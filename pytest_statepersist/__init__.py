@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pytest_statepersist.errors import (
         BlindSpot,
         BundleError,
+        ClockClosed,
+        ClockDeadlock,
         CrashConsistencyError,
         RecorderUnavailable,
         StatePersistError,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
         UserError,
     )
     from pytest_statepersist.explorer.outcome import Kind, raises
+    from pytest_statepersist.fault_injector import FaultInjector
+    from pytest_statepersist.faults.report import FaultFinding, FaultKind, FaultReport
     from pytest_statepersist.findings import Finding, Report, Verdict
     from pytest_statepersist.replaying import replay_bundle
     from pytest_statepersist.simulator import CrashSimulator, Recording
@@ -31,8 +35,14 @@ __all__ = [
     "MODELS",
     "BlindSpot",
     "BundleError",
+    "ClockClosed",
+    "ClockDeadlock",
     "CrashConsistencyError",
     "CrashSimulator",
+    "FaultFinding",
+    "FaultInjector",
+    "FaultKind",
+    "FaultReport",
     "Finding",
     "Kind",
     "Model",
@@ -54,6 +64,10 @@ __all__ = [
 ]
 
 _WHERE = {
+    "FaultInjector": "fault_injector",
+    "FaultFinding": "faults.report",
+    "FaultKind": "faults.report",
+    "FaultReport": "faults.report",
     "MODELS": "core.models",
     "Model": "core.models",
     "get_model": "core.models",

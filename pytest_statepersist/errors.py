@@ -10,6 +10,8 @@ from __future__ import annotations
 __all__ = [
     "BlindSpot",
     "BundleError",
+    "ClockClosed",
+    "ClockDeadlock",
     "CrashConsistencyError",
     "RecorderUnavailable",
     "StatePersistError",
@@ -57,3 +59,14 @@ class CrashConsistencyError(StatePersistError, AssertionError):
     def __init__(self, message: str, report: object = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+class ClockDeadlock(StatePersistError):
+    """Everything waits and nothing has a deadline, so no amount of time would help."""
+
+
+class ClockClosed(StatePersistError):
+    """The clock was closed while a thread slept on it; raised in that thread.
+
+    A thread that the clock started, or that was started while it was installed, just ends.
+    """

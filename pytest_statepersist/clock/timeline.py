@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
-from pytest_statepersist.errors import StatePersistError, UserError
+from pytest_statepersist.errors import ClockClosed, ClockDeadlock, UserError
 
 __all__ = ["ClockClosed", "ClockDeadlock", "Outcome", "Timeline", "Wait", "Waiting"]
 
@@ -41,17 +41,6 @@ CLOSED = (
     "the clock was closed, so this sleep would never end; stop the thread before its clock goes "
     "away (set its stop event and join it)"
 )
-
-
-class ClockDeadlock(StatePersistError):
-    """Everything waits and nothing has a deadline, so no amount of time would help."""
-
-
-class ClockClosed(StatePersistError):
-    """The clock was closed while a thread slept on it; raised in that thread.
-
-    A thread that the clock started, or that was started while it was installed, just ends.
-    """
 
 
 class Outcome(Enum):
