@@ -34,5 +34,4 @@ def recover(directory: Path) -> object:
 
 EXPECTED = expect(atomic=("kill",), durable=("kill",))
 CITATIONS = ()
-SETTINGS = {**sqlite.SETTINGS, "budget": 60, "recovery_crashes": 0}
-"""Enough for both to be a no: more states would only say it again."""
+SETTINGS = {**sqlite.SETTINGS, "recovery_crashes": 0}

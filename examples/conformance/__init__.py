@@ -1,0 +1,1 @@
+"""Conformance suites on stores that nobody here wrote."""
