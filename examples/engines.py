@@ -60,6 +60,7 @@ class Outcome:
     module: ModuleType
     report: Report | BlindSpot
     seconds: float
+    models: Sequence[str] = MODELS
 
     def found(self, model: str) -> Expected:
         """Return the verdict under one model."""
@@ -72,7 +73,7 @@ class Outcome:
         """Return one sentence for each verdict that is not the expected one."""
         return [
             f"{self.name} on {model}: {aspect}? expected {word(wanted)}, found {word(found)}"
-            for model in MODELS
+            for model in self.models
             for aspect, wanted, found in zip(
                 Expected._fields, self.module.EXPECTED[model], self.found(model), strict=True
             )
@@ -97,7 +98,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
-def judge(name: str) -> Outcome:
+def judge(name: str, *, models: Sequence[str] = MODELS) -> Outcome:
     """Explore one engine; raises `ModuleNotFoundError` where its package is not installed."""
     module = importlib.import_module(f"examples.natives.{name}")
     began = time.perf_counter()
@@ -108,13 +109,13 @@ def judge(name: str) -> Outcome:
                 setup=module.setup,
                 workload=module.workload,
                 recover=module.recover,
-                model=list(MODELS),
+                model=list(models),
                 recorder="strace",
                 **{**SETTINGS, **getattr(module, "SETTINGS", {})},
             )
     except BlindSpot as blind:
         report = blind
-    return Outcome(name, module, report, time.perf_counter() - began)
+    return Outcome(name, module, report, time.perf_counter() - began, models)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
