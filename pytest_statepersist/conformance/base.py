@@ -145,7 +145,7 @@ class BaseBench:
                 except self.adapter.refusal:
                     continue
                 accepted[key] = self.value(number)
-        assert self.content(known=dict.fromkeys(keys, {})) == accepted
+        assert self.content(known={key: {} for key in keys}) == accepted
 
     def surroundings(self) -> set[str]:
         """Return the names outside the store's directory, as far as this test could reach them."""

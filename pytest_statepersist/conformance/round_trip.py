@@ -26,7 +26,8 @@ class RoundTripConformance:
 
     def test_empty_values(self, bench: Bench) -> None:
         """Empty documents, lists and texts come back as they were, not as something missing."""
-        for number, value in enumerate(({}, {"a": []}, {"a": ""}, {"a": {}}, {"a": None})):
+        empty: tuple[object, ...] = ([], "", {}, None)
+        for number, value in enumerate(({}, *({"a": each} for each in empty))):
             bench.check_round_trip(value, key=f"empty-{number}")
 
     def test_truth_values_and_numbers_keep_their_type(self, bench: Bench) -> None:
@@ -37,8 +38,8 @@ class RoundTripConformance:
 
     def test_numbers_at_the_edges(self, bench: Bench) -> None:
         """Integers of 53 bits and the extremes of floating point come back exactly."""
-        value = {"big": 2**53 - 1, "small": -(2**53), "tiny": 5e-324, "huge": 1.7976931348623157e308,
-                 "third": 1 / 3}  # fmt: skip
+        value = {"big": 2**53 - 1, "small": -(2**53), "tiny": 5e-324, "third": 1 / 3}
+        value["huge"] = 1.7976931348623157e308
         loaded = bench.check_round_trip(value)
         assert all(math.copysign(1, loaded[n]) == math.copysign(1, value[n]) for n in value)
 
@@ -123,7 +124,7 @@ class RoundTripConformance:
         assert bench.content() == {}
 
     def test_keys_with_special_characters(self, bench: Bench) -> None:
-        """A key that is accepted gives its own value back; a key that is refused changes nothing."""
+        """An accepted key gives its own value back; a refused one changes nothing."""
         bench.check_keys(
             ("with space", "dot.dot", "-dash", "ünïcödé", "a%2fb", "tilde~", "#1", "a=b")
         )

@@ -33,7 +33,7 @@ from pytest_statepersist.conformance.round_trip import RoundTripConformance
 from pytest_statepersist.conformance.xfails import read_xfails
 from pytest_statepersist.errors import UserError
 
-__all__ = ["GROUPS", "StoreConformance", "adapter_of", "all_test_ids", "tests_of"]
+__all__ = ["GROUPS", "StoreConformance", "adapter_of", "all_test_ids", "names_of"]
 
 GROUPS: dict[str, type] = {
     "round_trip": RoundTripConformance,
@@ -122,14 +122,14 @@ def adapter_of(store: object) -> StoreAdapter:
     )
 
 
-def tests_of(group: type) -> list[str]:
+def names_of(group: type) -> list[str]:
     """Return the names of the tests of one group, in the order in which they stand."""
     return [name for name in vars(group) if name.startswith("test_")]
 
 
 def all_test_ids(suite: type = StoreConformance) -> list[str]:
     """Return the names of all tests of a suite, group by group."""
-    names = [name for group in GROUPS.values() for name in tests_of(group)]
+    names = [name for group in GROUPS.values() for name in names_of(group)]
     own = [name for name in dir(suite) if name.startswith("test_")]
     return names + [name for name in own if name not in names]
 

@@ -1,0 +1,127 @@
+"""The suite itself: names are frozen, each promise is said, weak stores fail, lists only shrink."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_statepersist.conformance.suite import GROUPS, all_test_ids, names_of
+
+pytest_plugins = ["pytester"]
+
+GOLDEN = Path(__file__).parent.parent.parent / "fixtures" / "conformance" / "test-ids.txt"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "conformance.md"
+
+STORE = """
+import json
+import pytest
+from pytest_statepersist.adapter import Capabilities, StoreAdapter
+from pytest_statepersist.conformance import StoreConformance
+
+class NotesAdapter(StoreAdapter):
+    capabilities = Capabilities(crash_recovery=True)
+    def open(self, directory):
+        return directory
+    def save(self, store, key, value):
+        if "/" in key or key in ("", ".", "..") or len(key) > 200:
+            raise ValueError(key)
+        (store / key).write_text(json.dumps(value))
+    def load(self, store, key):
+        return json.loads((store / key).read_text())
+    def delete(self, store, key):
+        (store / key).unlink()
+    def keys(self, store):
+        return [path.name for path in store.iterdir()]
+
+class TestNotes(StoreConformance):
+    {extra}
+    @pytest.fixture
+    def store(self):
+        return NotesAdapter
+"""
+
+
+def ids() -> list[str]:
+    return [f"{group}::{name}" for group, cls in GROUPS.items() for name in names_of(cls)]
+
+
+def test_ids_are_frozen() -> None:
+    """Names may be added at any time; none is ever changed or taken away."""
+    assert ids() == GOLDEN.read_text().splitlines()
+    assert len(all_test_ids()) >= 60
+
+
+def test_each_test_says_its_promise_in_one_sentence_and_is_documented() -> None:
+    page = PAGE.read_text()
+    for group in GROUPS.values():
+        for name in names_of(group):
+            doc = vars(group)[name].__doc__
+            assert doc, f"{name} has no docstring"
+            assert doc.endswith("."), name
+            assert "\n" not in doc, name
+            assert f"`{name}`" in page, f"{PAGE.name} does not have {name}"
+            assert doc in page, f"{PAGE.name} says something else of {name}"
+
+
+def test_a_weak_store_fails_where_it_is_weak(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(STORE.replace("{extra}", ""))
+    result = pytester.runpytest("-k", "overwrite_is_old_or_new or round_trip or saved_value")
+    result.assert_outcomes(passed=2, failed=1, deselected=len(ids()) - 3)
+
+
+def test_a_list_makes_it_pass_and_only_shrinks(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(STORE.replace("{extra}", 'xfails = "known.toml"'))
+    known = pytester.path / "known.toml"
+    only = ("-k", "overwrite_is_old_or_new or saved_value_is_loaded")
+    known.write_text('[TestNotes]\ntest_an_overwrite_is_old_or_new = "written in place"\n')
+    pytester.runpytest(*only).assert_outcomes(passed=1, xfailed=1, deselected=len(ids()) - 2)
+    known.write_text('[TestNotes]\ntest_a_saved_value_is_loaded_equal = "not true any more"\n')
+    result = pytester.runpytest(*only)
+    result.assert_outcomes(failed=2, deselected=len(ids()) - 2)
+    result.stdout.fnmatch_lines(["*XPASS(strict)*not true any more*"])
+
+
+def test_the_ini_setting_does_the_same(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(STORE.replace("{extra}", ""))
+    pytester.makeini("[pytest]\nstatepersist_xfails = known.toml\n")
+    (pytester.path / "known.toml").write_text('[TestNotes]\ntest_an_overwrite_is_old_or_new = "x"')
+    result = pytester.runpytest("-k", "overwrite_is_old_or_new")
+    result.assert_outcomes(xfailed=1, deselected=len(ids()) - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[TestNotes]\ntest_no_such = "x"', "no test of it"),
+        ('[TestNotes]\ntest_many_keys = ""', "needs its reason"),
+        ("nonsense", "cannot be read"),
+    ],
+)
+def test_a_list_that_cannot_be_is_refused(pytester: pytest.Pytester, text: str, words: str) -> None:
+    pytester.makepyfile(STORE.replace("{extra}", 'xfails = "known.toml"'))
+    (pytester.path / "known.toml").write_text(text)
+    result = pytester.runpytest("-k", "saved_value_is_loaded")
+    result.assert_outcomes(errors=1, deselected=len(ids()) - 1)
+    result.stdout.fnmatch_lines([f"*{words}*"])
+
+
+def test_what_is_not_declared_is_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(STORE.replace("{extra}", ""))
+    result = pytester.runpytest("-rs", "-k", "wrong_key_is_refused or first_save_survives")
+    result.assert_outcomes(skipped=2, deselected=len(ids()) - 2)
+    for words in (
+        "Notes does not declare encryption",
+        "not covered: Notes declares neither durable",
+    ):
+        result.stdout.fnmatch_lines([f"*{words}*"])
+
+
+def test_a_suite_without_a_store_says_what_to_do(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        "from pytest_statepersist.conformance import StoreConformance\n"
+        "class TestNothing(StoreConformance): pass\n"
+    )
+    result = pytester.runpytest("-k", "saved_value_is_loaded")
+    result.assert_outcomes(errors=1, deselected=len(ids()) - 1)
+    result.stdout.fnmatch_lines(["*TestNothing has to override the fixture `store`*"])
