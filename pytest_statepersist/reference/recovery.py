@@ -147,11 +147,19 @@ class StateRecovery:
     def restore(self, offer: CrashOffer) -> LiveState:
         """Make the offered state the last session, durably, and then drop the record.
 
-        A crash in the middle leaves the record, and restoring again changes nothing more.
+        A crash in the middle leaves the record, and restoring again changes nothing more. Where
+        the database has more of the session than the record (the app died while it stopped),
+        the result has it too.
         """
         _keep(offer.state, self.database, self.storage)
         self.storage.remove(CRASH_RECORD)
-        return offer.state
+        session = offer.state.session
+        if session is None:
+            return offer.state
+        return offer.state.changed(
+            session=self.database.session(session.id),
+            messages=tuple(self.database.messages(session.id)),
+        )
 
     def discard(self) -> None:
         """Drop the record; durable on return."""

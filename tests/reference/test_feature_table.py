@@ -14,7 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reference/reference-implementation.md"
 TESTS = "tests/reference"
-ROW = re.compile(r"^\| .+ \| (?P<names>`[\w.]+`(?:, `[\w.]+`)*) \| `(?P<test>test_\w+\.py::[\w:]+)` \|$")
+ROW = re.compile(
+    r"^\| .+ \| (?P<names>`[\w.]+`(?:, `[\w.]+`)*) \| `(?P<test>test_\w+\.py::[\w:]+)` \|$"
+)
 
 
 def rows() -> list[tuple[tuple[str, ...], str]]:

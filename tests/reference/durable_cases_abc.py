@@ -1,24 +1,14 @@
-"""Blocks A to C under every legal crash, crashes during recovery included, and under I/O errors.
-
-One `Case` for each durable operation. Each must be atomic and durable in all five persistence
-models; each must, when any one file-system call fails, leave the old or the new state and say
-so. Two sabotaged versions show that the check would notice.
-"""
+"""Blocks A to C: one `Case` for each durable operation of files, file store and snapshots."""
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from pytest_statepersist.reference import atomic, transaction
 from pytest_statepersist.reference.atomic import (
     make_directory,
     remove_durably,
@@ -27,12 +17,15 @@ from pytest_statepersist.reference.atomic import (
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.clock import ManualClock
 from pytest_statepersist.reference.component_registry import DirectoryRegistry
-from pytest_statepersist.reference.errors import PersistenceError
 from pytest_statepersist.reference.file_store import FileStore
 from pytest_statepersist.reference.items import Session
 from pytest_statepersist.reference.managers import SessionManager
 from pytest_statepersist.reference.remote import RemoteStore
-from pytest_statepersist.reference.snapshot_transfer import import_state
+from pytest_statepersist.reference.snapshot_transfer import (
+    ExportOptions,
+    export_state,
+    import_state,
+)
 from pytest_statepersist.reference.state_snapshot import Component, StateSnapshot
 from pytest_statepersist.reference.store_backup import read_backup
 from pytest_statepersist.reference.store_remote import (
@@ -44,25 +37,13 @@ from pytest_statepersist.reference.store_remote import (
 )
 from pytest_statepersist.reference.store_schedule import BackupSchedule
 from pytest_statepersist.reference.transaction import Transaction, recover
-from pytest_statepersist.simulator import CrashSimulator
+from tests.reference.durable_case import Case
 from tests.reference.kill_points import tree
 from tests.reference.snapshot_helpers import component, record, registry, snapshot
-from tests.reference.store_helpers import NOON, content, open_store, session
+from tests.reference.store_helpers import CHEAP, NOON, content, open_store, session
 
-MODELS = ("posix", "ext4", "xfs", "btrfs", "kill")
 KEY = Cipher(b"k" * 32)
 CANARY = "canary-51d0"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A durable operation: what was there, what it does, what the next start then finds."""
-
-    name: str
-    setup: Callable[[Path], object]
-    workload: Callable[[Path], object]
-    recover: Callable[[Path], object]
-    item_by_item: bool = False  # where one item fails, the others are saved all the same
 
 
 def opened(directory: Path, **options: object) -> FileStore:
@@ -208,6 +189,14 @@ def remote_at(directory: Path) -> RemoteStore:
     return RemoteStore(str(directory / "remote"))
 
 
+@cache
+def with_secrets() -> StateSnapshot:
+    """A snapshot of a registry that lies elsewhere, which has its secrets in the clear."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        made = registry(Path(elsewhere), "a")
+        return export_state(made, ExportOptions(seal_secrets_with="pass", kdf_cost=CHEAP))
+
+
 CASES = [
     Case(
         "write_atomic",
@@ -269,6 +258,12 @@ CASES = [
         lambda d: StateSnapshot.load(d / "s").to_json(),
     ),
     Case(
+        "StateSnapshot.save-secrets",
+        lambda d: with_secrets() and snapshot("b").save(d / "s"),
+        lambda d: with_secrets().save(d / "s"),
+        lambda d: [each.secrets is None for each in StateSnapshot.load(d / "s").components],
+    ),
+    Case(
         "save_snapshot",
         lambda d: save_snapshot(snapshot("a"), remote_at(d), "s"),
         lambda d: save_snapshot(snapshot("b"), remote_at(d), "s"),
@@ -295,7 +290,7 @@ CASES = [
         registered,
     ),
     Case(
-        "import_state",
+        "snapshot_transfer.import_state",
         lambda d: registry(d / "registry", "a"),
         lambda d: import_state(
             DirectoryRegistry(d / "registry"),
@@ -304,146 +299,3 @@ CASES = [
         registered,
     ),
 ]
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_survives_every_legal_crash(case: Case) -> None:
-    simulator = CrashSimulator(model=MODELS, deviations=1, samples=5, time_limit=None)
-    report = simulator.check(
-        setup=case.setup, workload=case.workload, recover=case.recover, name=case.name
-    )
-    for model in MODELS:
-        verdict = report.verdict(model)
-        assert (verdict.atomic, verdict.durable) == (True, True), str(verdict)
-
-
-class Injected(OSError):
-    """The one call that fails."""
-
-
-CALLS = ("open", "write", "fsync", "replace", "rename", "unlink", "mkdir", "read", "listdir")
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_an_io_error_at_any_call_leaves_old_or_new_and_is_told(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every call in turn fails once; the clean-up then works. A false "saved" is the worst."""
-    start, disk = tmp_path / "start", tmp_path / "disk"
-    start.mkdir()
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nothing here is about power
-    case.setup(start)
-    shutil.copytree(start, disk, symlinks=True)
-    before = case.recover(disk)
-    after: object = None
-    for point in range(-1, 1_000):
-        shutil.rmtree(disk)
-        shutil.copytree(start, disk, symlinks=True)
-        told, made = _run_failing_at(point, case.workload, disk, monkeypatch)
-        found = case.recover(disk)
-        if point == -1:  # no failure
-            after = found
-            assert before != after
-            assert made > 1
-        elif made <= point:
-            break
-        elif told:
-            assert _allowed(case, found, before, after), f"a mixture after call {point} failed"
-        else:
-            assert found == after, f"call {point} failed, and the caller heard nothing of it"
-    assert found == after
-
-
-def _allowed(case: Case, found: object, before: object, after: object) -> bool:
-    if case.item_by_item and isinstance(found, dict):
-        assert isinstance(before, dict)
-        assert isinstance(after, dict)
-        return all(
-            found.get(place) in (before.get(place), after.get(place))
-            for place in found.keys() | before.keys() | after.keys()
-        )
-    return found in (before, after)
-
-
-def _run_failing_at(
-    point: int, workload: Callable[[Path], object], directory: Path, patch: pytest.MonkeyPatch
-) -> tuple[bool, int]:
-    made = 0
-    here = str(directory)
-
-    def wrap(name: str) -> Callable[..., object]:
-        really = getattr(os, name)
-
-        def call(*args: Any, **kwargs: Any) -> object:
-            nonlocal made
-            if _concerns(here, args):
-                made += 1
-                if made == point + 1:
-                    raise Injected(errno.EIO, f"injected into {name}")
-            return really(*args, **kwargs)
-
-        return call
-
-    with patch.context() as patched:
-        for name in CALLS:
-            patched.setattr(os, name, wrap(name))
-        try:
-            workload(directory)
-        except PersistenceError:
-            return True, made
-    return False, made
-
-
-def _concerns(here: str, args: tuple[Any, ...]) -> bool:
-    """Tell whether a call is about our directory; the lock file is filelock's own business."""
-    if not args or isinstance(args[0], int):
-        return bool(args) and args[0] > 2
-    path = os.fspath(args[0])
-    return isinstance(path, str) and path.startswith(here) and not path.endswith(".lock")
-
-
-def test_without_the_sync_of_new_names_the_simulator_finds_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(atomic, "fsync_directory", lambda path: None)
-    case = CASES[0]
-    report = CrashSimulator(model="posix").explore(
-        setup=case.setup, workload=case.workload, recover=case.recover
-    )
-    assert report.verdict("posix").durable is False
-    assert report.verdict("posix").atomic is True
-
-
-def test_without_the_sync_before_the_journal_goes_the_simulator_finds_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The transaction's own directory syncs make it atomic: without them it is not."""
-    monkeypatch.setattr(transaction, "fsync_directory", lambda path: None)
-    case = next(case for case in CASES if case.name == "Transaction.commit")
-    report = CrashSimulator(model="posix").explore(
-        setup=case.setup, workload=case.workload, recover=case.recover
-    )
-    assert report.verdict("posix").atomic is False
-
-
-def test_every_durable_operation_has_its_case() -> None:
-    """Public methods that change the disk; a new one without a case fails here."""
-    durable = {
-        FileStore: {"save", "delete", "save_all", "clear", "migrate", "rekey", "backup", "restore"},
-        DirectoryRegistry: {"register", "remove"},
-        BackupSchedule: {"run_now"},
-    }
-    harmless = {
-        FileStore: {
-            "attach", "load", "load_all", "ids", "enable_autosave", "disable_autosave", "close",
-            "backup_content", "restore_content", "root", "serializer", "last_save_time",
-            "autosave_interval",
-        },
-        DirectoryRegistry: {"apply", "get", "ids", "locked"},
-        BackupSchedule: {"backups", "start"},
-    }  # fmt: skip
-    names = {case.name.partition("-")[0] for case in CASES}
-    for owner, methods in durable.items():
-        public = {name for name in vars(owner) if not name.startswith("_")}
-        assert public == methods | harmless[owner], owner
-        assert {f"{owner.__name__}.{method}" for method in methods} <= names
