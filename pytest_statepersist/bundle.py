@@ -21,7 +21,7 @@ import re
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -94,6 +94,7 @@ class Bundle:
     observed: str
     expected: str
     crash_point: int
+    deviations: int
     points: tuple[tuple[int, int], ...]
     last: int
     missing: tuple[int, ...]
@@ -195,7 +196,9 @@ def write(bundle: Bundle, directory: Path) -> Path:
 
 def _ignore(directory: Path) -> None:
     """What is kept is for this machine: version control is told so, once."""
-    top = directory.parent if directory.name == DIRECTORY.name else directory
+    top = directory.parent
+    if top.name != DIRECTORY.parent.name:
+        return
     with suppress(FileExistsError), open(top / ".gitignore", "x", encoding="ascii") as file:
         file.write("*\n")
 
@@ -238,18 +241,22 @@ def find(given: str, directory: Path) -> Path:
     raise BundleError(f"{given} is the beginning of more than one bundle: {names}")
 
 
-def drop(directory: Path, suffix: str, *, but: Iterable[str], models: Iterable[str]) -> list[str]:
+def drop(
+    directory: Path, suffix: str, *, but: Iterable[str], covered: Mapping[str, int]
+) -> list[str]:
     """Remove the bundles of one exploration that it no longer finds; return their names.
 
-    Only those of a model that was explored in full can be known to be gone.
+    ``covered`` has the deviations up to which each model was explored in full: what lies beyond
+    cannot be known to be gone. Neither can crashes during recovery, which may be switched off.
     """
-    gone, keep, covered = [], set(but), set(models)
+    gone, keep = [], set(but)
     for path in kept(directory):
         name = _stem(path.name)
         if not name.endswith(f"-{suffix}") or name in keep:
             continue
         try:
-            if read(path).model not in covered:
+            bundle = read(path)
+            if bundle.step is not None or bundle.deviations > covered.get(bundle.model, -1):
                 continue
         except BundleError:
             continue  # it cannot be read, so nobody knows what it says
@@ -270,10 +277,10 @@ def read(path: Path) -> Bundle:
         if os.path.islink(path):
             raise BundleError(f"{path} is a symbolic link; give the bundle itself") from None
         raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"{path} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path} is not a regular file")
         data = file.read(_FILE_LIMIT + 1)
     try:
         return load(data)
@@ -336,6 +343,7 @@ def _bundle(row: dict[str, Any]) -> Bundle:
         values[key] = tuple(_number(each, key) for each in _list(row, key))
     values["points"] = tuple(_span(each) for each in _list(row, "points"))
     values["ordinal"] = _number(row["ordinal"], "ordinal")
+    values["deviations"] = _number(row["deviations"], "deviations")
     values["crash_point"] = _number(row["crash_point"], "crash_point")
     values["last"] = _number(row["last"], "last", least=-1)
     if type(row["stable"]) is not bool:

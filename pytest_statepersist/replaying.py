@@ -81,10 +81,13 @@ def keep_bundles(
         findings.append(replace(finding, bundle=name if test else str(path)))
     if prune:
         names = [bundle_name(f.id, test, report.name, ordinal) for f in findings]
-        covered = [
-            v.model for v in report.verdicts if v.complete and None not in (v.atomic, v.durable)
-        ]
-        drop(directory, test_suffix(test, report.name, ordinal), but=names, models=covered)
+        sure = {v.model for v in report.verdicts if None not in (v.atomic, v.durable)}
+        covered = {
+            each.model.name: 1 << 20 if each.all_states else each.deviations
+            for each in report.coverage
+            if each.complete and each.model.name in sure
+        }
+        drop(directory, test_suffix(test, report.name, ordinal), but=names, covered=covered)
     return replace(report, findings=tuple(findings))
 
 
@@ -109,6 +112,7 @@ def _bundle(report: Report, finding: Finding, name: str, test: str, ordinal: int
         observed=str(finding.observed)[:100_000],
         expected=finding.expected[:100_000],
         crash_point=failure.judgement.point,
+        deviations=finding.deviations,
         points=tuple((max(begin, 0), min(end, len(report.trace))) for begin, end in points),
         last=state.last,
         missing=tuple(sorted(state.missing)),

@@ -193,7 +193,8 @@ class CrashSimulator:
             report = _explore(
                 recorded, recover, directory, place, fresh, settings, before, after, invariant, True
             )
-        return self._finish(report, name, started)
+            # While the workplace is there: contents of large files are read from it.
+            return self._finish(report, name, started)
 
     @contextmanager
     def record(self, directory: str | os.PathLike[str], **changes: Any) -> Iterator[Recording]:

@@ -13,7 +13,9 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from pytest_statepersist.errors import BundleError
 __all__ = ["add_arguments", "run"]
 
 _FIXED, _FAILED, _ERROR = "FIXED", "FAILED", "ERROR"
+_NOT_LEFT = "the save no longer leaves such a disk"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +46,20 @@ def run(arguments: argparse.Namespace) -> int:
     if not paths:
         print(f"no bundles in {DIRECTORY}")
         return 0
+    found = [(path, _read(path)) for path in paths]
+    bundles = [bundle for _, bundle in found if isinstance(bundle, Bundle)]
+    # Nothing that a bundle was found with may be left out when its test explores again.
+    deviations = max([2, *(bundle.deviations for bundle in bundles)])
+    explored: dict[str, _Explored] = {}
     worst = 0
-    explored: dict[str, list[str] | None] = {}
-    for path in paths:
-        status, text, test = _replayed(path, arguments, explored)
+    for path, bundle in found:
+        test = bundle.test if isinstance(bundle, Bundle) else ""
+        status, text = _replayed(path, bundle, explored)
+        if status == _FAILED and not arguments.recovery_only and isinstance(bundle, Bundle):
+            if test not in explored:
+                explored[test] = _explored(test, deviations)
+            if explored[test].lacks(bundle):
+                status, text = _FIXED, _NOT_LEFT
         print(f"{status:<6} {path.name.split('.')[0]} {test}{': ' if text else ''}{text}")
         worst = max(worst, {_FIXED: 0, _FAILED: 1, _ERROR: 2}[status])
         if status == _FIXED and not arguments.keep and path.parent == directory:
@@ -55,43 +68,53 @@ def run(arguments: argparse.Namespace) -> int:
     return worst
 
 
-def _replayed(
-    path: Path, arguments: argparse.Namespace, explored: dict[str, list[str] | None]
-) -> tuple[str, str, str]:
+def _read(path: Path) -> Bundle | str:
     try:
-        bundle = read(path)
+        return read(path)
     except BundleError as error:
-        return _ERROR, str(error), ""
+        return str(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Explored:
+    """What the explorations of a test say now, in order."""
+
+    runs: list[dict[str, Any]]
+
+    def lacks(self, bundle: Bundle) -> bool:
+        """Say whether the save is known to leave no such disk any more."""
+        models = [v for run in self.runs for v in run["verdicts"] if v["model"] == bundle.model]
+        # An exploration that failed may have ended the test before this one.
+        if len(self.runs) <= bundle.ordinal or not models:
+            return False
+        if any(not v["complete"] or None in (v["atomic"], v["durable"]) for v in models):
+            return False
+        ids = {finding["id"] for run in self.runs for finding in run["findings"]}
+        return bundle.name.split("-")[0] not in ids
+
+
+def _explored(test: str, deviations: int) -> _Explored:
+    document, _ = _pytest(test, f"--statepersist-deviations={deviations}")
+    return _Explored([run for run in document.get("explorations", []) if run["test"] == test])
+
+
+def _replayed(
+    path: Path, bundle: Bundle | str, explored: Mapping[str, _Explored]
+) -> tuple[str, str]:
+    if isinstance(bundle, str):
+        return _ERROR, bundle
     if not bundle.test:
-        return _ERROR, "not made by a test; use replay_bundle()", ""
+        return _ERROR, "not made by a test; use replay_bundle()"
+    if bundle.test in explored and not path.exists():
+        return _FIXED, _NOT_LEFT  # its test has just explored again, and removed it
     document, output = _pytest(f"--statepersist-replay={path}")
     rows = [row for row in document.get("replays", []) if row["bundle"] == bundle.name]
     if not rows:
-        return _ERROR, output, bundle.test
+        return _ERROR, output
     status, text = rows[-1]["status"], rows[-1]["text"]
-    if status == _FAILED and not arguments.recovery_only:
-        if bundle.test not in explored:
-            explored[bundle.test] = _findings(bundle)
-        found = explored[bundle.test]
-        if found is not None and bundle.name.split("-")[0] not in found:
-            return _FIXED, "the save no longer leaves such a disk", bundle.test
     lines = text.splitlines()
     shown = " ".join(line.strip() for line in (lines[:1] if status == _FIXED else lines[:2]))
-    return status, shown.removeprefix(f"{status} {bundle.name}: "), bundle.test
-
-
-def _findings(bundle: Bundle) -> list[str] | None:
-    """Return the findings of the test as it is now, ``None`` where it covers less than all."""
-    document, _ = _pytest(bundle.test)
-    runs = [each for each in document.get("explorations", []) if each["test"] == bundle.test]
-    mine = [verdict for run in runs for verdict in run["verdicts"]]
-    models = [verdict for verdict in mine if verdict["model"] == bundle.model]
-    # An exploration that came before may have ended the test.
-    if len(runs) <= bundle.ordinal or not models:
-        return None
-    if any(not v["complete"] or None in (v["atomic"], v["durable"]) for v in models):
-        return None
-    return [finding["id"] for run in runs for finding in run["findings"]]
+    return status, shown.removeprefix(f"{status} {bundle.name}: ")
 
 
 def _pytest(*arguments: str) -> tuple[dict[str, Any], str]:
