@@ -13,6 +13,8 @@ Belongs here: `FaultInjector` and the judgement of one case. How a call is made 
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import pickle
 import random
@@ -20,14 +22,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model, get_models
-from pytest_statepersist.core.states import crash_states, disk_of
+from pytest_statepersist.core.states import disk_of, expand, roots, visible_cells
 from pytest_statepersist.core.tree import File, Tree
+from pytest_statepersist.core.window import Choice
 from pytest_statepersist.diagnosing import Diagnoser
 from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.explorer.engine import Engine, Restart, Workplace
@@ -530,6 +534,7 @@ class _Sweep:
         if recorder is None:
             ended = run()
         else:
+            injection.position = lambda: len(recorder.builder)
             try:
                 with recorder:
                     ended = run()
@@ -558,7 +563,9 @@ class _Sweep:
             problems += self._retry(recovered, values)
         states = 0
         if trace is not None and recovered.ended is not Ended.HUNG:
-            more, states, further = self._power_loss(trace, self._expect(ended.ok, trace, values))
+            more, states, further = self._power_loss(
+                trace, self._expect(ended.ok, trace, values), injection.began
+            )
             problems += more if not problems else ()
             notes += further
         hung = any(each.kind in (FaultKind.HANG, FaultKind.LOCKED) for each in problems)
@@ -726,12 +733,15 @@ class _Sweep:
     # -- power loss after a fault
 
     def _power_loss(
-        self, trace: op.Trace, expectation: Expectation
+        self, trace: op.Trace, expectation: Expectation, since: int = 0
     ) -> tuple[list[_Problem], int, list[str]]:
-        """Judge the disks that a power failure may leave, up to a bound; alike traces once."""
+        """Judge the disks that a power failure may leave, up to a bound; alike traces once.
+
+        Up to ``since`` all went as without a fault, and what a crash leaves there is known.
+        """
         if not self.crashing:
             return [], 0, []
-        key = _alike(trace, expectation)
+        key = (since, _alike(trace, expectation))
         known = self.judged.get(key)
         if known is not None:
             return list(known[0]), 0, []
@@ -739,7 +749,7 @@ class _Sweep:
         notes: list[str] = []
         count = 0
         for model in self.options.models:
-            number, failure, bounded = self._crash(trace, model, expectation)
+            number, failure, bounded = self._crash(trace, model, expectation, since)
             count += number
             if failure is not None:
                 problems.append(self._explain(trace, model, expectation, failure))
@@ -765,10 +775,10 @@ class _Sweep:
         self.bases.clear()
 
     def _crash(
-        self, trace: op.Trace, model: Model, expectation: Expectation
+        self, trace: op.Trace, model: Model, expectation: Expectation, since: int
     ) -> tuple[int, tuple[CrashState, Outcome, str] | None, bool]:
         count = 0
-        for state, outcome, judged in self._states(trace, model, expectation):
+        for state, outcome, judged in self._states(trace, model, expectation, since):
             count += 1
             if judged is not None and judged.kind not in self.unsafe.get(model.name, ()):
                 words = f"a crash after {judged.point} calls; expected {judged.expected}"
@@ -776,7 +786,7 @@ class _Sweep:
         return count, None, count >= self.options.states
 
     def _states(
-        self, trace: op.Trace, model: Model, expectation: Expectation
+        self, trace: op.Trace, model: Model, expectation: Expectation, since: int = 0
     ) -> Iterator[tuple[CrashState, Outcome, Judgement | None]]:
         """Yield the states up to the bound, what recovery gives, and what is wrong with it."""
         disk = disk_of(trace, model)
@@ -784,7 +794,7 @@ class _Sweep:
         os.makedirs(aside, exist_ok=True)
         shown = Materialiser(self.place.directory, aside, trace, present=False)
         deviations, limit = self.options.deviations, self.options.states
-        for state in crash_states(trace, model, deviations=deviations, limit=limit):
+        for state in islice(_states_since(disk, since, deviations), limit):
             outcome = self._outcome(disk, state, shown)
             wrong = expectation.judge(outcome, state.points, state.last)
             new = [each for each in wrong if each.kind not in self.unsafe.get(model.name, ())]
@@ -922,6 +932,28 @@ class _Sweep:
                 )
             )
         return tuple(found)
+
+
+def _states_since(disk: Disk, since: int, deviations: int) -> Iterator[CrashState]:
+    """Yield the different disks of crash points from ``since`` on, fewest deviations first.
+
+    The fullest state of a choice is legal the longest, so that a choice ends with it.
+    """
+    queue: list[tuple[int, int, Choice]] = []
+    order = itertools.count()
+
+    def push(choices: Iterable[Choice]) -> None:
+        for choice in choices:
+            points = choice.state().points
+            if choice.deviations <= deviations and points and points[-1][1] >= since:
+                heapq.heappush(queue, (choice.deviations, next(order), choice))
+
+    push(roots(disk))
+    while queue:
+        _, _, choice = heapq.heappop(queue)
+        alike, others = expand(choice, visible_cells(disk, choice.state()))
+        push(others)
+        yield alike.state()
 
 
 def _given(value: Any, found: Outcome) -> Expected:

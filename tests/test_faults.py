@@ -79,15 +79,19 @@ def test_a_broken_store_is_caught(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOUND, ids=lambda path: path.stem)
 def test_a_sound_store_passes(path: Path) -> None:
-    sqlite = path.stem.startswith("sqlite")
-    options = {"persistent": False, "states": 12, "errors": ["EIO", "ENOSPC"]} if sqlite else {}
-    report = sweep(path, **options)
+    report = sweep(path)
     assert report.findings == (), str(report)
-    assert report.cases > 40
+    assert report.ok is True, str(report)
+    assert report.cases > 50
     assert report.states > 20
-    if not sqlite:
-        assert report.ok is True, str(report)
     assert not report.warnings
+
+
+def test_sqlite_passes_but_for_a_directory_that_it_cannot_open() -> None:
+    report = sweep(ZOO / "sqlite_extra.py", persistent=False, states=12, errors=["EIO", "ENOSPC"])
+    assert report.cases > 40
+    assert {finding.site.function for finding in report.findings} == {"sqlite.openDirectory"}
+    assert {finding.kind for finding in report.findings} == {FaultKind.POWER_LOSS}
 
 
 def test_a_second_fsync_is_not_believed_on_any_file_system() -> None:

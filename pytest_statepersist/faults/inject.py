@@ -80,7 +80,9 @@ class Injection:
         self.fault = fault
         self.count = 0
         self.hits = 0
-        self.met: Operation | None = None
+        self.began = 0
+        """What ``position`` gave when the fault came first: the length of a recording."""
+        self.position: Callable[[], int] | None = None
         self._lock = threading.Lock()
 
     def __call__(self, call: Call, run: Callable[[], Any]) -> Any:
@@ -94,8 +96,8 @@ class Injection:
         if fault.error not in fitting(call):
             return run()
         self.hits += 1
-        if self.met is None:
-            self.met = call.operation
+        if self.hits == 1 and self.position is not None:
+            self.began = self.position()
         return self._fail(call, run)
 
     def _fail(self, call: Call, run: Callable[[], Any]) -> Any:

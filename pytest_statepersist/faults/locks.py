@@ -25,6 +25,8 @@ def held_locks(directory: str, pid: int | None = None) -> frozenset[tuple[str, s
 
     Kinds are the kernel's: POSIX (fcntl, lockf), FLOCK, OFDLCK. Empty where nothing tells.
     """
+    if pid is None and not _has_open(directory):
+        return frozenset()  # a lock needs a descriptor, and that is far cheaper to find out
     pids = {str(os.getpid() if pid is None else pid), "-1"}
     found: dict[str, set[str]] = {}
     try:
@@ -39,6 +41,22 @@ def held_locks(directory: str, pid: int | None = None) -> frozenset[tuple[str, s
     if not found:
         return frozenset()
     return frozenset(_named(directory, "", found))
+
+
+def _has_open(directory: str) -> bool:
+    """Say whether this process has a descriptor of anything below a directory."""
+    prefix = directory + os.sep
+    try:
+        with real.scandir("/proc/self/fd") as entries:
+            for entry in entries:
+                try:
+                    if real.readlink(entry.path).startswith(prefix):
+                        return True
+                except OSError:
+                    continue  # the descriptor of this very listing
+    except OSError:
+        return True
+    return False
 
 
 def _named(directory: str, prefix: str, found: dict[str, set[str]]) -> list[tuple[str, str]]:

@@ -1,4 +1,9 @@
-"""SQLite with a rollback journal and synchronous=EXTRA, which syncs the directory as well."""
+"""SQLite with a rollback journal and synchronous=EXTRA, which syncs the directory as well.
+
+Sound, but for one thing: where SQLite cannot open the directory (too many open files, an I/O error)
+it goes on without syncing it, and says nothing. The removal of the journal may then be lost, and
+with it the transaction.
+"""
 
 import sqlite3
 from contextlib import closing
