@@ -802,7 +802,7 @@ class _Sweep:
 
     def _outcome(self, disk: Disk, state: CrashState, shown: Materialiser) -> Outcome:
         tree = disk.tree(state)
-        key = (tree, tree.key(), _order_of_times(tree))
+        key = (tree.key(), _order_of_times(tree))
         known = self.outcomes.get(key)
         if known is None:
             shown.show(disk, state)
@@ -939,19 +939,21 @@ def _states_since(disk: Disk, since: int, deviations: int) -> Iterator[CrashStat
 
     The fullest state of a choice is legal the longest, so that a choice ends with it.
     """
-    queue: list[tuple[int, int, Choice]] = []
+    queue: list[tuple[int, int, Choice, CrashState]] = []
     order = itertools.count()
 
     def push(choices: Iterable[Choice]) -> None:
         for choice in choices:
-            points = choice.state().points
-            if choice.deviations <= deviations and points and points[-1][1] >= since:
-                heapq.heappush(queue, (choice.deviations, next(order), choice))
+            if choice.deviations > deviations:
+                continue
+            state = choice.state()
+            if state.points and state.points[-1][1] >= since:
+                heapq.heappush(queue, (choice.deviations, next(order), choice, state))
 
     push(roots(disk))
     while queue:
-        _, _, choice = heapq.heappop(queue)
-        alike, others = expand(choice, visible_cells(disk, choice.state()))
+        _, _, choice, state = heapq.heappop(queue)
+        alike, others = expand(choice, visible_cells(disk, state))
         push(others)
         yield alike.state()
 
