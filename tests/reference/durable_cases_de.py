@@ -479,8 +479,14 @@ CASES = [
     Case("AutoSave.stop", crashed, stopping, second_start, invariant=stopped, sqlite=True),
     Case("AutoSave.close", crashed, closing_the_window, second_start, sqlite=True),
     Case("StateRecovery.restore", crashed, restoring, next_start, sqlite=True),
-    Case("StateRecovery.start-restore", crashed, starting(Decision.RESTORE), next_start, sqlite=True),
-    Case("StateRecovery.start-discard", crashed, starting(Decision.DISCARD), next_start, sqlite=True),
+    Case(
+        "StateRecovery.start-restore", crashed, starting(Decision.RESTORE), next_start,
+        sqlite=True,
+    ),
+    Case(
+        "StateRecovery.start-discard", crashed, starting(Decision.DISCARD), next_start,
+        sqlite=True,
+    ),
     Case("StateRecovery.discard", crashed, discarding, next_start, sqlite=True),
     Case("StateRecovery.pending", crashed, too_late, next_start, sqlite=True),
     *conversation_cases("json"),

@@ -17,12 +17,19 @@ from pytest_statepersist.reference.envelope import EnvelopeKey
 from pytest_statepersist.reference.errors import NotFound
 from pytest_statepersist.reference.event_log import EventLog
 from pytest_statepersist.reference.group_backup import export_state, import_state
+from pytest_statepersist.reference.group_frames import Frame
 from pytest_statepersist.reference.groups import Groups
 from pytest_statepersist.reference.identity import Identity, load_identity, save_identity
 from pytest_statepersist.reference.invites import Invite, InviteBook, InviteOrigin, InviteTicket
 from pytest_statepersist.reference.message_protection import new_signature_key
 from pytest_statepersist.reference.messenger import Messenger, has_identity
-from pytest_statepersist.reference.slots import GROUP_STATE, MESSAGE_COUNTERS, OWN_LEAF, OwnLeaf
+from pytest_statepersist.reference.slots import (
+    GROUP_STATE,
+    MESSAGE_COUNTERS,
+    OWN_LEAF,
+    PENDING_PROPOSALS,
+    OwnLeaf,
+)
 from pytest_statepersist.reference.snapshot_store import SnapshotStore
 from pytest_statepersist.reference.transport import DirectoryTransport
 from tests.reference.durable_case import Case
@@ -170,6 +177,7 @@ def numbered(directory: Path) -> tuple[list[tuple[object, ...]], bool]:
                 view.epoch,
                 [member.name for member in view.members],
                 groups.pending_commit(view.group_id) is not None,
+                len(store.keys(PENDING_PROPOSALS, view.group_id)),
                 groups.fetched(view.group_id),
                 store.read(MESSAGE_COUNTERS, view.group_id).reserved,
             )
@@ -185,11 +193,16 @@ def never_a_number_twice(found: object, acknowledged: Sequence[object]) -> bool:
 
 
 def protecting(directory: Path, acknowledge: Callable[[object], None]) -> None:
-    from pytest_statepersist.reference.group_frames import Frame
-
     with groups_in(directory) as groups:
         for _ in range(3):
             acknowledge(Frame.decode(groups.protect(GROUP, b"x")).number.counter)
+
+
+def proposing(directory: Path, acknowledge: Callable[[object], None]) -> None:
+    """A proposal is a message: what has to be durable is that its number is taken."""
+    with groups_in(directory) as groups:
+        for _ in range(3):
+            acknowledge(Frame.decode(groups.propose_leaving(GROUP)).number.counter)
 
 
 def receiving(directory: Path) -> None:
@@ -205,7 +218,6 @@ def preparing(groups: Groups) -> None:
 GROUPS: list[tuple[str, Callable[[Path], object], Callable[[Path], object]]] = [
     ("create", in_groups(), in_groups(founding)),
     ("remove", in_groups(founding), in_groups(lambda g: g.remove(GROUP))),
-    ("propose_leaving", of_two, in_groups(lambda g: g.propose_leaving(GROUP))),
     ("prepare_commit", of_two, in_groups(preparing)),
     (
         "confirm_commit",
@@ -305,20 +317,59 @@ def _members(messenger: Messenger, channel: str) -> Sequence[object]:
     return group.members
 
 
-def messenger_look(directory: Path) -> object:
-    """Channels, members, messages, invitations and what waits, as the app shows them."""
+Shown = tuple[list[tuple[str, str, int | None, list[str]]], int]
+
+
+def messenger_look(directory: Path) -> Shown | None:
+    """Channels, epochs, messages and the number of saved invitations, as the app shows them."""
     if not has_identity(directory / "alice"):
         return None
     with messenger_in(directory) as messenger:
-        return [
+        channels = [
             (
                 channel.name,
                 channel.topic,
                 None if channel.group is None else channel.group.epoch,
-                [message.text for message in messenger.history(channel.channel_id)],
+                sorted(message.text for message in messenger.history(channel.channel_id)),
             )
             for channel in messenger.channels()
-        ], len(messenger.invites.list())
+        ]
+        return sorted(channels, key=repr), len(messenger.invites.list())
+
+
+OLD_AND_BOBS = [CANARY, "old"]
+STEPS: dict[str, tuple[Shown, ...]] = {
+    # The commit comes true in the group, then the code is saved; a member more is no member yet.
+    "invite": tuple(
+        ([("general", "", n, ["old"])], saved) for n, saved in ((0, 0), (1, 0), (1, 1))
+    ),
+    "revoke": tuple(
+        ([("general", "", n, ["old"])], saved) for n, saved in ((1, 1), (2, 1), (2, 0))
+    ),
+    # The code is kept first, so that the group can be joined again whatever happens.
+    "join": (([], 0), ([], 1), ([("general", "", 2, [])], 1)),
+    # What others said is fetched before a commit.
+    "remove_member": (
+        ([("general", "", 2, OLD_AND_BOBS)], 1),
+        ([("general", "", 2, [CANARY, CANARY + "!", "old"])], 1),
+        ([("general", "", 3, [CANARY, CANARY + "!", "old"])], 1),
+    ),
+}
+"""What a messenger shows after each of its durable steps, where an operation has several."""
+
+
+def stepwise(name: str, setup: Callable[[Path], object], work: Callable[[Path], object]) -> Case:
+    """The case of an operation in several steps: any of them, and once it returned the last."""
+
+    def workload(directory: Path, acknowledge: Callable[[object], None]) -> None:
+        work(directory)
+        acknowledge("returned")
+
+    def one_of(found: object, acknowledged: Sequence[object]) -> bool:
+        legal = STEPS[name]
+        return found == legal[-1] if acknowledged else found in legal
+
+    return Case(f"Messenger.{name}", setup, workload, messenger_look, invariant=one_of)
 
 
 def joinable(directory: Path) -> None:
@@ -335,6 +386,8 @@ def joined_and_lost(directory: Path) -> None:
     joinable(directory)
     with messenger_in(directory) as alice:
         alice.join((directory / "code").read_text())
+    for path in (directory / "alice/mls_groups").glob("group-*"):
+        path.write_bytes(b"a failing disk")
 
 
 def joining_by_code(directory: Path) -> None:
@@ -365,8 +418,6 @@ MESSENGER: list[Step] = [
     ("send", one_message, lambda m, c: m.send(c, CANARY)),
     ("delete_message", one_message, lambda m, c: m.delete_message(c, m.history(c)[0].message_id)),
     ("sync", with_bob, lambda m, c: m.sync(c)),
-    ("invite", one_message, lambda m, c: m.invite(c)),
-    ("revoke", with_invite, revoking),
     ("rejoin", joined_and_lost, lambda m, c: m.rejoin(c)),
 ]
 
@@ -426,6 +477,7 @@ CASES = [
     ),
     *(Case(f"Groups.{name}", setup, work, groups_look) for name, setup, work in GROUPS),
     Case("Groups.protect", of_two, protecting, numbered, invariant=never_a_number_twice),
+    Case("Groups.propose_leaving", of_two, proposing, numbered, invariant=never_a_number_twice),
     Case("Groups.complete_joining", founded_by_bob, joining, groups_look),
     Case("save_identity", naming("Alice"), naming("Bob"),
          lambda d: load_identity(d / "identity.json").display_name),
@@ -444,8 +496,10 @@ CASES = [
         Case(f"Messenger.{name}", setup, in_messenger(work), messenger_look)
         for name, setup, work in MESSENGER
     ),
-    Case("Messenger.remove_member", with_bob, removing, messenger_look),
-    Case("Messenger.join", joinable, joining_by_code, messenger_look),
+    stepwise("invite", one_message, in_messenger(lambda m, c: m.invite(c))),
+    stepwise("revoke", with_invite, in_messenger(revoking)),
+    stepwise("remove_member", with_bob, removing),
+    stepwise("join", joinable, joining_by_code),
     Case(
         "Messenger.compact", one_message, in_messenger(lambda m, c: m.compact()),
         lambda d: (messenger_look(d), len(list((d / "alice").rglob("snapshot_*.dat")))),
