@@ -163,6 +163,7 @@ class CrashSimulator:
         on the tree before and after; an ``invariant(recovered, acknowledged)`` judges instead.
         Raises `UserError`, or `BlindSpot` where something changed that no recorder saw.
         """
+        refuse_while_active("CrashSimulator.explore")
         settings = changed_settings(self.settings, changes)
         _check_callables(workload, recover, setup, invariant)
         started = time.perf_counter()
@@ -204,7 +205,6 @@ class CrashSimulator:
         the path is no directory, `BlindSpot` where something changed unseen.
         """
         refuse_while_active("CrashSimulator.record")
-        refuse_while_active("CrashSimulator.explore")
         settings = changed_settings(self.settings, changes)
         path = _watched(directory)
         with ExitStack() as stack:
