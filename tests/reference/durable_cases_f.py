@@ -28,6 +28,7 @@ from pytest_statepersist.reference.slots import (
     MESSAGE_COUNTERS,
     OWN_LEAF,
     PENDING_PROPOSALS,
+    Member,
     OwnLeaf,
 )
 from pytest_statepersist.reference.snapshot_store import SnapshotStore
@@ -311,7 +312,7 @@ def with_bob(directory: Path) -> None:
         bob.send(channel, CANARY + "!")
 
 
-def _members(messenger: Messenger, channel: str) -> Sequence[object]:
+def _members(messenger: Messenger, channel: str) -> Sequence[Member]:
     group = messenger.channel(channel).group
     assert group is not None
     return group.members

@@ -138,3 +138,13 @@ def test_importing_the_atomic_write_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert not set(result.stdout.split()) & {"pydantic", "cryptography", "filelock"}
+
+
+def test_all_errors_are_of_one_tree() -> None:
+    from pytest_statepersist.reference import errors
+
+    found = [value for value in vars(errors).values() if isinstance(value, type)]
+    ours = [value for value in found if value.__module__ == errors.__name__]
+    assert len(ours) > 10
+    assert all(issubclass(value, errors.PersistenceError) for value in ours)
+    assert all(value.__doc__ for value in ours)
