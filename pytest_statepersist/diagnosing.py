@@ -19,6 +19,7 @@ from typing import Any
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.diagnosis import Diagnosis, diagnose
+from pytest_statepersist.core.models import MODELS
 from pytest_statepersist.explorer.engine import Engine
 from pytest_statepersist.explorer.outcome import Expectation, Kind, same
 from pytest_statepersist.explorer.search import Coverage, Failure, Step
@@ -26,6 +27,8 @@ from pytest_statepersist.findings import Finding, smallest_first
 
 __all__ = ["Diagnoser"]
 
+_ASKED_UP_TO = 500
+"""Operations in a trace up to which each named model is asked whether it allows a disk."""
 _DIAGNOSED = 60
 """Different signatures that are diagnosed for one model; the rest are counted as alike."""
 
@@ -44,7 +47,17 @@ class Diagnoser:
         """Return what the failures of all models come down to, smallest first."""
         for each in coverage:
             self._explain(each)
-        return with_distinct_ids(smallest_first(self._merged.values()))
+        found = (self._likely(each) for each in self._merged.values())
+        return with_distinct_ids(smallest_first(found))
+
+    def _likely(self, finding: Finding) -> Finding:
+        """Say which of the named file systems allow this very disk, so that its odds are known."""
+        if len(self.trace) > _ASKED_UP_TO or finding.failure.step is not None:
+            return finding
+        tree, point = finding.tree, finding.crash_point
+        allowed = tuple(m.name for m in MODELS.values() if m.allows(self.trace, tree, at=point))
+        models = tuple(dict.fromkeys((*finding.models, *allowed)))
+        return replace(finding, models=models, allowed_by=allowed)
 
     def _explain(self, coverage: Coverage) -> None:
         diagnosed = 0
@@ -117,7 +130,10 @@ class Diagnoser:
             return replace(failure, outcome=outcome, step=replace(step, state=state))
         outcome = self.engine.outcome(failure.disk, state).outcome
         judged = self.expectation.judge(outcome, [(point, point)], state.last)
-        judgement = next(each for each in judged if each.kind is failure.judgement.kind)
+        alike = [each for each in judged if each.kind is failure.judgement.kind]
+        if not alike:  # the answer changes while it is looked at, as a lazy value's does
+            return failure
+        judgement = alike[0]
         return replace(failure, state=state, outcome=outcome, judgement=judgement)
 
     def _confirm(self, failure: Failure) -> bool | None:

@@ -47,7 +47,7 @@ class Verdict:
 class Finding:
     """One way in which a crash breaks the subject: the smallest history that shows it.
 
-    ``models`` allow the state; ``count`` states have the same cause at the same lines, and show it
+    ``models`` allow this disk, or one with the same cause at the same lines; ``count`` states have the same cause at the same lines, and show it
     as one of ``kinds``, of which ``kind`` is the smallest's. ``on_disk``
     and ``missing`` are operations that matter: those that reached the disk, those that had to and
     did not. ``crash_point`` counts the operations that had returned.
@@ -74,6 +74,8 @@ class Finding:
     """Of each repair of the whole report the lines that this finding needs."""
     no_sync_helps: bool | None = None
     """True: a plain stop of the program leaves this disk, whatever is synced; None: unknown."""
+    allowed_by: tuple[str, ...] = ()
+    """The named models that allow this very disk, asked for or not; empty for a very long trace."""
     bundle: str = ""
     """The id, or outside pytest the file, of the bundle that replays it; "" where none is kept."""
     accepted: str | None = None

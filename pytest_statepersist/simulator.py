@@ -24,7 +24,7 @@ from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model, get_models
 from pytest_statepersist.core.redundancy import Redundancy
 from pytest_statepersist.core.states import crash_states, disk_of
-from pytest_statepersist.core.tree import Tree
+from pytest_statepersist.core.tree import Symlink, Tree
 from pytest_statepersist.diagnosing import Diagnoser
 from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.explorer.engine import Engine, Restart, Workplace, in_order_states
@@ -370,6 +370,7 @@ class Recording:
         started = time.perf_counter()
         if self.recorded is None:
             raise UserError("the recording cannot be explored before its block has ended")
+        _refuse_links_back(self.trace, self.directory)
         values = tuple(value for _, value in self.recorded.acknowledged)
         instead = self._simulator.instead(
             recover=recover,
@@ -469,6 +470,19 @@ def changed_settings(settings: Settings, changes: dict[str, Any]) -> Settings:
     return replace(settings, **given) if given else settings
 
 
+def _refuse_links_back(trace: op.Trace, directory: Path) -> None:
+    """A link in the state that leads to the user's directory would let a recovery write there."""
+    targets = [node.target for node in trace.base.nodes.values() if isinstance(node, Symlink)]
+    targets += [each.target for each in trace.operations if isinstance(each, op.Symlink)]
+    for target in targets:
+        if os.path.isabs(target) and Path(os.path.normpath(target)).is_relative_to(directory):
+            raise UserError(
+                f"the state holds an absolute symbolic link into {directory} itself ({target}), "
+                "through which a recovery could change your files. Use check(setup=…, workload=…, "
+                "recover=…), where each state appears at the path at which the workload ran."
+            )
+
+
 def _check_callables(workload: Any, recover: Any, setup: Any, invariant: Any) -> None:
     for name, value in (("workload", workload), ("recover", recover)):
         if not callable(value):
@@ -476,6 +490,12 @@ def _check_callables(workload: Any, recover: Any, setup: Any, invariant: Any) ->
     for name, value in (("setup", setup), ("invariant", invariant)):
         if value is not None and not callable(value):
             raise UserError(f"{name}= takes a function, not {value!r}")
+    given = {"workload": workload, "recover": recover, "setup": setup, "invariant": invariant}
+    for name, value in given.items():
+        if inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value):
+            raise UserError(f"{name}= is a generator function, whose body would never run")
+    if inspect.iscoroutinefunction(invariant):
+        raise UserError("invariant= is async; give a plain function that returns or asserts")
 
 
 def _with_acknowledge(
@@ -486,12 +506,19 @@ def _with_acknowledge(
         parameters = [
             p
             for p in inspect.signature(workload).parameters.values()
-            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
+            if p.kind is not p.VAR_KEYWORD
         ]
     except (TypeError, ValueError):
         parameters = []
-    wants = sum(p.default is p.empty for p in parameters) >= 2 or any(
-        p.name == "acknowledge" or p.kind is p.VAR_POSITIONAL for p in parameters
+    for parameter in parameters:
+        if parameter.name in ("ack", "acknowledge"):
+            name = parameter.name
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                return workload
+            return lambda directory, acknowledge: workload(directory, **{name: acknowledge})
+    positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    wants = sum(p.default is p.empty for p in positional) >= 2 or any(
+        p.kind is p.VAR_POSITIONAL for p in positional
     )
     if wants:
         return workload

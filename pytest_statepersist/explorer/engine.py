@@ -159,10 +159,11 @@ class Engine:
             self._observer.directories(True)
             shown.changed_directories = False
 
-    def _heal(self, seen: Observation, shown: Materialiser) -> None:
+    def _heal(self, seen: Observation, shown: Materialiser, *, here: bool = True) -> None:
         if self.isolated or self.native:
             # What another process or native code looked up and did not find was not logged.
             seen.native = True
+            seen.times = self.isolated
         elif not seen.asked:
             seen.everything = True
         if self._observer.strayed is not None:
@@ -182,7 +183,7 @@ class Engine:
         if shown.changed_directories:
             self._observer.directories(True)
             shown.changed_directories = False
-        if seen.native and not self.native and not self.isolated:
+        if here and seen.native and not self.native and not self.isolated:
             self._turn_native()
 
     # -- trust
@@ -251,7 +252,7 @@ class Engine:
             outcome = self.fresh.run(self.time_limit)
         finally:
             seen = self._observer.end()
-        self._heal(seen, self._shown)
+        self._heal(seen, self._shown, here=False)
         return outcome
 
     # -- crash during recovery

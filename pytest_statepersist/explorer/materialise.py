@@ -355,6 +355,9 @@ class Materialiser:
     def heal(self, changed: Iterable[str]) -> None:
         """Put back what a recovery changed at these paths, relative to the directory."""
         broken: set[str] = set()
+        if not os.path.isdir(self.directory):
+            self.rebuild()
+            return
         for path in changed:
             if path:
                 broken.add(path)
@@ -392,6 +395,7 @@ class Materialiser:
         self._attach_all()
 
     def _clear(self) -> None:
+        os.makedirs(self.directory, exist_ok=True)  # a recovery may have removed it
         mode = os.stat(self.directory).st_mode & 0o7777
         if mode & 0o700 != 0o700:
             os.chmod(self.directory, 0o700)

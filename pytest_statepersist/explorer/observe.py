@@ -64,6 +64,8 @@ class Observation:
     wrote: bool = False
     native: bool = False
     everything: bool = False
+    times: bool = False
+    """Whether modification times may have been read without being asked for in Python here."""
 
 
 _STDLIB = tuple(
@@ -240,7 +242,7 @@ class Observer:
                     outer = frame.f_back.f_code
                     caller = outer if _is_quiet(outer.co_filename) else caller
                 self._note(_stat_kind(caller.co_filename, caller.co_name), path, dir_fd)
-                if isinstance(path, int):
+                if isinstance(path, int) or caller.co_name == "samefile":
                     self._log.everything = True
             if follow_symlinks is True:
                 return original(path) if dir_fd is None else original(path, dir_fd=dir_fd)

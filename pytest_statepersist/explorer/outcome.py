@@ -7,8 +7,10 @@ allowed after a crash at some point. Pure: nothing is run and nothing is read.
 from __future__ import annotations
 
 import enum
+import inspect
 import re
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,19 +135,55 @@ def same(one: Outcome, other: Outcome) -> bool:
 
 
 def equal_values(one: Any, other: Any) -> bool:
-    """Compare two recovered values; objects without an equality of their own by their repr."""
+    """Compare two recovered values by ``==``, and what has no equality by its state, all the way.
+
+    Values that came from another process as text are compared as text; where that text shows only
+    an address, two of them are never equal, since nothing is known of them.
+    """
     if isinstance(one, Unpicklable) or isinstance(other, Unpicklable):
-        return bool(_plain(one) == _plain(other))
+        if isinstance(one, Unpicklable) and isinstance(other, Unpicklable):
+            return one.text == other.text
+        return _text(one) == _text(other)
+    return _alike(one, other, set())
+
+
+def _alike(one: Any, other: Any, visiting: set[tuple[int, int]]) -> bool:
+    if one is other:
+        return True
     try:
         if bool(one == other):
             return True
+        if one != one and other != other:  # NaN is what was saved, and NaN is what came back
+            return type(one) is type(other)
     except Exception:  # arrays and frames answer == with something that is no bool
-        return type(one) is type(other) and _plain(one) == _plain(other)
-    if one != one and other != other:  # NaN is what was saved, and NaN is what came back
-        return _plain(one) == _plain(other)
-    if type(one) is type(other) and "__eq__" not in _own_methods(type(one)):
-        return _plain(one) == _plain(other)
-    return False
+        return type(one) is type(other) and repr(one) == repr(other)
+    pair = (id(one), id(other))
+    if type(one) is not type(other) or pair in visiting:
+        return pair in visiting
+    visiting.add(pair)
+    if isinstance(one, list | tuple | deque):
+        return len(one) == len(other) and all(
+            _alike(mine, theirs, visiting) for mine, theirs in zip(one, other, strict=True)
+        )
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            _alike(one[key], other[key], visiting) for key in one
+        )
+    if "__eq__" in _own_methods(type(one)):
+        return False
+    mine, theirs = _state_of(one), _state_of(other)
+    return mine is not None and theirs is not None and _alike(mine, theirs, visiting)
+
+
+def _state_of(value: Any) -> dict[str, Any] | None:
+    """Return the attributes of an object, ``None`` where it shows none."""
+    state = dict(getattr(value, "__dict__", {}))
+    for base in type(value).__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                state[name] = getattr(value, name)
+    return state or None
 
 
 def _own_methods(kind: type) -> set[str]:
@@ -162,14 +200,8 @@ class Unpicklable:
         return self.text
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, Unpicklable):
-        return _ADDRESS.sub("0x", value.text)
-    state = getattr(value, "__dict__", None)
-    shown = repr(value)
-    if state and _ADDRESS.search(shown):
-        shown += repr(sorted(state.items(), key=lambda item: item[0]))
-    return _ADDRESS.sub("0x", shown)
+def _text(value: object) -> str:
+    return _ADDRESS.sub("0x", value.text if isinstance(value, Unpicklable) else shorten(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +334,13 @@ class Expectation:
             answer = self.invariant(value, acknowledged)
         except AssertionError:
             return False
+        if inspect.isawaitable(answer) or inspect.isgenerator(answer):
+            if hasattr(answer, "close"):
+                answer.close()
+            raise UserError(
+                "the invariant did not run: it is async or a generator; give a plain function that "
+                "returns or asserts whether the recovered value is right"
+            )
         # A function that asserts and returns nothing has agreed.
         return answer is None or bool(answer)
 

@@ -28,17 +28,19 @@ Questions = tuple[tuple[Any, str], ...]
 
 _WHOLE = "whole disk"
 _SHAPE = "names, sizes and attributes"
+_ALL_TIMES = "modification times of all files"
 _HASHED = 4096
 
 
 def questions(observation: Observation) -> Questions:
     """Return what a run asked as a sequence of questions."""
     if observation.everything:
-        times = tuple(asked for asked in observation.asked if asked[0] is Read.TIMES)
-        return ((_WHOLE, ""), *dict.fromkeys(times))
+        return ((_WHOLE, ""), (_ALL_TIMES, ""))
     asked: list[tuple[Any, str]] = list(dict.fromkeys(observation.asked))
     if observation.native:
         asked.insert(0, (_SHAPE, ""))
+    if observation.times:
+        asked.append((_ALL_TIMES, ""))
     return tuple(asked)
 
 
@@ -49,6 +51,8 @@ def cells_read(disk: Disk, state: CrashState, asked: Questions) -> Iterator[Cell
             yield from visible_cells(disk, state)
         elif read == _SHAPE:
             yield from _shape(disk, state)
+        elif read == _ALL_TIMES:
+            yield from _times(disk, state)
         else:
             yield from _cells(disk, state, read, path)
 
@@ -57,6 +61,19 @@ def _shape(disk: Disk, state: CrashState) -> Iterator[Cell]:
     for cell in visible_cells(disk, state):
         if cell.part is not Part.DATA:
             yield cell
+
+
+def _times(disk: Disk, state: CrashState) -> Iterator[Cell]:
+    for _, inode in _files(disk, state, "", ROOT):
+        yield Cell(Part.TIMES, inode)
+
+
+def _files(disk: Disk, state: CrashState, prefix: str, directory: int) -> Iterator[tuple[str, int]]:
+    for name, inode in sorted(disk.listing(state, directory).items()):
+        if is_directory(disk, inode):
+            yield from _files(disk, state, f"{prefix}{name}/", inode)
+        else:
+            yield f"{prefix}{name}", inode
 
 
 def _cells(disk: Disk, state: CrashState, read: Read, path: str) -> Iterator[Cell]:
@@ -70,6 +87,7 @@ def _cells(disk: Disk, state: CrashState, read: Read, path: str) -> Iterator[Cel
             return
         if is_link(disk, found):
             yield from visible_cells(disk, state)
+            yield from _times(disk, state)
             return
         here = found
     yield from _node_cells(disk, state, read, here)
@@ -124,6 +142,8 @@ def answer(disk: Disk, state: CrashState, asked: tuple[Any, str]) -> Any:
         return disk.tree(state).key()
     if read == _SHAPE:
         return tuple(_shape_rows(disk, state, "", ROOT))
+    if read == _ALL_TIMES:
+        return tuple((p, disk.mtime(state, i)) for p, i in _files(disk, state, "", ROOT))
     here = ROOT
     for part in path.split("/") if path else ():
         if not is_directory(disk, here):
@@ -132,7 +152,8 @@ def answer(disk: Disk, state: CrashState, asked: tuple[Any, str]) -> Any:
         if found is None:
             return None
         if is_link(disk, found):
-            return disk.tree(state).key()
+            times = [disk.mtime(state, i) for _, i in _files(disk, state, "", ROOT)]
+            return (disk.tree(state).key(), tuple(times))
         here = found
     return _answer(disk, state, read, here)
 

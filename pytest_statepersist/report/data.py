@@ -81,6 +81,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "file": finding.site.file if finding.site else None,
         "line": finding.site.line if finding.site else None,
         "models": list(finding.models),
+        "allowed_by": list(finding.allowed_by),
         "crash_point": finding.crash_point,
         "deviations": finding.deviations,
         "count": finding.count,

@@ -63,7 +63,10 @@ def render_finding(report: Report, finding: Finding) -> Iterator[str]:
     yield f"    Expected {finding.expected}"
     yield "  What to do:"
     yield from (f"    {line}" for line in advice(report, finding))
-    yield f"  Allowed by: {', '.join(finding.models)}"
+    yield f"  Allowed by: {', '.join(finding.allowed_by or finding.models)}"
+    alike = [name for name in finding.models if name not in finding.allowed_by]
+    if finding.allowed_by and alike:
+        yield f"  The same cause, with another disk, under: {', '.join(alike)}"
     if finding.confirmed:
         yield "  Confirmed in a fresh process."
     if finding.accepted is not None:
