@@ -72,7 +72,7 @@ class SemidbmAdapter(MappingAdapter):
         del store[key.encode()]
 
     def keys(self, store: Any) -> Iterable[str]:
-        return [key.decode() for key in store.keys()]
+        return [key.decode() for key in iter(store)]
 
 
 class DiskcacheAdapter(MappingAdapter):
