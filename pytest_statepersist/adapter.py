@@ -203,6 +203,10 @@ class StoreAdapter:
         """Protect a snapshot from clean-up, or no longer (stars)."""
         raise NotImplementedError
 
+    def starred(self, store: Any) -> Iterable[str]:
+        """Return the ids of the starred snapshots (optional, stars)."""
+        raise NotImplementedError
+
     def clean_up(self, store: Any) -> None:
         """Remove what is too old by the store's clock (retention)."""
         raise NotImplementedError
@@ -221,6 +225,10 @@ class StoreAdapter:
 
     def change_key(self, store: Any, old: str, new: str) -> None:
         """Let ``new`` open the store, and ``old`` no more (key_change)."""
+        raise NotImplementedError
+
+    def sealed(self, data: bytes) -> Iterable[Any]:
+        """Return the nonces in a file, or `leaks.Sealed` messages (optional, encryption)."""
         raise NotImplementedError
 
     def open_with_quota(self, directory: Path, quota: int) -> Any:

@@ -4,3 +4,50 @@ Belongs here: one module for each machine, a model in memory that says what must
 machines share. Names are resolved when they are first used, so that the adapters of the reference
 stores can be had without Hypothesis.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_statepersist.machines.atomicity import AtomicityMachine
+    from pytest_statepersist.machines.backup import BackupMachine
+    from pytest_statepersist.machines.base import StoreMachine
+    from pytest_statepersist.machines.concurrency import ConcurrencyMachine
+    from pytest_statepersist.machines.integrity import IntegrityMachine
+    from pytest_statepersist.machines.migration import MigrationMachine
+    from pytest_statepersist.machines.retention import RetentionMachine
+    from pytest_statepersist.machines.round_trip import RoundTripMachine
+
+__all__ = [
+    "MACHINES",
+    "AtomicityMachine",
+    "BackupMachine",
+    "ConcurrencyMachine",
+    "IntegrityMachine",
+    "MigrationMachine",
+    "RetentionMachine",
+    "RoundTripMachine",
+    "StoreMachine",
+]
+
+_WHERE = {
+    "RoundTripMachine": "round_trip",
+    "AtomicityMachine": "atomicity",
+    "RetentionMachine": "retention",
+    "IntegrityMachine": "integrity",
+    "BackupMachine": "backup",
+    "MigrationMachine": "migration",
+    "ConcurrencyMachine": "concurrency",
+    "StoreMachine": "base",
+}
+MACHINES = tuple(name for name in _WHERE if name != "StoreMachine")
+"""The names of all machines."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

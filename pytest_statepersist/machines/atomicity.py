@@ -9,6 +9,7 @@ nothing: what was not synced then counts as on disk for the lives that follow.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hypothesis import note
@@ -20,7 +21,7 @@ from pytest_statepersist.core.crash_state import CrashState
 from pytest_statepersist.explorer.outcome import Kind, Outcome
 from pytest_statepersist.explorer.runner import run_recovery
 from pytest_statepersist.machines.base import Content, StoreMachine, as_text, content_of
-from pytest_statepersist.machines.expected import Changes, Expected, Fading, Worlds
+from pytest_statepersist.machines.expected import Changes, Expected, Fading, Worlds, changed
 from pytest_statepersist.machines.lives import Life, Past, put_on_disk
 from pytest_statepersist.machines.timeline import Lazy, explanation, timeline
 from pytest_statepersist.recorders.python import interposition
@@ -50,6 +51,8 @@ class CrashingMachine(StoreMachine):
     def __init__(self) -> None:
         super().__init__()
         durable = self.adapter.has("durable")
+        self.watched = self.directory
+        """What is recorded and crashes: the store's directory, or one above it."""
         self.life: Life | None = None
         self.opened: OpenStore | None = None
         self.live: Content = {}
@@ -64,9 +67,17 @@ class CrashingMachine(StoreMachine):
         assert self.opened is not None
         return self.opened
 
+    def make_scratch(self) -> Path:
+        """Move the store one directory down and return a place beside it that is recorded too."""
+        self.directory = self.watched / "store"
+        scratch = self.watched / "scratch"
+        for each in (self.directory, scratch):
+            each.mkdir(mode=0o700)
+        return scratch
+
     def begin_life(self, before: Expected) -> None:
         """Start to record."""
-        self.life = Life(self.directory, before)
+        self.life = Life(self.watched, before)
 
     def open_store(self) -> OpenStore:
         """Open the store as this machine wants it."""
@@ -88,18 +99,20 @@ class CrashingMachine(StoreMachine):
         """Return everything that is stored."""
         return content_of(store, tuple(self.touched))
 
-    def do(self, label: str, changes: Changes, act: Callable[[], object]) -> None:
-        """Run one change that has to be whole or absent."""
+    def do(
+        self, label: str, changes: Changes, act: Callable[[], object], *, apart: bool = False
+    ) -> None:
+        """Run a change that has to be whole or absent; with ``apart`` each key by itself."""
         assert self.life is not None
         before = self.life.expected
         self.touched.update(changes)
-        with self.life.rule(label, before.under_way(changes), lambda: before.changed(changes)):
+        during = before.apart if apart else before.under_way
+        with self.life.rule(label, lambda: during(changes), lambda: before.changed(changes)):
             act()
-        for key, value in changes.items():
-            if value is None:
-                self.live.pop(key, None)
-            else:
-                self.live[key] = value
+        self._is_live(changes)
+
+    def _is_live(self, changes: Changes) -> None:
+        self.live = changed(self.live, changes)
         found = self.read(self.now)
         assert found == self.live, f"without a crash the store holds {found}, not {self.live}"
 
@@ -108,15 +121,15 @@ class CrashingMachine(StoreMachine):
         assert self.life is not None
         before = self.life.expected
         closed = before.settled(dict(self.live)) if self.adapter.has("durable_on_close") else before
-        with self.life.rule("close", before, lambda: closed):
+        with self.life.rule("close", lambda: before, lambda: closed):
             self.now.close()
-        with self.life.rule("open and load", closed, lambda: closed):
+        with self.life.rule("open and load", lambda: closed, lambda: closed):
             outcome = self.open_and_read()
         if not outcome.ok:
             raise AssertionError(f"the store cannot be opened again: {outcome}") from outcome.error
         assert outcome.value == self.live, f"reopened, it holds {outcome.value}, not {self.live}"
 
-    def crash(self, data: st.DataObject, model: str) -> None:
+    def crash(self, data: st.DataObject, model: str) -> tuple[Past, Crash]:
         """End this life by a crash that is drawn, and begin the next one by recovery."""
         assert self.life is not None
         past = self.life.end()
@@ -126,7 +139,7 @@ class CrashingMachine(StoreMachine):
             self.happened("crash inside a call")
         note(Lazy(lambda: timeline(past, crash)))
         self._abandon()
-        put_on_disk(self.directory, self.aside, crash.disk, crash.state)
+        put_on_disk(self.watched, self.aside, crash.disk, crash.state)
         expected = past.expected_at(crash.point)
         self.begin_life(expected)
         assert self.life is not None
@@ -135,11 +148,12 @@ class CrashingMachine(StoreMachine):
         def after() -> Expected:
             return expected.settled(dict(outcome.value)) if outcome.ok else expected
 
-        with self.life.rule("open and load", expected, after):
+        with self.life.rule("open and load", lambda: expected, after):
             outcome = self.open_and_read()
         if not outcome.ok or not expected.allows(outcome.value):
             self._fail(past, crash, outcome)
         self.live = dict(outcome.value)
+        return past, crash
 
     # -- what goes wrong
 
@@ -154,7 +168,7 @@ class CrashingMachine(StoreMachine):
         def judge(state: CrashState, point: int) -> bool:
             if not any(begin <= point <= end for begin, end in state.points):
                 return False
-            put_on_disk(self.directory, self.aside, crash.disk, state)
+            put_on_disk(self.watched, self.aside, crash.disk, state)
             found = self.open_and_read()
             self._abandon()
             return self._kind(past, found, point) is kind
@@ -201,7 +215,7 @@ class AtomicityMachine(CrashingMachine):
         """Open a new store; a crash may come as early as this."""
         self.begin_life(self.nothing)
         assert self.life is not None
-        with self.life.rule("open", self.nothing, lambda: self.nothing):
+        with self.life.rule("open", lambda: self.nothing, lambda: self.nothing):
             self.opened = self.open_store()
 
     @rule(key=keys(), value=documents(max_leaves=3))

@@ -59,6 +59,8 @@ class StoreMachine(RuleBasedStateMachine):
     store: ClassVar[StoreAdapter]
     needs: ClassVar[tuple[str, ...]] = ()
     """Without these the whole machine is skipped."""
+    needs_one_of: ClassVar[tuple[str, ...]] = ()
+    """Without any of these the whole machine is skipped."""
     uses: ClassVar[tuple[str, ...]] = ()
     """Without one of these the rules for it are left out."""
     weight: ClassVar[float] = 1.0
@@ -112,7 +114,9 @@ class StoreMachine(RuleBasedStateMachine):
         if by.startswith(adapter.name):
             by = by.removeprefix(adapter.name)
         reason = adapter.lacks(*kind.needs)
-        for name in (*kind.needs, *kind.uses):
+        if kind.needs_one_of and not any(adapter.has(name) for name in kind.needs_one_of):
+            reason = f"{adapter.name} declares none of {', '.join(kind.needs_one_of)}"
+        for name in (*kind.needs, *kind.needs_one_of, *kind.uses):
             own = adapter.lacks(name)
             matrix.record(
                 adapter.name, by, name, tested=reason is None and own is None,
@@ -125,13 +129,6 @@ class StoreMachine(RuleBasedStateMachine):
     def can(self, capability: str) -> bool:
         """Say whether the store has a capability: the precondition of a rule."""
         return self.adapter.has(capability)
-
-    def new_directory(self, name: str) -> Path:
-        """Return a new empty directory beside the store's."""
-        number = sum(1 for each in self.aside.iterdir() if each.name.startswith(f"{name}-"))
-        made = self.aside / f"{name}-{number}"
-        made.mkdir(mode=0o700)
-        return made
 
     def happened(self, what: str) -> None:
         """Tell Hypothesis' statistics what an example met."""

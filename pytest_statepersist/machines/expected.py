@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pytest_statepersist.machines.base import Content
 
-__all__ = ["Changes", "Expected", "Fading", "Worlds"]
+__all__ = ["Changes", "Expected", "Fading", "Worlds", "changed"]
 
 Changes = Mapping[str, str | None]
 """Keys and their new values; ``None`` for a key that goes."""
@@ -35,6 +35,9 @@ class Expected(Protocol):
 
     def under_way(self, changes: Changes) -> Expected:
         """Return what is expected while a change runs."""
+
+    def apart(self, changes: Changes) -> Expected:
+        """Return what is expected while changes run of which each is whole or absent."""
 
     def settled(self, found: Content) -> Expected:
         """Return what is expected once this content was read, or made durable."""
@@ -67,6 +70,13 @@ class Worlds:
         """Each world as it was, or changed as a whole."""
         return Worlds(_distinct([*self.contents, *self.changed(changes).contents]))
 
+    def apart(self, changes: Changes) -> Worlds:
+        """Each world with any of the changes."""
+        worlds = self
+        for key, value in changes.items():
+            worlds = worlds.under_way({key: value})
+        return worlds
+
     def settled(self, found: Content) -> Worlds:
         """This world, and no other."""
         return Worlds((found,))
@@ -97,6 +107,10 @@ class Fading:
 
     def under_way(self, changes: Changes) -> Fading:
         """Nothing is promised sooner or later."""
+        return self.changed(changes)
+
+    def apart(self, changes: Changes) -> Fading:
+        """Nothing is promised together."""
         return self.changed(changes)
 
     def settled(self, found: Content) -> Fading:

@@ -20,7 +20,7 @@ from pytest_statepersist.core.operations import Trace
 from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.machines.expected import Expected
 from pytest_statepersist.recorders.python import PythonRecorder
-from pytest_statepersist.recording import sqlite_companions
+from pytest_statepersist.recording import shared_memory_in, sqlite_companions
 
 __all__ = ["Life", "Mark", "Past", "put_on_disk"]
 
@@ -73,19 +73,26 @@ class Life:
         self._marks: list[tuple[str, Expected, Expected]] = []
         companions, _ = sqlite_companions()
         self._recorder = PythonRecorder(
-            directory, ignore=_shared_memory_in(directory), companions=companions
+            directory, ignore=shared_memory_in(directory), companions=companions
         )
         self._recorder.start()
         self._running = True
 
+    @property
+    def rules(self) -> int:
+        """How many rules have left a mark so far."""
+        return len(self._marks)
+
     @contextlib.contextmanager
-    def rule(self, label: str, during: Expected, after: Callable[[], Expected]) -> Iterator[None]:
-        """Mark a block; ``after`` is asked once it has ended without an error."""
+    def rule(
+        self, label: str, during: Callable[[], Expected], after: Callable[[], Expected]
+    ) -> Iterator[None]:
+        """Mark a block; both are asked once it has ended without an error."""
         self._recorder.acknowledge(label)
         yield
         self._recorder.acknowledge(label)
         self.expected = after()
-        self._marks.append((label, during, self.expected))
+        self._marks.append((label, during(), self.expected))
 
     def end(self) -> Past:
         """Stop recording. Raises `BlindSpot` where the store did something unseen."""
@@ -109,9 +116,3 @@ class Life:
 def put_on_disk(directory: Path, aside: Path, disk: Disk, state: CrashState) -> None:
     """Make the directory hold a crash state and nothing else."""
     Materialiser(str(directory), str(aside), disk.trace, present=False).show(disk, state)
-
-
-def _shared_memory_in(directory: Path) -> Callable[[str], bool]:
-    from pytest_statepersist.recorders.sqlite import is_shared_memory
-
-    return lambda path: is_shared_memory(str(directory / path))

@@ -13,8 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from pytest_statepersist.adapter import Capabilities, StoreAdapter, StoreClock, Value
-from pytest_statepersist.reference.cipher import Cipher
+from pytest_statepersist.leaks import Sealed
+from pytest_statepersist.reference.cipher import MAGIC, Cipher
 from pytest_statepersist.reference.cipher import KdfCost as CipherCost
 from pytest_statepersist.reference.clock import ManualClock
 from pytest_statepersist.reference.conversation_json import JsonConversations
@@ -34,7 +37,7 @@ from pytest_statepersist.reference.errors import (
     WrongPassword,
 )
 from pytest_statepersist.reference.file_store import FileStore
-from pytest_statepersist.reference.items import Session
+from pytest_statepersist.reference.items import Item, Session
 from pytest_statepersist.reference.local_storage import DEFAULT_QUOTA, LocalStorage
 from pytest_statepersist.reference.managers import SessionManager
 from pytest_statepersist.reference.retention import Retention
@@ -73,6 +76,19 @@ class ReferenceAdapter(StoreAdapter):
     newer = (NewerVersion,)
 
 
+class _VersionOneSession(Item):
+    """A session as version 1 of the code knew it."""
+
+    directory: ClassVar[str] = "sessions"
+
+    name: str = ""
+    context: dict[str, Any] = Field(default_factory=dict)
+
+
+class _VersionOneStore(FileStore):
+    """A store opened by version 1 of the code."""
+
+
 class FileStoreAdapter(ReferenceAdapter):
     """The file store: each value is the state of a session."""
 
@@ -93,6 +109,8 @@ class FileStoreAdapter(ReferenceAdapter):
 
     def load(self, store: FileStore, key: str) -> Value:
         """Return the state of a session."""
+        if isinstance(store, _VersionOneStore):
+            return _loaded(lambda: store.load(_VersionOneSession, key).context)
         return _loaded(lambda: store.load(Session, key).state)
 
     def delete(self, store: FileStore, key: str) -> None:
@@ -130,8 +148,8 @@ class FileStoreAdapter(ReferenceAdapter):
         store.migrate()
 
     def open_old(self, directory: Path, version: int) -> FileStore:
-        """Open with an older schema."""
-        return FileStore(directory, schema=Schema(version, {}))
+        """Open with the schema and the model of version 1."""
+        return _VersionOneStore(directory, schema=Schema(version, {}))
 
     def write_newer(self, directory: Path) -> None:
         """Write a session of a version that is not there yet."""
@@ -158,6 +176,10 @@ class EncryptedFileStoreAdapter(FileStoreAdapter):
     def change_key(self, store: FileStore, old: str, new: str) -> None:
         """Encrypt everything anew."""
         store.rekey(_cipher(new))
+
+    def sealed(self, data: bytes) -> Iterable[Sealed]:
+        """Return the one message of a file."""
+        return _sealed(data)
 
 
 class LocalStorageAdapter(ReferenceAdapter):
@@ -230,6 +252,10 @@ class VaultAdapter(ReferenceAdapter):
     def change_key(self, store: Vault, old: str, new: str) -> None:
         """Change the password."""
         store.change_password(new, current=old, cost=self._cost)
+
+    def sealed(self, data: bytes) -> Iterable[Sealed]:
+        """Return the one message of a file."""
+        return _sealed(data)
 
     def save(self, store: Vault, key: str, value: Value) -> None:
         """Store an entry."""
@@ -358,6 +384,10 @@ class DatabaseAdapter(ReferenceAdapter):
         """Set or take back a star."""
         store.star_snapshot(snapshot, starred)
 
+    def starred(self, store: Database) -> Iterable[str]:
+        """Return the ids of automatic snapshots with a star."""
+        return [each.id for each in store.snapshots(kind=SnapshotKind.AUTO, starred=True)]
+
     def clean_up(self, store: Database) -> None:
         """Run the retention once."""
         Retention(store).run()
@@ -456,6 +486,12 @@ def _loaded(load: Any) -> Value:
 
 def _cipher(passphrase: str) -> Cipher:
     return Cipher.from_passphrase(passphrase, cost=CipherCost(memory_kib=8, iterations=1, lanes=1))
+
+
+def _sealed(data: bytes) -> Iterable[Sealed]:
+    """Read a `Cipher` header, laid out as its module says; the key check names the key."""
+    if data.startswith(MAGIC) and len(data) >= 68:
+        yield Sealed(nonce=data[40:52], ciphertext=data[52:], key=data[16:40].hex())
 
 
 def _write_item(directory: Path, key: str, version: int, fields: Mapping[str, Any]) -> None:
