@@ -152,12 +152,13 @@ class Report:
 
 
 def smallest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Sort findings: fewest deviations, no ghosts, earliest crash point, fewest operations."""
+    """Sort findings: fewest deviations, no ghosts, earliest crash point, fewest operations, most states."""
 
     def size(finding: Finding) -> tuple[object, ...]:
         state = finding.diagnosis.state
         ghosts = len(state.ghosts) + (state.returned is not None)
         matter = len(finding.missing) + len(finding.on_disk)
-        return (finding.deviations, ghosts, finding.crash_point, matter, finding.id)
+        # Of equally small ones the one that most states show comes first.
+        return (finding.deviations, ghosts, finding.crash_point, matter, -finding.count, finding.id)
 
     return tuple(sorted(findings, key=size))

@@ -512,9 +512,9 @@ def _with_acknowledge(
         parameters = []
     for parameter in parameters:
         if parameter.name in ("ack", "acknowledge"):
-            name = parameter.name
-            if parameter.kind is parameter.POSITIONAL_ONLY:
+            if parameter.kind is not parameter.KEYWORD_ONLY:
                 return workload
+            name = parameter.name
             return lambda directory, acknowledge: workload(directory, **{name: acknowledge})
     positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
     wants = sum(p.default is p.empty for p in positional) >= 2 or any(
