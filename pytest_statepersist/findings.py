@@ -47,8 +47,9 @@ class Verdict:
 class Finding:
     """One way in which a crash breaks the subject: the smallest history that shows it.
 
-    ``models`` allow this disk, or one with the same cause at the same lines; ``count`` states have the same cause at the same lines, and show it
-    as one of ``kinds``, of which ``kind`` is the smallest's. ``on_disk``
+    ``models`` allow this disk, or one with the same cause at the same lines. ``count`` states have
+    the same cause at the same lines, and show it as one of ``kinds``, of which ``kind`` is the
+    smallest's. ``on_disk``
     and ``missing`` are operations that matter: those that reached the disk, those that had to and
     did not. ``crash_point`` counts the operations that had returned.
     """
@@ -152,7 +153,7 @@ class Report:
 
 
 def smallest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Sort findings: fewest deviations, no ghosts, earliest crash point, fewest operations, most states."""
+    """Sort findings: fewest deviations, no ghosts, earliest point, fewest operations."""
 
     def size(finding: Finding) -> tuple[object, ...]:
         state = finding.diagnosis.state

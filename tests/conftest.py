@@ -1,4 +1,4 @@
-"""Which tests run only in the soak profile: too long for continuous integration, or not yet measured.
+"""Which tests run only in the soak profile: too long for every run, or not yet measured.
 
 ``STATEPERSIST_PROFILE=soak`` (``make soak``) runs them all.
 """

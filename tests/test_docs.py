@@ -60,9 +60,8 @@ def test_python_blocks(block: Block, tmp_path: Path) -> None:
         check=False,
         timeout=120,
     )
-    counts = dict(
-        (word, int(number)) for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)
-    )
+    found = re.findall(r"(\d+) (passed|failed|error)", done.stdout)
+    counts = {word: int(number) for number, word in found}
     assert set(counts) == {block.outcome}, done.stdout + done.stderr
 
 

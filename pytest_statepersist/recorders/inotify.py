@@ -82,7 +82,8 @@ class Inotify:
         if self._descriptor < 0:
             reason = os.strerror(ctypes.get_errno())
             raise RecorderUnavailable(
-                f"inotify gives no queue: {reason}; usually fs.inotify.max_user_instances is used up"
+                f"inotify gives no queue: {reason}; usually fs.inotify.max_user_instances is "
+                "used up"
             )
         self._names: dict[int, str] = {}
 
