@@ -133,7 +133,10 @@ class CrashingMachine(StoreMachine):
         """End this life by a crash that is drawn, and begin the next one by recovery."""
         assert self.life is not None
         past = self.life.end()
-        crash: Crash = data.draw(crash_states(past.trace, model), label="crash")
+        # The whole life, or the last call that wrote: that is where crashes are worth most.
+        wrote = [mark.begin for mark in past.marks if mark.end > mark.begin]
+        since = data.draw(st.sampled_from([0, *wrote[-1:]]), label="crash not before")
+        crash: Crash = data.draw(crash_states(past.trace, model, since=since), label="crash")
         self.happened(f"crash under {model}, {'something' if crash.lost else 'nothing'} lost")
         if past.mark_at(crash.point) is not None:
             self.happened("crash inside a call")

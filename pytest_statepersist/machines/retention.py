@@ -6,7 +6,7 @@ adapter's `keeps` is the policy. A crash may come at any operation, inside a cle
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from hypothesis import note
@@ -78,6 +78,13 @@ class RetentionMachine(CrashingMachine):
         assert made not in self.taken, f"the id {made!r} was given twice"
         self.taken[made] = self.clock.now()
         self._is_live(changes)
+
+    @rule(number=st.integers(2, 3))
+    def several_grow_old(self, number: int) -> None:
+        """Several snapshots are due at the same clean-up."""
+        for _ in range(number):
+            self.take_snapshot("")
+        self.clock.advance(self.adapter.max_age + timedelta(microseconds=1))
 
     @precondition(lambda self: self.live and self._stars)
     @rule(data=st.data(), starred=st.booleans())

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_statepersist.adapter import Capabilities, StoreAdapter
+from pytest_statepersist.errors import UserError
+from pytest_statepersist.machines import MACHINES, matrix, profiles
+from pytest_statepersist.machines.base import as_text
+from pytest_statepersist.machines.reference_stores import REFERENCE_STORES
+from pytest_statepersist.machines.round_trip import RoundTripMachine
+from tests.machines.broken import Files
+
+
+def test_a_capability_without_its_method_is_an_error() -> None:
+    class Careless(Files):
+        capabilities = Capabilities(backup=True)
+
+    with pytest.raises(UserError, match=r"no method backup"):
+        Careless().has("backup")
+
+
+def test_a_word_that_is_no_capability_is_an_error() -> None:
+    with pytest.raises(UserError, match="no capability"):
+        Files().has("wings")
+
+
+@pytest.mark.parametrize("store", REFERENCE_STORES, ids=lambda s: s.__name__)
+def test_every_declared_capability_of_the_reference_stores_has_its_methods(
+    store: type[StoreAdapter],
+) -> None:
+    adapter = store()
+    assert [name for name in Capabilities.__dataclass_fields__ if adapter.has(name)]
+
+
+def test_a_machine_needs_a_store() -> None:
+    with pytest.raises(UserError, match="for_store"):
+        RoundTripMachine()
+    with pytest.raises(UserError, match="StoreAdapter"):
+        type("Mine", (RoundTripMachine,), {"store": 3})
+
+
+def test_a_machine_can_be_subclassed() -> None:
+    class Mine(RoundTripMachine):
+        store = Files  # type: ignore[assignment]
+
+    machine = Mine()
+    assert isinstance(machine.adapter, Files)
+    machine.teardown()
+
+
+def test_values_that_python_takes_for_equal_are_told_apart() -> None:
+    assert len({as_text({"a": value}) for value in (1, 1.0, True)}) == 3
+    assert as_text({"a": 1, "b": 2}) == as_text({"b": 2, "a": 1})
+
+
+def test_the_matrix_says_what_was_tested_and_what_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "_rows", {})
+    matrix.record("One", "Machine", "durable", tested=True)
+    matrix.record("Two", "Machine", "durable", tested=False, reason="Two does not declare durable")
+    matrix.record("Two", "Machine", "backup", tested=True)
+    assert matrix.table() == (
+        "capability  One          Two",
+        "backup      -            tested",
+        "durable     tested       not covered",
+    )
+    (row,) = [row for row in matrix.rows() if not row.tested]
+    assert matrix.Row(*row.plain()) == row  # type: ignore[arg-type]
+    matrix.clear()
+    assert matrix.table() == ()
+
+
+def test_an_unknown_profile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(profiles.VARIABLE, "huge")
+    with pytest.raises(UserError, match="dev, ci, soak"):
+        profiles.current()
+
+
+def test_profiles_decide_how_many_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in profiles.PROFILES:
+        monkeypatch.setenv(profiles.VARIABLE, name)
+        machine = RoundTripMachine.for_store(Files)
+        expected = round(profiles.PROFILES[name].examples * RoundTripMachine.weight)
+        assert machine.TestCase.settings.max_examples == expected
+
+
+def test_machines_are_found_by_name_and_the_adapters_come_without_hypothesis() -> None:
+    code = (
+        "import sys; import pytest_statepersist.machines.reference_stores, "
+        "pytest_statepersist.machines.matrix; assert 'hypothesis' not in sys.modules; "
+        "import pytest_statepersist.machines as m; [getattr(m, name) for name in m.MACHINES]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+    assert len(MACHINES) == 7
+
+
+def test_a_test_case_runs_under_pytest(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(
+        "from pytest_statepersist.machines import AtomicityMachine, RetentionMachine\n"
+        "from pytest_statepersist.machines.reference_stores import LocalStorageAdapter as Store\n"
+        "TestCrashes = AtomicityMachine.for_store(Store).TestCase\n"
+        "TestCrashes.settings = __import__('hypothesis').settings(\n"
+        "    TestCrashes.settings, max_examples=3, database=None)\n"
+        "TestRetention = RetentionMachine.for_store(Store).TestCase\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "1 passed, 1 skipped" in done.stdout, done.stdout
+    assert "LocalStorage does not declare snapshots, retention" in done.stdout
