@@ -286,7 +286,8 @@ def clock_moves(
 ) -> st.SearchStrategy[ClockMove]:
     """Draw what happens to a clock; the ``limits`` of a policy are hit exactly, and just missed."""
     near = [limit + d for limit in limits for d in (_NONE, _TICK, -_TICK) if limit + d > _NONE]
-    some = st.sampled_from([*near, timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)])
+    far = [2 * limit for limit in limits]
+    some = st.sampled_from([*near, *far, timedelta(seconds=1), timedelta(days=1)])
     passing = some.map(lambda by: ClockMove(passes=by))
     if not misbehaving:
         return passing

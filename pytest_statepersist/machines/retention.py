@@ -80,11 +80,12 @@ class RetentionMachine(CrashingMachine):
         self._is_live(changes)
 
     @rule(number=st.integers(2, 3))
-    def several_grow_old(self, number: int) -> None:
-        """Several snapshots are due at the same clean-up."""
+    def clean_up_several(self, number: int) -> None:
+        """Several snapshots grow old and are due at the same clean-up."""
         for _ in range(number):
             self.take_snapshot("")
         self.clock.advance(self.adapter.max_age + timedelta(microseconds=1))
+        self.clean_up()
 
     @precondition(lambda self: self.live and self._stars)
     @rule(data=st.data(), starred=st.booleans())
@@ -104,6 +105,7 @@ class RetentionMachine(CrashingMachine):
         move.apply(self.clock)
         self.happened("clock set back" if move.steps.total_seconds() < 0 else "clock moved")
 
+    @precondition(lambda self: self.live)
     @rule()
     def clean_up(self) -> None:
         """Exactly what the policy does not keep goes."""
