@@ -44,7 +44,7 @@ class Profile:
 
 
 PROFILES = {
-    "dev": Profile("dev", examples=40, steps=15, fixed=False),
+    "dev": Profile("dev", examples=60, steps=15, fixed=False),
     "ci": Profile("ci", examples=120, steps=20, fixed=True),
     "soak": Profile("soak", examples=5000, steps=40, fixed=False),
 }
