@@ -127,7 +127,12 @@ class BackupMachine(CrashingMachine):
                 allowed, what = before, "was refused and changed the store"
             else:
                 allowed, what = content, "was restored without an error"
-            found = content_of(store, ("here", *content))
+            try:
+                found = content_of(store, ("here", *content))
+            except Exception as error:
+                raise AssertionError(
+                    f"a damaged backup ({done.label}) {what}: loading raised {error!r}"
+                ) from error
             assert found == allowed, f"a damaged backup ({done.label}) {what}: {found}"
 
     @rule()
