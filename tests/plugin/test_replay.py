@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_a_repaired_recovery_is_fixed(pytester: pytest.Pytester) -> None:
     fixed = pytester.runpytest_subprocess(*replay)
     fixed.assert_outcomes(passed=1)
     fixed.stdout.fnmatch_lines([f"{name}: FIXED *"])
-    done = pytester.run("statepersist", "replay", "--recovery-only")
+    done = pytester.run(sys.executable, "-m", "pytest_statepersist", "replay", "--recovery-only")
     assert done.ret == 0
     done.stdout.fnmatch_lines([f"FIXED  {name} test_store.py::test_two: recovery returned 1"])
     assert kept(pytester) == []
@@ -117,10 +118,10 @@ def test_a_repaired_save_takes_its_bundles_along(pytester: pytest.Pytester) -> N
     pytester.runpytest_subprocess("-k", "test_one")
     assert len(kept(pytester)) == 1
     change(pytester, "SAFE = False", "SAFE = True")
-    still = pytester.run("statepersist", "replay", "--recovery-only")
+    still = pytester.run(sys.executable, "-m", "pytest_statepersist", "replay", "--recovery-only")
     assert still.ret == 1
     still.stdout.fnmatch_lines(["FAILED * test_store.py::test_one*"])
-    done = pytester.run("statepersist", "replay")
+    done = pytester.run(sys.executable, "-m", "pytest_statepersist", "replay")
     assert done.ret == 0
     done.stdout.fnmatch_lines(["FIXED * test_store.py::test_one*no longer leaves*"])
     assert kept(pytester) == []
@@ -129,7 +130,7 @@ def test_a_repaired_save_takes_its_bundles_along(pytester: pytest.Pytester) -> N
 def test_a_bundle_whose_test_is_gone_is_an_error(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess("-k", "test_one")
     change(pytester, "def test_one", "def test_renamed")
-    done = pytester.run("statepersist", "replay")
+    done = pytester.run(sys.executable, "-m", "pytest_statepersist", "replay")
     assert done.ret == 2
     done.stdout.fnmatch_lines(["ERROR * test_store.py::test_one*"])
     assert len(kept(pytester)) == 1
