@@ -9,6 +9,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["pytester"]
+
 SOAK = (
     "tests/conformance/test_reference_stores.py",
     "tests/mutants/test_mutants.py::test_every_mutant_is_caught",
