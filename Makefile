@@ -1,5 +1,6 @@
 # Two commands on a machine that has only Python: `make demo` and `make test`. Both make their own
-# environment in .venv. PYTHON chooses the interpreter, PYTEST_ARGS is handed to pytest.
+# environment in .venv. PYTHON chooses the interpreter, PYTEST_ARGS is handed to pytest. uv installs
+# in a fifth of pip's time; where it cannot (an index that only pip is told of), pip does.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +30,8 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]' \
+	    || $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
 
 clean:
