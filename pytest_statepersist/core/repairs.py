@@ -234,6 +234,8 @@ class _Search(Generic[Witness]):
         self.lines = candidates(trace)
         self.witnesses: list[Witness] = []
         self.hits: list[frozenset[int]] = []
+        self.more: list[frozenset[int]] = []
+        """For each set that was too small: the lines of which it needs at least one more."""
         self.found: list[tuple[frozenset[int], Repair]] = []
         self.failed: set[frozenset[int]] = set()
         self.explorations = 0
@@ -277,6 +279,8 @@ class _Search(Generic[Witness]):
             for witness, hits in zip(self.witnesses, self.hits, strict=True)
             if self.oracle.monotone(witness)
         ]
+        if len(certain) == len(self.witnesses):
+            certain += self.more
         try:
             return not self._hitting(frozenset(), size - 1, certain)
         except _Stopped:
@@ -324,7 +328,7 @@ class _Search(Generic[Witness]):
 
     def _next(self, size: int) -> frozenset[int] | None:
         """Return the cheapest set of this size that hits all witnesses and was not tried."""
-        hitting = self._hitting(frozenset(), size, self.hits)
+        hitting = self._hitting(frozenset(), size, [*self.hits, *self.more])
         options = [each for each in hitting if len(each) == size]
         fresh = [
             each
@@ -353,15 +357,19 @@ class _Search(Generic[Witness]):
     def _try(self, chosen: frozenset[int]) -> bool:
         trace = self._with(chosen)
         if any(self.oracle.survives(trace, witness) for witness in self.witnesses):
-            self.failed.add(chosen)
+            self._too_small(chosen)
             return False
         states, left = self._explore(chosen)
         if left:
-            self.failed.add(chosen)
+            self._too_small(chosen)
             self._learn(left)
             return False
         self.found.append((chosen, self._repair(chosen, states)))
         return True
+
+    def _too_small(self, chosen: frozenset[int]) -> None:
+        self.failed.add(chosen)
+        self.more.append(frozenset(range(len(self.lines))) - chosen)
 
     def _by_leaving_out(self, everything: frozenset[int]) -> None:
         """Too many combinations: leave out one line after the other while nothing comes back."""

@@ -97,6 +97,13 @@ def test_two_missing_syncs_are_found_together() -> None:
     assert not EveryState("posix", lost).explore(found.repairs[0].applied_to(UNSYNCED.trace))[1]
 
 
+def test_two_syncs_of_which_neither_alone_removes_anything() -> None:
+    workload = Workload({"g": b"old"}).mkdir("d").append("g", b"new")
+    found = search(workload, lambda seen, _: seen == {"g": b"old"})
+    assert [told(repair) for repair in found.repairs] == [[(0, "directory"), (1, "file")]]
+    assert found.smallest
+
+
 def test_a_sound_save_needs_none() -> None:
     sound = Workload({"f": b"old"}).save("f", b"new")
     assert search(sound, lost) == repairs.RepairSearch(explorations=1)
