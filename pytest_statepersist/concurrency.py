@@ -92,6 +92,7 @@ class ConcurrencyReport:
 
     def raise_for_findings(self) -> None:
         """Raise `CrashConsistencyError` where there is a finding."""
+        __tracebackhide__ = True  # pytest then shows the test's own line
         if self.findings:
             raise CrashConsistencyError(str(self), self)
 

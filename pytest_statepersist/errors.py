@@ -13,6 +13,7 @@ __all__ = [
     "ClockClosed",
     "ClockDeadlock",
     "CrashConsistencyError",
+    "NotCovered",
     "RecorderUnavailable",
     "StatePersistError",
     "TraceError",
@@ -51,6 +52,17 @@ class BlindSpot(StatePersistError):
         super().__init__(message)
         self.culprit = culprit
         self.recorder = recorder
+
+
+class NotCovered(BlindSpot):
+    """Nothing was found, but a question that was asked has no answer, so it must not pass.
+
+    ``report`` holds what was seen.
+    """
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class CrashConsistencyError(StatePersistError, AssertionError):

@@ -170,6 +170,7 @@ class FaultInjector:
 
     def check(self, **arguments: Any) -> FaultReport:
         """Sweep as `sweep` does and raise `CrashConsistencyError` where there is a finding."""
+        __tracebackhide__ = True
         report = self.sweep(**arguments)
         report.raise_for_findings()
         return report

@@ -14,7 +14,7 @@ from pytest_statepersist.core.operations import Operation, Site, Trace
 from pytest_statepersist.core.redundancy import Redundancy
 from pytest_statepersist.core.repairs import Repair, RepairSearch
 from pytest_statepersist.core.tree import Tree
-from pytest_statepersist.errors import CrashConsistencyError
+from pytest_statepersist.errors import CrashConsistencyError, NotCovered
 from pytest_statepersist.explorer.outcome import Kind, Outcome
 from pytest_statepersist.explorer.search import Coverage, Failure
 
@@ -92,6 +92,15 @@ class Finding:
         return f"[{self.id}] {self.kind.value}: {self.cause}{where}"
 
 
+_OPEN = (
+    "Nothing was found, but not all that was asked was looked at, so this does not pass. What to "
+    "do: the verdict says what stopped it. A budget: raise budget=, or lower deviations=. A "
+    "recovery that gives the same before and after: return what was loaded. Native code: "
+    "recorder='strace'. To go on without an answer, call explore(), which returns this report, and "
+    "its raise_for_findings()."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The result of an exploration under one or more models."""
@@ -143,8 +152,15 @@ class Report:
 
     def raise_for_findings(self) -> None:
         """Raise `CrashConsistencyError` where there is a finding that no baseline accepts."""
+        __tracebackhide__ = True  # pytest then shows the test's own line
         if any(finding.accepted is None for finding in self.findings):
             raise CrashConsistencyError(str(self), self)
+
+    def raise_where_not_covered(self) -> None:
+        """Raise `NotCovered` where no finding says no, and something keeps a model from a yes."""
+        __tracebackhide__ = True
+        if any(None in (verdict.atomic, verdict.durable) for verdict in self.verdicts):
+            raise NotCovered(f"{self}\n{_OPEN}", self)
 
     def __str__(self) -> str:
         from pytest_statepersist.report.text import render

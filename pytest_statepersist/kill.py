@@ -100,6 +100,7 @@ class KillReport:
 
     def raise_for_findings(self) -> None:
         """Raise `CrashConsistencyError` with what was wrong where something was."""
+        __tracebackhide__ = True  # pytest then shows the test's own line
         if self.findings:
             raise CrashConsistencyError(str(self), self)
 

@@ -139,9 +139,15 @@ class CrashSimulator:
         self.reports: list[Report] = []
 
     def check(self, **arguments: Any) -> Report:
-        """Explore as `explore` does and raise `CrashConsistencyError` where there is a finding."""
+        """Explore as `explore` does, and raise where the answer is not yes.
+
+        Raises `CrashConsistencyError` where there is a finding, `NotCovered` where there is none
+        but a question stayed open: a test that passes says that all of it was looked at.
+        """
+        __tracebackhide__ = True
         report = self.explore(**arguments)
         report.raise_for_findings()
+        report.raise_where_not_covered()
         return report
 
     def explore(
@@ -251,6 +257,7 @@ class CrashSimulator:
                 place=place,
                 time_limit=self.settings.time_limit,
             )
+        __tracebackhide__ = True
         if check:
             report.raise_for_findings()
         return report
@@ -310,6 +317,7 @@ class CrashSimulator:
                 schedule=schedule,
                 time_limit=self.settings.time_limit or 60.0,
             )
+        __tracebackhide__ = True
         if check:
             report.raise_for_findings()
         return report
@@ -403,9 +411,11 @@ class Recording:
         return self._simulator._finish(report, name, started)
 
     def check(self, **arguments: Any) -> Report:
-        """Explore and raise `CrashConsistencyError` where there is a finding."""
+        """Explore and raise as `CrashSimulator.check` does."""
+        __tracebackhide__ = True
         report = self.explore(**arguments)
         report.raise_for_findings()
+        report.raise_where_not_covered()
         return report
 
     def crash_states(

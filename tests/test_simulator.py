@@ -22,6 +22,7 @@ from pytest_statepersist import (
     CrashConsistencyError,
     CrashSimulator,
     Kind,
+    NotCovered,
     Trace,
     UserError,
     raises,
@@ -497,3 +498,32 @@ def test_a_finding_says_which_file_systems_allow_its_disk() -> None:
     for name, model in MODELS.items():
         allowed = model.allows(report.trace, finding.tree, at=finding.crash_point)
         assert allowed is (name in finding.allowed_by)
+
+
+def test_check_does_not_pass_where_a_question_stayed_open() -> None:
+    """Two ways of seeing nothing wrong without having seen enough."""
+    simulator = CrashSimulator()
+
+    def workload(directory: Path) -> None:
+        save(directory / "state", NEW)
+
+    with pytest.raises(NotCovered, match=r"(?s)cannot tell.*does not pass"):
+        simulator.check(setup=lambda d: None, workload=workload, recover=lambda d: 0)
+
+    def recover(directory: Path) -> int:
+        return sum(path.stat().st_size > 0 for path in directory.iterdir())
+
+    def many(directory: Path) -> None:
+        for number in range(30):
+            (directory / str(number)).write_text("x")
+
+    with pytest.raises(NotCovered, match="budget of 5 recoveries ended"):
+        simulator.check(
+            workload=many, recover=recover, invariant=lambda r, _: r >= 0, budget=5
+        )
+    safe = simulator.check(
+        setup=lambda d: save(d / "state", OLD),
+        workload=workload,
+        recover=lambda d: load(d / "state"),
+    )
+    assert safe.safe

@@ -105,6 +105,7 @@ class FaultReport:
 
     def raise_for_findings(self) -> None:
         """Raise `CrashConsistencyError` with all findings where there is one."""
+        __tracebackhide__ = True  # pytest then shows the test's own line
         if self.findings:
             raise CrashConsistencyError(str(self), self)
 

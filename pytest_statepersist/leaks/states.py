@@ -71,6 +71,7 @@ class ScanReport:
 
     def raise_if_findings(self) -> None:
         """Raise `CrashConsistencyError` if there are findings, `BlindSpot` if no verdict."""
+        __tracebackhide__ = True  # pytest then shows the test's own line
         if self.ok is False:
             raise CrashConsistencyError(self.explain(), self)
         if self.ok is None:

@@ -115,6 +115,7 @@ class IntegrityReport:
 
         Raises `BlindSpot` where there is no verdict, because nothing was tested.
         """
+        __tracebackhide__ = True  # pytest then shows the test's own line
         if self.ok is False:
             raise CrashConsistencyError(self.explain(), self)
         if self.ok is None:
