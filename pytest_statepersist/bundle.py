@@ -65,7 +65,7 @@ _NAME = re.compile(r"[0-9a-f]{8}-[0-9a-f]{6}")
 _PREFIX = re.compile(r"[0-9a-f]{4,8}(-[0-9a-f]{0,6})?")
 _COMPRESSED_FROM = 64 << 10
 _FILE_LIMIT = 64 << 20
-_TEXT_LIMIT = 256 << 20
+TEXT_LIMIT = 256 << 20
 _TREE_LIMIT = 256 << 20
 _WHOLE = 16 << 20
 _TEXT_FIELD = 200_000
@@ -317,12 +317,12 @@ def load(data: bytes) -> Bundle:
 def _decompressed(data: bytes) -> bytes:
     worker = zlib.decompressobj(wbits=31)
     try:
-        text = worker.decompress(data, _TEXT_LIMIT)
+        text = worker.decompress(data, TEXT_LIMIT)
     except zlib.error as error:
         raise BundleError(f"the bundle is not compressed as it says: {error}") from None
-    if worker.unconsumed_tail or (not worker.eof and len(text) >= _TEXT_LIMIT):
+    if worker.unconsumed_tail or (not worker.eof and len(text) >= TEXT_LIMIT):
         raise BundleError(
-            f"the bundle is larger than {_TEXT_LIMIT >> 20} MiB once it is unpacked, so it is not "
+            f"the bundle is larger than {TEXT_LIMIT >> 20} MiB once it is unpacked, so it is not "
             "read"
         )
     if not worker.eof or worker.unused_data:

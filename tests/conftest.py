@@ -16,9 +16,6 @@ SOAK = (
     "tests/mutants/test_mutants.py::test_every_mutant_is_caught",
     "tests/reference/test_every_durable_operation.py",
     "tests/machines/",
-    "tests/plugin/test_replay.py",
-    "tests/plugin/test_baseline.py",
-    "tests/test_bundle.py",
 )
 
 

@@ -31,11 +31,11 @@ STORE = """
 def test_a_team_adopts_it_on_an_imperfect_store(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\nstatepersist_baseline = known.json")
     pytester.makepyfile(test_store=STORE)
-    missing = pytester.runpytest_subprocess()
+    missing = pytester.runpytest_inprocess()
     assert missing.ret != 0
     missing.stderr.fnmatch_lines(["*known.json does not exist*--statepersist-write-baseline*"])
 
-    pytester.runpytest_subprocess("--statepersist-write-baseline").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("--statepersist-write-baseline").assert_outcomes(passed=1)
     path = Path(pytester.path / "known.json")
     data = json.loads(path.read_text())
     assert len(data["findings"]) >= 2
@@ -47,7 +47,7 @@ def test_a_team_adopts_it_on_an_imperfect_store(pytester: pytest.Pytester) -> No
     # Lines may move.
     source = pytester.path / "test_store.py"
     source.write_text("# a line more\n" + source.read_text())
-    known = pytester.runpytest_subprocess()
+    known = pytester.runpytest_inprocess()
     known.assert_outcomes(passed=1)
     known.stdout.fnmatch_lines(
         ["*posix: atomic NO*", "*(accepted: ticket 7)*", "*00000000 is gone*take it out"]
@@ -55,7 +55,7 @@ def test_a_team_adopts_it_on_an_imperfect_store(pytester: pytest.Pytester) -> No
 
     data["findings"] = data["findings"][1:]
     path.write_text(json.dumps(data))
-    pytester.runpytest_subprocess().assert_outcomes(failed=1)
+    pytester.runpytest_inprocess().assert_outcomes(failed=1)
 
 
 @pytest.mark.parametrize("name", ["b.json", "b.toml"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -40,49 +41,57 @@ def _store(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_store=STORE)
 
 
+def merged(pytester: pytest.Pytester, result: pytest.RunResult) -> dict[str, Any]:
+    """Check that a run of all tests gave one summary and one file; return what that holds."""
+    result.assert_outcomes(failed=3)
+    document: dict[str, Any] = json.loads(Path(pytester.path / "out.json").read_text())
+    assert document["version"] == 1
+    names = [each["name"] for each in document["explorations"]]
+    assert names == [f"test_store.py::test_{n}" for n in ("one", "three", "two")]
+    found = [finding for each in document["explorations"] for finding in each["findings"]]
+    assert document["totals"]["findings"] == len(found) >= 6
+    shown = result.stdout.str()
+    assert shown.count("= statepersist =") == 1
+    assert shown.count(": posix: atomic NO") >= 3
+    # No bundle is lost, and none is written twice.
+    directory = pytester.path / ".statepersist" / "bundles"
+    kept = sorted(path.name.split(".")[0] for path in directory.glob("*.json*"))
+    assert kept == sorted(finding["bundle"] for finding in found)
+    return document
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        (),
-        ("-n2",),
-        ("-p", "randomly", "-p", "no:xdist"),
-        ("-n2", "-p", "randomly"),
+        ("-p", "xdist", "-n2"),
+        ("-p", "randomly"),
+        ("-p", "xdist", "-n2", "-p", "randomly"),
     ],
-    ids=["plain", "workers", "random", "random workers"],
+    ids=["workers", "random", "random workers"],
 )
 def test_results_are_merged_into_one_summary_and_one_file(
     pytester: pytest.Pytester, options: tuple[str, ...]
 ) -> None:
     result = pytester.runpytest_subprocess("--statepersist-json=out.json", *options)
-    result.assert_outcomes(failed=3)
-    document = json.loads(Path(pytester.path / "out.json").read_text())
-    assert document["version"] == 1
-    names = [each["name"] for each in document["explorations"]]
-    assert names == [f"test_store.py::test_{n}" for n in ("one", "three", "two")]
-    assert document["totals"]["findings"] >= 6
-    finding = document["explorations"][0]["findings"][0]
-    assert Path(finding["file"]).name == "test_store.py"
-    assert finding["line"] == 4
-    assert "posix" in finding["models"]
-    shown = result.stdout.str()
-    assert shown.count("= statepersist =") == 1
-    assert shown.count(": posix: atomic NO") >= 3
+    merged(pytester, result)
 
 
-def test_junit_properties(pytester: pytest.Pytester) -> None:
-    pytester.runpytest_subprocess("--junitxml=out.xml", "-k", "test_one", "-p", "no:xdist")
-    tree = ElementTree.parse(pytester.path / "out.xml")
-    properties = {p.get("name"): p.get("value") for p in tree.iter("property")}
-    assert properties["statepersist.posix"].startswith("posix: atomic NO, durable NO")
-    assert "test_store.py:4" in properties["statepersist.finding"]
-
-
-def test_annotations_where_github_runs_it(
+def test_json_junit_and_annotations_of_one_run(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    result = pytester.runpytest_subprocess("-k", "test_one")
+    result = pytester.runpytest_inprocess("--statepersist-json=out.json", "--junitxml=out.xml")
+    finding = merged(pytester, result)["explorations"][0]["findings"][0]
+    assert Path(finding["file"]).name == "test_store.py"
+    assert finding["line"] == 4
+    assert "posix" in finding["models"]
+
+    case = next(ElementTree.parse(pytester.path / "out.xml").iter("testcase"))
+    properties = {p.get("name"): p.get("value") for p in case.iter("property")}
+    assert str(properties["statepersist.posix"]).startswith("posix: atomic NO, durable NO")
+    assert "test_store.py:4" in str(properties["statepersist.finding"])
+
     result.stdout.fnmatch_lines(["::error file=test_store.py,line=4,title=*::*recovery*"])
     monkeypatch.delenv("GITHUB_ACTIONS")
-    plain = pytester.runpytest_subprocess("-k", "test_one")
+    plain = pytester.runpytest_inprocess("-k", "test_one")
     assert "::error" not in plain.stdout.str()

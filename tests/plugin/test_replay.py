@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from pytest_statepersist.cli import main
 
 STORE = """
     import json, os
@@ -60,77 +60,95 @@ def kept(pytester: pytest.Pytester) -> list[str]:
 
 def change(pytester: pytest.Pytester, old: str, new: str) -> None:
     path = pytester.path / "test_store.py"
+    assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
 
 
-def replayed(pytester: pytest.Pytester) -> list[Any]:
-    found: list[Any] = json.loads(Path(pytester.path / "out.json").read_text())["replays"]
-    return found
+def replayed(
+    pytester: pytest.Pytester, name: str, *options: str, status: str
+) -> tuple[pytest.RunResult, str]:
+    """Replay a bundle; return the run, and what the JSON says of it."""
+    run = pytester.runpytest_subprocess if "-n2" in options else pytester.runpytest_inprocess
+    result = run("--statepersist-replay", name, "--statepersist-json=out.json", *options)
+    document = json.loads(Path(pytester.path / "out.json").read_text())
+    assert not document["explorations"]
+    (row,) = document["replays"]
+    assert row["bundle"].startswith(name)
+    assert row["status"] == status
+    return result, str(row["text"])
 
 
-def test_no_bundle_is_lost_and_one_is_replayed(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest_subprocess("-n2")
-    result.assert_outcomes(failed=2)
-    bundles = kept(pytester)
-    assert len(bundles) == 2, "both tests have the same finding, and each has a bundle"
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Call ``statepersist``; it starts pytest in a process of its own."""
+    capsys.readouterr()
+    code = main([*arguments])
+    return code, capsys.readouterr().out
+
+
+def test_one_disk_is_run_and_nothing_is_explored(pytester: pytest.Pytester) -> None:
+    pytester.runpytest_inprocess().assert_outcomes(failed=2)
+    first, second = kept(pytester)
+    assert first[:8] == second[:8], "both tests have the same finding, and each has a bundle"
     assert (pytester.path / ".statepersist" / ".gitignore").read_text() == "*\n"
-    for name in bundles:
-        result.stdout.fnmatch_lines([f"*--statepersist-replay {name}*"])
 
-    failed = pytester.runpytest_subprocess(
-        "--statepersist-replay", bundles[0], "--statepersist-json=out.json"
-    )
+    failed, _ = replayed(pytester, first, status="FAILED")
     failed.assert_outcomes(failed=1)
-    failed.stdout.fnmatch_lines(["*FAILED *JSONDecodeError*", f"{bundles[0]}: FAILED *"])
-    (row,) = replayed(pytester)
-    assert (row["bundle"], row["status"]) == (bundles[0], "FAILED")
-    assert not json.loads((pytester.path / "out.json").read_text())["explorations"]
+    failed.stdout.fnmatch_lines(["*FAILED *JSONDecodeError*", f"{first}: FAILED *"])
+    # One worker has the test; the other has nothing to do.
+    again, _ = replayed(pytester, first, "-p", "xdist", "-n2", status="FAILED")
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines([f"{first}: FAILED *"])
 
     # Without the exploration nothing is judged, and nothing is a success.
     change(pytester, "    check(crash_simulator,", "    print(crash_simulator,")
-    lost = pytester.runpytest_subprocess(
-        "--statepersist-replay", bundles[0], "--statepersist-json=out.json"
-    )
+    lost, text = replayed(pytester, first, status="ERROR")
     lost.assert_outcomes(failed=1)
-    (row,) = replayed(pytester)
-    assert row["status"] == "ERROR"
-    assert "ended without the exploration" in row["text"]
+    assert "ended without the exploration" in text
 
 
-def test_a_repaired_recovery_is_fixed(pytester: pytest.Pytester) -> None:
+def test_a_repaired_recovery_is_fixed(
+    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
     change(pytester, "SAFE = False", "SAFE = True")
     change(pytester, "STRICT = False", "STRICT = True")
-    pytester.runpytest_subprocess("-k", "test_two").assert_outcomes(failed=1)
+    pytester.runpytest_inprocess("-k", "test_two").assert_outcomes(failed=1)
     (name,) = kept(pytester)
-    replay = ("--statepersist-replay", name[:8])
-    pytester.runpytest_subprocess(*replay, "test_store.py").assert_outcomes(failed=1, deselected=1)
+    failed, _ = replayed(pytester, name[:8], "test_store.py", status="FAILED")
+    failed.assert_outcomes(failed=1, deselected=1)
     change(pytester, "STRICT = True", "STRICT = False")
-    fixed = pytester.runpytest_subprocess(*replay)
+    fixed, _ = replayed(pytester, name[:8], status="FIXED")
     fixed.assert_outcomes(passed=1)
     fixed.stdout.fnmatch_lines([f"{name}: FIXED *"])
-    done = pytester.run(sys.executable, "-m", "pytest_statepersist", "replay", "--recovery-only")
-    assert done.ret == 0
-    done.stdout.fnmatch_lines([f"FIXED  {name} test_store.py::test_two: recovery returned 1"])
+    code, shown = command(capsys, "replay", "--recovery-only")
+    assert code == 0
+    assert shown == f"FIXED  {name} test_store.py::test_two: recovery returned 1\n"
     assert kept(pytester) == []
 
 
-def test_a_repaired_save_takes_its_bundles_along(pytester: pytest.Pytester) -> None:
-    pytester.runpytest_subprocess("-k", "test_one")
-    assert len(kept(pytester)) == 1
+def test_a_repaired_save_takes_its_bundles_along(
+    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytester.runpytest_inprocess("-k", "test_one")
+    (name,) = kept(pytester)
+    code, shown = command(capsys, "replay")
+    assert code == 1
+    assert shown.startswith(f"FAILED {name} test_store.py::test_one: ")
     change(pytester, "SAFE = False", "SAFE = True")
-    still = pytester.run(sys.executable, "-m", "pytest_statepersist", "replay", "--recovery-only")
-    assert still.ret == 1
-    still.stdout.fnmatch_lines(["FAILED * test_store.py::test_one*"])
-    done = pytester.run(sys.executable, "-m", "pytest_statepersist", "replay")
-    assert done.ret == 0
-    done.stdout.fnmatch_lines(["FIXED * test_store.py::test_one*no longer leaves*"])
+    assert command(capsys, "replay", "--recovery-only")[0] == 1
+    code, shown = command(capsys, "replay")
+    assert code == 0
+    why = "the save no longer leaves such a disk"
+    assert shown == f"FIXED  {name} test_store.py::test_one: {why}\n"
     assert kept(pytester) == []
 
 
-def test_a_bundle_whose_test_is_gone_is_an_error(pytester: pytest.Pytester) -> None:
-    pytester.runpytest_subprocess("-k", "test_one")
+def test_a_bundle_whose_test_is_gone_is_an_error(
+    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytester.runpytest_inprocess("-k", "test_one")
+    (name,) = kept(pytester)
     change(pytester, "def test_one", "def test_renamed")
-    done = pytester.run(sys.executable, "-m", "pytest_statepersist", "replay")
-    assert done.ret == 2
-    done.stdout.fnmatch_lines(["ERROR * test_store.py::test_one*"])
-    assert len(kept(pytester)) == 1
+    code, shown = command(capsys, "replay")
+    assert code == 2
+    assert shown.startswith(f"ERROR  {name} test_store.py::test_one: ")
+    assert kept(pytester) == [name]
