@@ -105,3 +105,17 @@ def test_every_page_of_the_documentation_is_reachable_from_the_index() -> None:
         relative = page.relative_to(ROOT / "docs").as_posix()
         if relative != "index.md":
             assert relative in index, f"docs/index.md does not lead to {relative}"
+
+
+def test_the_pages_build_and_no_link_leads_nowhere(tmp_path: Path) -> None:
+    sphinx = pytest.importorskip("sphinx", reason="the pages are built with Sphinx (extra: docs)")
+    assert sphinx
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "docs", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
