@@ -1020,11 +1020,6 @@ def _alike(trace: op.Trace, expectation: Expectation) -> Any:
     return (id(trace.base), rows, expectation.length, stages)
 
 
-def _syncs_of_directories(sites: list[FaultSite]) -> int:
-    """SQLite opens a directory for one purpose, and a fault can be put there only."""
-    return sum(site.function == "sqlite.openDirectory" for site in sites)
-
-
 _COUNTED: dict[type, Operation] = {
     op.Write: Operation.WRITE,
     op.Fsync: Operation.FSYNC,
@@ -1040,8 +1035,6 @@ def _uncounted(trace: op.Trace, sites: list[FaultSite]) -> Iterator[str]:
     for kind, operation in _COUNTED.items():
         recorded = sum(isinstance(each, kind) for each in trace.operations)
         counted = sum(site.operation is operation for site in sites)
-        if kind is op.Fsync:
-            counted += _syncs_of_directories(sites)
         if recorded > counted:
             yield (
                 f"{recorded - counted} of {recorded} recorded calls to {operation.value} came by "

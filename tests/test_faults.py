@@ -33,6 +33,7 @@ from pytest_statepersist.faults.inject import Counting, Fault, Injection
 from pytest_statepersist.faults.locks import held_locks, locks_known
 from pytest_statepersist.faults.report import FaultKind
 from pytest_statepersist.recorders.python import PythonRecorder
+from pytest_statepersist.recording import sqlite_companions
 from tests.zoo.spec import ZooSpec, bug_lines
 from tests.zoo.steps import replace_durably
 
@@ -92,6 +93,49 @@ def test_sqlite_passes_but_for_a_directory_that_it_cannot_open() -> None:
     assert report.cases > 40
     assert {finding.site.function for finding in report.findings} == {"sqlite.openDirectory"}
     assert {finding.kind for finding in report.findings} == {FaultKind.POWER_LOSS}
+
+
+def test_a_failed_directory_sync_inside_sqlite_is_seen() -> None:
+    """SQLite ignores it when it has made a journal, so only the power-loss states can tell."""
+    path = ZOO / "sqlite_two_pages.py"
+    options = {"operations": ["fsync"], "errors": ["EIO"], "persistent": False, "recovery": False}
+    report = sweep(path, **options)
+    assert [site.function for site in report.sites].count("sqlite.syncDirectory") == 2
+    (finding,) = report.findings
+    assert finding.kind is FaultKind.POWER_LOSS
+    assert finding.site.function == "sqlite.syncDirectory"
+    assert "not on disk: create state.db-journal" in finding.observed
+    # There fsync of the journal has brought its name to the disk already.
+    assert sweep(path, model="ext4", **options).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("which", "reported"), [(0, ""), (1, "SQLITE_IOERR_DIR_FSYNC")], ids=["made", "removed"]
+)
+def test_a_failed_directory_sync_inside_sqlite_is_in_the_trace(
+    tmp_path: Path, which: int, reported: str
+) -> None:
+    """After it removed a journal SQLite reports it; after it made one the trace alone knows."""
+    from pytest_statepersist.faults.sqlite import sqlite_gate
+
+    spec, counting, answer = load(ZOO / "sqlite_two_pages.py").SPEC, Counting(), ""
+    for name in ("counted", "recorded"):
+        (tmp_path / name).mkdir()
+        spec.setup(tmp_path / name)
+    with sqlite_gate(), gated(tmp_path / "counted", counting):
+        spec.workload(tmp_path / "counted")
+    syncs = [s.index for s in counting.sites if s.function == "sqlite.syncDirectory"]
+    companions, _ = sqlite_companions()
+    recorder = PythonRecorder(tmp_path / "recorded", companions=companions)
+    fault = Injection(Fault(syncs[which], "EIO"))
+    with installed(), sqlite_gate(), recorder, gated(tmp_path / "recorded", fault):
+        try:
+            spec.workload(tmp_path / "recorded")
+        except sqlite3.OperationalError as error:
+            answer = error.sqlite_errorname
+    directory = [o for o in recorder.trace.operations if isinstance(o, op.Fsync) and not o.inode]
+    assert [o.failed for o in directory] == [which == 0, which == 1]
+    assert answer == reported
 
 
 def test_a_second_fsync_is_not_believed_on_any_file_system() -> None:

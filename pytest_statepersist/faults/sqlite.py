@@ -6,6 +6,10 @@ and errno, from which SQLite makes SQLITE_IOERR or SQLITE_FULL. Rules:
 1. The replacements are put in place before the recorder's, which take them for the system's.
 2. No exception passes through C code: whatever a handler raises that is no OSError is an I/O error.
 3. Replacements are made once and kept for ever: a thread may still be inside of one.
+4. SQLite syncs a directory by a plain fsync, which is in no table, right after `openDirectory`. So
+   that call is asked about twice, as an open and as a sync; where the sync is to fail, SQLite gets a
+   descriptor of the directory that cannot be synced (O_PATH: fsync gives EBADF). SQLite reports that
+   when it removes a journal, and ignores it when it has made one (unixDelete and unixSync).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import errno
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pytest_statepersist.faults import gate as gates
@@ -127,9 +131,25 @@ class _SqliteGate:
                     0, (rest[0] if rest else 0) + size - real.fstat(fd).st_size
                 )
             failed = _FAILED.get(name, -1)
-            return _answer(gate, made, lambda: run(*arguments), failed)
+            result = _answer(gate, made, lambda: run(*arguments), failed)
+            if name == "openDirectory" and result == 0:
+                descriptor = arguments[1][0]
+                self._sync_directory(gate, os.path.dirname(os.fsdecode(first)), descriptor)
+            return result
 
         return call
+
+    def _sync_directory(self, gate: gates.Gate, path: str, descriptor: int) -> None:
+        place = gate.place_of(descriptor)
+        if place is None:
+            return
+        made = Call(Operation.FSYNC, place, "sqlite.syncDirectory", native=True)
+        if _answer(gate, made, lambda: 0, -1) == 0:
+            return
+        with suppress(OSError):  # without it the sync happens, and the fault is none
+            unable = os.open(path or os.curdir, os.O_PATH | os.O_CLOEXEC)
+            os.dup2(unable, descriptor, inheritable=False)
+            os.close(unable)
 
     def _sync(self, file: int, flags: int) -> int:
         table = ctypes.c_void_p.from_address(file).value or 0

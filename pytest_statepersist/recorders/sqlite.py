@@ -6,8 +6,8 @@ Belongs here: what each of SQLite's system calls and syncs means for the trace. 
 2. Files are told apart by their real identity, so that any path to them will do.
 3. The ``-shm`` file of WAL mode is shared memory and not state: nothing of it is recorded.
 
-Not seen: whether the sync of a directory failed (SQLite itself ignores that after a sync of a
-journal), and other copies of SQLite in the process (the self-check finds what those write).
+Not seen: whether the disk itself refused the sync of a directory (one that fault injection lets
+fail is seen), and other copies of SQLite in the process (the self-check finds what those write).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import functools
 import mmap
 import os
@@ -147,7 +148,8 @@ class Hooks:
             recorder.builder.lock.release()  # once for its opening
             if not self.sqlite.never_syncs:
                 data_only = self.sqlite.syncs_data_only
-                recorder.synced(descriptor, data_only=data_only, failed=False)
+                failed = cannot_be_synced(descriptor)
+                recorder.synced(descriptor, data_only=data_only, failed=failed)
         result = real(descriptor)
         recorder.closed(descriptor)
         return result
@@ -261,6 +263,11 @@ class Hooks:
         finally:
             recorder.unfinished_sync = None
         return result
+
+
+def cannot_be_synced(descriptor: int) -> bool:
+    """Say whether a descriptor is one that fsync refuses (O_PATH, which fault injection uses)."""
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH)
 
 
 @functools.cache
