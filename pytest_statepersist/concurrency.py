@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_statepersist.checked import Check, Checked, CheckedFinding
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState
 from pytest_statepersist.core.models import get_model
@@ -95,6 +96,27 @@ class ConcurrencyReport:
         __tracebackhide__ = True  # pytest then shows the test's own line
         if self.findings:
             raise CrashConsistencyError(str(self), self)
+
+    def checked(self) -> Checked:
+        """Return the result in the shape that every check has."""
+        findings = tuple(
+            CheckedFinding(
+                each.kind,
+                f"{each.kind} in schedule {each.schedule!r}: {each.observed}",
+                each.observed,
+                each.expected,
+            )
+            for each in self.findings
+        )
+        return Checked(
+            Check.CONCURRENCY,
+            self.ok,
+            self.schedules,
+            f"{self.schedules} orders of calls",
+            findings,
+            self.not_covered,
+            seed=self.seed,
+        )
 
     def __str__(self) -> str:
         head = f"{self.schedules} orders of calls, {len(self.findings)} findings, seed {self.seed}"

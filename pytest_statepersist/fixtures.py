@@ -5,6 +5,7 @@ Belongs here: the thin layer between pytest and the package. Everything heavy is
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ def fault_injector(request: pytest.FixtureRequest) -> FaultInjector:
     """Lets each call of a save fail once with each error that fits: check(), sweep()."""
     from pytest_statepersist.fault_injector import FaultInjector
     from pytest_statepersist.faults.report import FaultReport
-    from pytest_statepersist.options import CURRENT, settings_for
+    from pytest_statepersist.options import CURRENT, keep_check, settings_for
 
     config = request.config
     known = ("model", "seed", "deviations", "time_limit", "workspace")
@@ -98,9 +99,12 @@ def fault_injector(request: pytest.FixtureRequest) -> FaultInjector:
             found = settings_for(config, config.stash.get(CURRENT, None))
             chosen = {name: found[name] for name in known if name in found}
             chosen |= {name: value for name, value in arguments.items() if name in known}
-            return FaultInjector(**chosen).sweep(
+            report = FaultInjector(**chosen).sweep(
                 **{name: value for name, value in arguments.items() if name not in known}
             )
+            self.reports.append(report)
+            keep_check(config, report.checked())
+            return report
 
     return OfTheTest()
 
@@ -128,18 +132,37 @@ def state_clock() -> Iterator[StateClock]:
 class Tamper:
     """Everything that damages files or looks for what they must not show."""
 
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
     def __getattr__(self, name: str) -> Any:
         from pytest_statepersist import leaks, tamper
 
         for module in (tamper, leaks):
             if name in module.__all__:
-                return getattr(module, name)
+                found = getattr(module, name)
+                return self._kept(found) if name in _JUDGES else found
         raise AttributeError(
             f"tamper has no {name!r}; it has {', '.join(sorted((*tamper.__all__, *leaks.__all__)))}"
         )
 
+    def _kept(self, judge: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a judge whose reports are shown at the end of the run."""
+        from pytest_statepersist.options import keep_check
+
+        @functools.wraps(judge)
+        def kept(*arguments: Any, **options: Any) -> Any:
+            report = judge(*arguments, **options)
+            keep_check(self._config, report.checked())
+            return report
+
+        return kept
+
+
+_JUDGES = frozenset({"check_integrity", "scan_leaks", "scan_nonces", "scan_permissions"})
+
 
 @pytest.fixture(scope="session")
-def tamper() -> Tamper:
+def tamper(request: pytest.FixtureRequest) -> Tamper:
     """check_integrity(), tamperings(), scan_leaks(), scan_nonces(), scan_permissions()."""
-    return Tamper()
+    return Tamper(request.config)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_statepersist.bundle import DIRECTORY, Bundle
+from pytest_statepersist.checked import Checked
 from pytest_statepersist.core.operations import Trace
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import BundleError, CrashConsistencyError
@@ -22,6 +23,7 @@ from pytest_statepersist.options import (
     REPLAY,
     REPLAYED,
     ReplayDone,
+    keep_check,
     settings_for,
 )
 from pytest_statepersist.replaying import judge, keep_bundles
@@ -59,6 +61,10 @@ class SimulatorOfTests(CrashSimulator):
     def test_ends(self) -> None:
         """Count the explorations of the next test from the start."""
         self._ordinal = -1
+
+    def keep_check(self, checked: Checked) -> None:
+        """Keep a kill, or savers that ran against each other, for the summary and for JSON."""
+        keep_check(self._config, checked)
 
     def keep(self, report: Report) -> Report:
         """Mark what the baseline accepts, and write a bundle for each finding."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_statepersist.checked import Check, Checked, CheckedFinding
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState
 from pytest_statepersist.core.models import get_model
@@ -103,6 +104,25 @@ class KillReport:
         __tracebackhide__ = True  # pytest then shows the test's own line
         if self.findings:
             raise CrashConsistencyError(str(self), self)
+
+    def checked(self) -> Checked:
+        """Return the result in the shape that every check has."""
+        findings = tuple(
+            CheckedFinding(
+                each.problem.kind.value,
+                str(each).splitlines()[0],
+                str(each.recovered),
+                each.problem.expected,
+            )
+            for each in self.findings
+            if each.problem is not None
+        )
+        early = sum(not each.ended for each in self.kills)
+        coverage = f"{len(self.kills)} kills, {early} of them before the workload had ended"
+        missed = () if early else ("no kill came before the end of the workload",)
+        return Checked(
+            Check.KILL, self.ok, len(self.kills), coverage, findings, missed, seed=self.seed
+        )
 
     def __str__(self) -> str:
         head = f"{len(self.kills)} kills, {len(self.findings)} findings"

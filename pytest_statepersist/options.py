@@ -13,9 +13,11 @@ import pytest
 if TYPE_CHECKING:
     from pytest_statepersist.baseline import Accepted
     from pytest_statepersist.bundle import Bundle
+    from pytest_statepersist.checked import Checked
 
 __all__ = [
     "BASELINE",
+    "CHECKS",
     "CURRENT",
     "MARKER_KEYWORDS",
     "REPLAY",
@@ -25,11 +27,14 @@ __all__ = [
     "ReplayDone",
     "baseline_of",
     "bundle_of",
+    "keep_check",
     "settings_for",
 ]
 
 REPORTS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 """Explorations of this run as plain data, see `report.data`."""
+CHECKS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+"""Every other check of this run (faults, kills, …) as plain data, see `report.data.as_check`."""
 CURRENT: pytest.StashKey[pytest.Item] = pytest.StashKey()
 """The test that runs."""
 REPLAY: pytest.StashKey[Bundle] = pytest.StashKey()
@@ -113,6 +118,21 @@ def bundle_of(config: pytest.Config) -> Bundle | None:
             "pytest_statepersist.replay_bundle(path, recover=…)"
         )
     return bundle
+
+
+def keep_check(config: pytest.Config, checked: Checked) -> None:
+    """Keep the result of a check of the test that runs: for the summary, JSON and JUnit."""
+    from pytest_statepersist.report.data import as_check
+    from pytest_statepersist.report.summary import check_text
+
+    item = config.stash.get(CURRENT, None)
+    test = item.nodeid if item is not None else ""
+    data = as_check(checked.name or test, checked) | {"test": test}
+    config.stash[CHECKS].append(data)
+    if item is not None:
+        item.user_properties.append((f"statepersist.{data['check']}", check_text(data)))
+        for finding in data["findings"]:
+            item.user_properties.append(("statepersist.finding", finding["text"]))
 
 
 _BY_MARKER_ONLY = frozenset({"repairs", "redundant_syncs"})

@@ -5,6 +5,7 @@ Belongs here: what pytest calls. Fixtures are in `fixtures`, prose in `report`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Generator, Iterator
@@ -25,6 +26,7 @@ from pytest_statepersist.fixtures import (
 )
 from pytest_statepersist.options import (
     BASELINE,
+    CHECKS,
     CURRENT,
     MARKER_KEYWORDS,
     REPLAY,
@@ -148,6 +150,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "time_limit=…, repairs=…, redundant_syncs=…): settings of crash_simulator for this test",
     )
     config.stash[REPORTS] = []
+    config.stash[CHECKS] = []
     config.stash[REPLAYED] = []
     config.stash[BASELINE] = baseline_of(config)
     bundle = bundle_of(config)
@@ -251,6 +254,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["statepersist"] = session.config.stash[REPORTS]
+        output["statepersist_checks"] = session.config.stash[CHECKS]
         output["statepersist_replays"] = session.config.stash[REPLAYED]
 
 
@@ -259,34 +263,42 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     """In the controller of a distributed run: take a worker's results."""
     found = getattr(node, "workeroutput", {}).get("statepersist", [])
     node.config.stash[REPORTS].extend(found)
+    checks = getattr(node, "workeroutput", {}).get("statepersist_checks", [])
+    node.config.stash[CHECKS].extend(checks)
     replays = getattr(node, "workeroutput", {}).get("statepersist_replays", [])
     node.config.stash[REPLAYED].extend(replays)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what was covered, one line an exploration; nothing where there was none."""
+    """Show what was covered, one line for each exploration or check; nothing without one."""
     config = terminalreporter.config
-    collected = config.stash[REPORTS]
-    reports = sorted(collected, key=lambda each: str(each["name"]))
+    reports, checks = _sorted(config.stash[REPORTS]), _sorted(config.stash[CHECKS])
     target = config.getoption("--statepersist-json")
     if target:
         from pytest_statepersist.report.data import document
 
-        data = document(reports) | {"replays": config.stash[REPLAYED]}
+        data = document(reports, checks) | {"replays": config.stash[REPLAYED]}
         Path(target).write_text(json.dumps(data, indent=2) + "\n")
-    if not reports:
+    if not reports and not checks:
         for each in config.stash[REPLAYED]:
             terminalreporter.section("statepersist")
             terminalreporter.line(f"{each['bundle']}: {each['status']} ({each['test']})")
         return
-    from pytest_statepersist.report.summary import github_annotations, summary_lines
+    from pytest_statepersist.report import summary
 
     terminalreporter.section("statepersist")
-    for line in [*summary_lines(reports), *_baseline_lines(terminalreporter, reports)]:
+    for line in [*summary.summary_lines(reports), *summary.check_lines(checks)]:
+        terminalreporter.line(line)
+    for line in _baseline_lines(terminalreporter, reports):
         terminalreporter.line(line)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in github_annotations(reports):
+        annotations = summary.github_annotations(reports), summary.check_annotations(checks)
+        for line in itertools.chain(*annotations):
             terminalreporter.line(line)
+
+
+def _sorted(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(results, key=lambda each: str(each["name"]))
 
 
 def _baseline_lines(

@@ -49,6 +49,7 @@ from pytest_statepersist.recording import Recorded, RecordingSession, record_wor
 from pytest_statepersist.repairing import RUNS, AlteredTraces, redundant_syncs, with_repairs
 
 if TYPE_CHECKING:
+    from pytest_statepersist.checked import Checked
     from pytest_statepersist.concurrency import ConcurrencyReport
     from pytest_statepersist.kill import KillReport
 
@@ -258,9 +259,13 @@ class CrashSimulator:
                 time_limit=self.settings.time_limit,
             )
         __tracebackhide__ = True
+        self.keep_check(report.checked())
         if check:
             report.raise_for_findings()
         return report
+
+    def keep_check(self, checked: Checked) -> None:
+        """Take note of a kill or of savers that ran against each other; here nobody asks."""
 
     def keep(self, report: Report) -> Report:
         """Write a bundle for each finding where a place for them was given."""
@@ -318,6 +323,7 @@ class CrashSimulator:
                 time_limit=self.settings.time_limit or 60.0,
             )
         __tracebackhide__ = True
+        self.keep_check(report.checked())
         if check:
             report.raise_for_findings()
         return report

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     ("errors",),
-    ("core",),
+    ("core", "checked"),
     ("recorders", "clock", "tamper", "leaks", "faults", "bundle"),
     ("explorer",),
     ("report",),

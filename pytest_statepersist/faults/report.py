@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_statepersist.checked import Check, Checked, CheckedFinding
 from pytest_statepersist.errors import CrashConsistencyError
 from pytest_statepersist.faults.calls import FaultSite, Operation
 from pytest_statepersist.faults.inject import Fault
@@ -67,11 +68,16 @@ class FaultFinding:
         """The name of the error of the first case."""
         return self.fault.error
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str:
+        """What is wrong and which call failed, in one line."""
         lasting = ", from there on" if self.fault.persistent else ""
         during = "" if self.fault.phase == "workload" else f" during {self.fault.phase}"
+        return f"{self.kind.value}: {'/'.join(self.errors)} from {self.site}{during}{lasting}"
+
+    def __str__(self) -> str:
         lines = [
-            f"{self.kind.value}: {'/'.join(self.errors)} from {self.site}{during}{lasting}",
+            self.title,
             f"  observed: {self.observed}",
             f"  expected: {self.expected}",
         ]
@@ -109,12 +115,44 @@ class FaultReport:
         if self.findings:
             raise CrashConsistencyError(str(self), self)
 
-    def __str__(self) -> str:
-        head = (
+    @property
+    def coverage(self) -> str:
+        """How much was done, in words."""
+        return (
             f"{self.cases:,} faults at {len(self.sites):,} calls, "
-            f"{self.states:,} power-loss states: "
+            f"{self.states:,} power-loss states"
         )
-        head += f"{len(self.findings)} findings" if self.findings else "nothing found"
+
+    def checked(self) -> Checked:
+        """Return the result in the shape that every check has."""
+        findings = tuple(
+            CheckedFinding(
+                each.kind.value,
+                each.title,
+                each.observed,
+                each.expected,
+                each.site.site,
+                each.count,
+                each.confirmed,
+            )
+            for each in self.findings
+        )
+        return Checked(
+            Check.FAULTS,
+            self.ok,
+            self.cases,
+            self.coverage,
+            findings,
+            self.not_covered,
+            self.warnings,
+            self.seed,
+            self.seconds,
+            self.name,
+        )
+
+    def __str__(self) -> str:
+        found = f"{len(self.findings)} findings" if self.findings else "nothing found"
+        head = f"{self.coverage}: {found}"
         lines = [head, *(str(each) for each in self.findings)]
         lines += [f"not covered: {each}" for each in self.not_covered]
         lines += [f"warning: {each}" for each in self.warnings]

@@ -7,9 +7,9 @@ and errno, from which SQLite makes SQLITE_IOERR or SQLITE_FULL. Rules:
 2. No exception passes through C code: whatever a handler raises that is no OSError is an I/O error.
 3. Replacements are made once and kept for ever: a thread may still be inside of one.
 4. SQLite syncs a directory by a plain fsync, which is in no table, right after `openDirectory`. So
-   that call is asked about twice, as an open and as a sync; where the sync is to fail, SQLite gets a
-   descriptor of the directory that cannot be synced (O_PATH: fsync gives EBADF). SQLite reports that
-   when it removes a journal, and ignores it when it has made one (unixDelete and unixSync).
+   that call is asked about twice, as an open and as a sync; where the sync is to fail, SQLite gets
+   a descriptor of the directory that cannot be synced (O_PATH: fsync gives EBADF). SQLite reports
+   that when it removes a journal, and ignores it when it has made one (unixDelete and unixSync).
 """
 
 from __future__ import annotations

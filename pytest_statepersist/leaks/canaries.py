@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pytest_statepersist.checked import Check, Checked, CheckedFinding
 from pytest_statepersist.core.tree import Content, read_content, size_of
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.leaks.encodings import Needle, needles, unpack
@@ -64,6 +65,23 @@ class LeakReport(ScanReport):
         if self.findings:
             return False
         return True if self.parts else None
+
+    def checked(self) -> Checked:
+        """Return the result in the shape that every check has."""
+        findings = tuple(
+            CheckedFinding(
+                "leak",
+                f"{each.canary}: {each.form} in the {each.part} {each.path!r} ({each.state})",
+                f"{each.form} at byte {each.offset}",
+                "no plaintext on the disk",
+                count=each.states,
+            )
+            for each in self.findings
+        )
+        coverage = f"{self.canaries} canaries, {self.parts:,} files, {self.states:,} states"
+        return Checked(
+            Check.LEAKS, self.ok, self.states, coverage, findings, self.not_covered
+        )
 
     def explain(self) -> str:
         """Say which secret was found where, and what to do."""

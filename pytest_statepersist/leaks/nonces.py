@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pytest_statepersist.checked import Check, Checked, CheckedFinding
 from pytest_statepersist.core.tree import File, Tree, read_content, size_of
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.leaks.states import ScanReport, State, labelled
@@ -66,6 +67,21 @@ class NonceReport(ScanReport):
         if self.findings:
             return False
         return True if any(count > 1 for count in self.messages.values()) else None
+
+    def checked(self) -> Checked:
+        """Return the result in the shape that every check has."""
+        findings = tuple(
+            CheckedFinding(
+                f"{each.what} used twice",
+                f"the {each.what} {each.value.hex()} was used twice: {each.first}, {each.second}",
+                f"first in {each.first}, again in {each.second}",
+                f"another {each.what} for each message",
+            )
+            for each in self.findings
+        )
+        total = sum(self.messages.values())
+        coverage = f"{total:,} messages under {len(self.messages)} keys"
+        return Checked(Check.NONCES, self.ok, total, coverage, findings, self.not_covered)
 
     def explain(self) -> str:
         """Say which nonce was used twice and where, and what to do."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from pytest_statepersist.checked import Check, Checked, CheckedFinding
 from pytest_statepersist.core.tree import Directory, File, Tree
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.leaks.states import ScanReport
@@ -55,6 +56,22 @@ class PermissionReport(ScanReport):
         if self.findings:
             return False
         return True if self.paths else None
+
+    def checked(self) -> Checked:
+        """Return the result in the shape that every check has."""
+        findings = tuple(
+            CheckedFinding(
+                "open to others",
+                f"{each.path!r} had mode {each.mode:04o} ({each.moment})",
+                f"mode {each.mode:04o}",
+                f"at most {self.allowed:04o}",
+            )
+            for each in self.findings
+        )
+        coverage = f"{self.paths} paths at {self.moments:,} moments"
+        return Checked(
+            Check.PERMISSIONS, self.ok, self.moments, coverage, findings, self.not_covered
+        )
 
     def explain(self) -> str:
         """Say what was open when, and what to do."""

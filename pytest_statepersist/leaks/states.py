@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
+from pytest_statepersist.checked import Checked
 from pytest_statepersist.core.tree import Content, Directory, File, Symlink, Tree
 from pytest_statepersist.errors import BlindSpot, CrashConsistencyError, UserError
 
@@ -67,6 +68,10 @@ class ScanReport:
 
     def explain(self) -> str:
         """Say what was found, what was not covered, and what to do."""
+        raise NotImplementedError
+
+    def checked(self) -> Checked:
+        """Return the result in the shape that every check has."""
         raise NotImplementedError
 
     def raise_if_findings(self) -> None:

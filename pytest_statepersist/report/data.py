@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_statepersist.report.operations import describe_operation, place
 
 if TYPE_CHECKING:
+    from pytest_statepersist.checked import Checked, CheckedFinding
     from pytest_statepersist.core.operations import Operation
     from pytest_statepersist.findings import Finding, Report, Verdict
 
-__all__ = ["VERSION", "as_data", "as_json", "document"]
+__all__ = ["VERSION", "as_check", "as_data", "as_json", "check_as_json", "document"]
 
 VERSION = 1
 """Raised when a key changes its meaning or goes; new keys do not raise it."""
@@ -42,17 +43,61 @@ def as_json(report: Report) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
-def document(explorations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what ``--statepersist-json`` writes."""
-    findings = sum(len(each["findings"]) for each in explorations)
+def as_check(name: str, checked: Checked) -> dict[str, Any]:
+    """Return one check that is no exploration as data, under the name of its test.
+
+    "ok" is ``null`` where it is not covered; "check" is one of the values of `Check`.
+    """
+    return {
+        "name": name,
+        "check": checked.check.value,
+        "ok": checked.ok,
+        "cases": checked.cases,
+        "coverage": checked.coverage,
+        "seed": checked.seed,
+        "seconds": round(checked.seconds, 3),
+        "not_covered": list(checked.not_covered),
+        "warnings": list(checked.warnings),
+        "findings": [_checked(finding) for finding in checked.findings],
+    }
+
+
+def check_as_json(checked: Checked) -> str:
+    """Return one such check as JSON text."""
+    data = {"version": VERSION, **as_check(checked.name, checked)}
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def _checked(finding: CheckedFinding) -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "file": finding.site.file if finding.site else None,
+        "line": finding.site.line if finding.site else None,
+        "observed": finding.observed,
+        "expected": finding.expected,
+        "count": finding.count,
+        "confirmed": finding.confirmed,
+        "text": finding.text,
+    }
+
+
+def document(
+    explorations: list[dict[str, Any]], checks: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Return what ``--statepersist-json`` writes: explorations, and every other check."""
+    checks = checks or []
+    findings = sum(len(each["findings"]) for each in [*explorations, *checks])
     verdicts = [verdict for each in explorations for verdict in each["verdicts"]]
     not_covered = sum(v["atomic"] is None or v["durable"] is None for v in verdicts)
+    not_covered += sum(each["ok"] is None for each in checks)
     return {
         "version": VERSION,
         "tool": "pytest-statepersist",
         "explorations": explorations,
+        "checks": checks,
         "totals": {
             "explorations": len(explorations),
+            "checks": len(checks),
             "findings": findings,
             "verdicts": len(verdicts),
             "not_covered": not_covered,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["github_annotations", "summary_lines"]
+__all__ = ["check_annotations", "check_lines", "check_text", "github_annotations", "summary_lines"]
 
 
 def summary_lines(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -21,6 +21,54 @@ def summary_lines(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
             yield f"  {finding['text']}{accepted}{replay}"
         for warning in each["warnings"]:
             yield f"  warning: {warning}"
+
+
+def check_text(check: dict[str, Any]) -> str:
+    """Return one check that is no exploration in a line: what was checked, and what came of it."""
+    word = {True: "ok", False: "NO", None: "not covered"}[check["ok"]]
+    count = len(check["findings"])
+    found = f", {count} finding{'s' if count > 1 else ''}" if count else ""
+    return f"{check['check']}: {word}{found} ({check['coverage']})"
+
+
+def check_lines(checks: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the summary for faults, kills and the like; equal ones only once.
+
+    A test under Hypothesis runs the same check many times.
+    """
+    blocks: dict[tuple[str, ...], int] = {}
+    for each in checks:
+        head, *rest = _check_block(each)
+        key = (head, *rest)
+        blocks[key] = blocks.get(key, 0) + 1
+    for (head, *rest), times in blocks.items():
+        yield f"{head}, {times} times" if times > 1 else head
+        yield from rest
+
+
+def _check_block(check: dict[str, Any]) -> Iterator[str]:
+    yield f"{check['name']}: {check_text(check)}"
+    for finding in check["findings"]:
+        cases = f" (in {finding['count']} cases)" if finding["count"] > 1 else ""
+        yield f"  {finding['text']}{cases}"
+    yield from (f"  not covered: {text}" for text in check["not_covered"])
+    yield from (f"  warning: {text}" for text in check["warnings"])
+
+
+def check_annotations(checks: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield workflow commands for the findings of such checks, at their lines where known."""
+    for each in checks:
+        for finding in each["findings"]:
+            where = ""
+            if finding["file"]:
+                path = os.path.relpath(finding["file"])
+                where = f" file={_property(path)},line={finding['line']},"
+            title = _property(f"{each['check']}: {finding['kind']}")
+            text = (
+                f"{each['name']}: {finding['text']}; observed {finding['observed']}, "
+                f"expected {finding['expected']}"
+            )
+            yield f"::error{where or ' '}title={title}::{_message(text)}"
 
 
 def github_annotations(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from pytest_statepersist.checked import Check, Checked, CheckedFinding
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import BlindSpot, CrashConsistencyError, UserError
 from pytest_statepersist.tamper.damage import (
@@ -120,6 +121,29 @@ class IntegrityReport:
             raise CrashConsistencyError(self.explain(), self)
         if self.ok is None:
             raise BlindSpot(self.explain(), culprit=", ".join(self.untested))
+
+    def checked(self) -> Checked:
+        """Return the result in the shape that every check has: one finding for each damage."""
+        findings = []
+        for (verdict, damage), count in self.failed.items():
+            first = next(
+                each
+                for each in self.findings
+                if (each.verdict, each.tampering.damage) == (verdict, damage)
+            )
+            text = f"{verdict.value}: {first.label}: {first.observed}"
+            findings.append(
+                CheckedFinding(verdict.value, text, first.observed, self.expected, count=count)
+            )
+        return Checked(
+            Check.INTEGRITY,
+            self.ok,
+            self.cases,
+            f"{self.cases:,} damaged states, {self.refused:,} refused",
+            tuple(findings),
+            self.not_covered,
+            seed=self.seed,
+        )
 
     def explain(self) -> str:
         """Say what was damaged, what came back, and what to do about it."""

@@ -1,9 +1,9 @@
 """SQLite with a rollback journal and synchronous=EXTRA, which syncs the directory as well.
 
 Sound, but for one thing: where SQLite cannot open the directory (too many open files, an I/O error)
-it goes on without syncing it, and says nothing; and it ignores that the sync of the directory failed
-after it made a journal, though not after it removed one. The removal of the journal may then be
-lost, and with it the transaction; or the journal itself, and with it the old state.
+it goes on without syncing it, and says nothing; and it ignores that the sync of the directory
+failed after it made a journal, though not after it removed one. The removal of the journal may then
+be lost, and with it the transaction; or the journal itself, and with it the old state.
 """
 
 import sqlite3
