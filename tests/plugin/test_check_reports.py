@@ -98,7 +98,7 @@ def _tests(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS)
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "workers"])
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n2")], ids=["plain", "workers"])
 def test_every_check_is_in_one_summary_and_one_file(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
@@ -148,9 +148,7 @@ def test_every_check_is_in_one_summary_and_one_file(
 
 def test_junit_and_annotations(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    result = pytester.runpytest_subprocess(
-        "--junitxml=out.xml", "-k", "faults_fail", "-p", "no:xdist"
-    )
+    result = pytester.runpytest_subprocess("--junitxml=out.xml", "-k", "faults_fail")
     tree = ElementTree.parse(pytester.path / "out.xml")
     properties = [(str(p.get("name")), str(p.get("value"))) for p in tree.iter("property")]
     assert [text[:10] for name, text in properties if name.endswith(".faults")] == ["faults: NO"]
