@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_statepersist.core.by_hand import TraceByHand
     from pytest_statepersist.core.models import MODELS, Model, get_model
     from pytest_statepersist.core.operations import Trace
     from pytest_statepersist.core.redundancy import Redundancy
     from pytest_statepersist.core.repairs import Repair, RepairSearch
-    from pytest_statepersist.core.tree import Tree
+    from pytest_statepersist.core.tree import HardLink, Tree
     from pytest_statepersist.errors import (
         BlindSpot,
         BundleError,
@@ -45,6 +46,7 @@ __all__ = [
     "FaultKind",
     "FaultReport",
     "Finding",
+    "HardLink",
     "Kind",
     "Model",
     "NotCovered",
@@ -56,6 +58,7 @@ __all__ = [
     "Report",
     "StatePersistError",
     "Trace",
+    "TraceByHand",
     "TraceError",
     "Tree",
     "UserError",
@@ -74,6 +77,8 @@ _WHERE = {
     "Model": "core.models",
     "get_model": "core.models",
     "Trace": "core.operations",
+    "TraceByHand": "core.by_hand",
+    "HardLink": "core.tree",
     "Redundancy": "core.redundancy",
     "Repair": "core.repairs",
     "RepairSearch": "core.repairs",

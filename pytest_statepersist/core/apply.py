@@ -30,7 +30,7 @@ from pytest_statepersist.core.tree import (
 )
 from pytest_statepersist.errors import TraceError
 
-__all__ = ["Extents", "apply"]
+__all__ = ["Extents", "apply", "check"]
 
 _CHUNK = 1 << 20
 
@@ -168,10 +168,19 @@ class _Directory:
 
 def apply(trace: op.Trace) -> Tree:
     """Return the tree after the whole trace; raises `TraceError` where it contradicts itself."""
+    return _run(trace).tree()
+
+
+def check(trace: op.Trace) -> None:
+    """Raise `TraceError` where a trace contradicts itself, as one made by hand may."""
+    _run(trace)
+
+
+def _run(trace: op.Trace) -> _Disk:
     disk = _Disk(trace.base)
     for index, operation in enumerate(trace.operations):
         disk.step(index, operation)
-    return disk.tree()
+    return disk
 
 
 class _Disk:

@@ -380,10 +380,18 @@ class _Splitter:
             begin += length
 
     def _data(
-        self, inode: int, number: int, start: int, data: bytes, kind: Kind = Kind.DATA
+        self,
+        inode: int,
+        number: int,
+        start: int,
+        data: bytes,
+        kind: Kind = Kind.DATA,
+        after: int | None = None,
     ) -> int:
         chain = self.out.chains[Cell(Part.DATA, inode, number)]
         needs = set(chain[-1:])
+        if after is not None:
+            needs.add(after)
         cleared = self._last_clear(inode, number * self.model.unit)
         if cleared is not None:
             needs.add(cleared)
@@ -430,7 +438,8 @@ class _Splitter:
         before = self._size(inode)
         if size == before:
             return
-        shrinks_first = self.model.data_needs_metadata
+        # A process that dies leaves no half of a truncation: behind the new end nobody reads.
+        shrinks_first = self.model.data_needs_metadata or self.model.page_cache_survives
         tail = self._zero_tail(inode, size) if size < before and not shrinks_first else []
         needs = set(self.out.set_sizes[inode][-1:])
         if self.model.tail_zeroed_first:
@@ -444,15 +453,15 @@ class _Splitter:
         self.sizes[inode] = size
         if size < before:
             if shrinks_first:
-                self._zero_tail(inode, size)
+                self._zero_tail(inode, size, index if self.model.page_cache_survives else None)
             if self.model.reuse_freed_blocks:
                 self.out.frees[inode].append(index)
         if size == 0:
             self.emptied.add(inode)
 
-    def _zero_tail(self, inode: int, size: int) -> list[int]:
+    def _zero_tail(self, inode: int, size: int, after: int | None = None) -> list[int]:
         return [
-            self._data(inode, number, start, bytes(length), Kind.ZERO_TAIL)
+            self._data(inode, number, start, bytes(length), Kind.ZERO_TAIL, after)
             for number, start, length in self._pieces(size, _end_of_block(size))
         ]
 

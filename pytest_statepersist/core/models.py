@@ -142,10 +142,13 @@ class Model:
         """Say whether a crash may leave ``tree``; ``at`` is one crash point, else any.
 
         A crash point counts the operations that had returned. Modes count where the trace changes
-        them; times do not.
+        them; times do not. Two equal files of the tree may be one file with two names in the state.
+        Raises `TraceError` for a trace that contradicts itself, `UserError` for no crash point.
         """
+        from pytest_statepersist.core.apply import check
         from pytest_statepersist.core.states import allows
 
+        check(trace)
         return allows(trace, self, tree, at=at)
 
     def __str__(self) -> str:

@@ -335,6 +335,8 @@ def count_states(trace: op.Trace, model: Model, *, limit: int = 100_000) -> int 
 def allows(trace: op.Trace, model: Model, tree: Tree, *, at: int | None = None) -> bool:
     """Say whether a crash (at one crash point, or at any) may leave a tree.
 
+    Names that are one file in the tree must be one file in the state. The other way round they
+    need not: a tree that was written by hand, or copied, does not say which of its files are links.
     Raises `UserError` where ``at`` is not a crash point of the trace.
     """
     if at is not None and not 0 <= at <= len(trace):
@@ -349,32 +351,35 @@ def allows(trace: op.Trace, model: Model, tree: Tree, *, at: int | None = None) 
     return False
 
 
+_Known = dict[int, int]
+"""Inode of the tree that is looked for → the inode that it is in the state."""
+
+
 def _matching(disk: Disk, choice: Choice, tree: Tree) -> Iterator[CrashState]:
     """Yield the states of a choice that show a tree, deciding names first, then contents."""
-    pending: list[tuple[Choice, dict[int, int], tuple[int, ...]]] = [
-        (choice, {ROOT: ROOT}, (ROOT,))
-    ]
+    pending: list[tuple[Choice, _Known, tuple[int, ...]]] = [(choice, {ROOT: ROOT}, (ROOT,))]
     while pending:
         current, known, todo = pending.pop()
         if not todo:
             yield from _matching_contents(disk, current, known, tree)
             continue
         directory, rest = todo[0], todo[1:]
-        wanted = tree.nodes[known[directory]]
-        assert isinstance(wanted, Directory)
-        for found, names, more in _matching_entries(disk, current, known, directory, wanted, tree):
+        for found, names, more in _matching_entries(disk, current, known, directory, tree):
             pending.append((found, names, (*rest, *more)))
 
 
 def _matching_entries(
-    disk: Disk, choice: Choice, known: dict[int, int], directory: int, wanted: Directory, tree: Tree
-) -> Iterator[tuple[Choice, dict[int, int], list[int]]]:
-    possible = disk.names(directory)
+    disk: Disk, choice: Choice, known: _Known, directory: int, tree: Tree
+) -> Iterator[tuple[Choice, _Known, list[int]]]:
+    """Decide the names in one directory, given as an inode of the tree."""
+    here, wanted = known[directory], tree.nodes[directory]
+    assert isinstance(wanted, Directory)
+    possible = disk.names(here)
     if not wanted.entries.keys() <= possible:
         return
     # Names that are wanted first: they decide most.
     names = sorted(possible, key=lambda name: (name not in wanted.entries, name))
-    stack: list[tuple[int, Choice, dict[int, int], list[int]]] = [(0, choice, known, [])]
+    stack: list[tuple[int, Choice, _Known, list[int]]] = [(0, choice, known, [])]
     while stack:
         at, current, inodes, more = stack.pop()
         if at == len(names):
@@ -382,21 +387,22 @@ def _matching_entries(
             continue
         name = names[at]
         target = wanted.entries.get(name)
-        for option in current.options(Cell(Part.ENTRY, directory, name)):
-            inode = disk.entry(option.state(), directory, name)
+        for option in current.options(Cell(Part.ENTRY, here, name)):
+            inode = disk.entry(option.state(), here, name)
             if (inode is None) != (target is None):
                 continue
             if inode is None or target is None:
                 stack.append((at + 1, option, inodes, more))
                 continue
-            if inode in inodes:
-                if inodes[inode] == target:
+            if target in inodes:
+                if inodes[target] == inode:
                     stack.append((at + 1, option, inodes, more))
                 continue
-            if target in inodes.values() or not _same_kind(disk, inode, tree, target):
+            below = isinstance(tree.nodes[target], Directory)
+            if not _same_kind(disk, inode, tree, target) or (below and inode in inodes.values()):
                 continue
-            deeper = [*more, inode] if isinstance(tree.nodes[target], Directory) else more
-            stack.append((at + 1, option, {**inodes, inode: target}, deeper))
+            deeper = [*more, target] if below else more
+            stack.append((at + 1, option, {**inodes, target: inode}, deeper))
 
 
 def _same_kind(disk: Disk, inode: int, tree: Tree, target: int) -> bool:
@@ -411,11 +417,11 @@ def _same_kind(disk: Disk, inode: int, tree: Tree, target: int) -> bool:
 
 
 def _matching_contents(
-    disk: Disk, choice: Choice, known: dict[int, int], tree: Tree
+    disk: Disk, choice: Choice, known: _Known, tree: Tree
 ) -> Iterator[CrashState]:
     cells: list[tuple[Cell, File | Directory]] = []
     files: list[tuple[int, File]] = []
-    for inode, number in known.items():
+    for number, inode in known.items():
         node = tree.nodes[number]
         if isinstance(node, Symlink):
             continue

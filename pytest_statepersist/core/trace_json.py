@@ -2,8 +2,9 @@
 
 Belongs here: writing and reading it, version 1. Rules:
 
-1. Reading trusts nothing: a text that is not exactly of the form, or whose trace contradicts
-   itself, is a `TraceError`. Nothing in it is executed, and no size in it costs memory.
+1. Reading trusts nothing: a text that is not of the form, or whose trace contradicts itself, is a
+   `TraceError`. Nothing in it is executed, and no size in it costs memory. What has a default may
+   be left out, so that a text can be written by hand; what is unknown is refused.
 2. Each content is stored once, in base64; a large one as its size and digest only. A trace that was
    read back can be explored as far as nobody asks for such bytes.
 3. Names are text with surrogate escapes, as `os.fsdecode` gives them.
@@ -15,7 +16,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, NoReturn
 
 from pytest_statepersist.core import operations as op
@@ -174,7 +175,7 @@ def load(text: str) -> op.Trace:
         document = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise TraceError(f"the trace is not JSON: {error}") from error
-    found = _object(document, "the trace", _DOCUMENT)
+    found = _object(document, "the trace", _DOCUMENT, _DOCUMENT_DEFAULTS)
     if found["format"] != FORMAT:
         _fail("the trace", f"has the format {found['format']!r} instead of {FORMAT!r}")
     if found["version"] != VERSION:
@@ -187,16 +188,13 @@ def load(text: str) -> op.Trace:
     return trace
 
 
-_DOCUMENT = {
-    "format",
-    "version",
-    "recorder",
-    "directory",
-    "base",
-    "operations",
-    "acknowledgements",
-    "sites",
-    "blobs",
+_DOCUMENT = {"format", "version", "base", "operations"}
+_DOCUMENT_DEFAULTS: dict[str, Any] = {
+    "recorder": "python",
+    "directory": "",
+    "acknowledgements": [],
+    "sites": [],
+    "blobs": [],
 }
 
 
@@ -267,7 +265,8 @@ class _Reader:
 
     def _node(self, row: Any, kind: object, where: str) -> Node:
         if kind == "file":
-            found = _object(row, where, {"inode", "kind", "content", "mode", "mtime", "xattrs"})
+            known: dict[str, Any] = {"mode": File().mode, "mtime": None, "xattrs": []}
+            found = _object(row, where, {"inode", "kind", "content"}, known)
             xattrs = []
             for each in _list(found["xattrs"], where):
                 name, value = _row(each, 2, where)
@@ -279,7 +278,8 @@ class _Reader:
                 tuple(xattrs),
             )
         if kind == "directory":
-            found = _object(row, where, {"inode", "kind", "entries", "mode", "mtime"})
+            known = {"entries": {}, "mode": Directory().mode, "mtime": None}
+            found = _object(row, where, {"inode", "kind"}, known)
             if not isinstance(found["entries"], dict):
                 _fail(where, "has entries that are not an object")
             entries = {}
@@ -304,9 +304,12 @@ class _Reader:
         if cls is None:
             _fail(where, f"has the unknown kind {name!r}")
         names = [each.name for each in fields(cls)]
-        found = _object(row, where, {"op", *names})
+        optional = {each.name for each in fields(cls) if each.default is not MISSING}
+        found = _object(row, where, {"op", *names} - optional, dict.fromkeys(optional))
         values: dict[str, Any] = {}
         for each in names:
+            if each not in row:
+                continue
             value = found[each]
             if each == "size" and cls is op.Allocate and value is None:
                 values[each] = None
@@ -374,13 +377,17 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _object(value: Any, where: str, keys: set[str]) -> dict[str, Any]:
+def _object(
+    value: Any, where: str, keys: set[str], defaults: dict[str, Any] | None = None
+) -> dict[str, Any]:
     if not isinstance(value, dict):
         _fail(where, "is not an object")
-    if value.keys() != keys:
-        odd = sorted(value.keys() ^ keys)
+    whole = {**(defaults or {}), **value}
+    wanted = keys.union(defaults or ())
+    if whole.keys() != wanted:
+        odd = sorted(whole.keys() ^ wanted)
         _fail(where, f"lacks, or has too much, {', '.join(map(repr, odd))}")
-    return value
+    return whole
 
 
 def _list(value: Any, where: str) -> list[Any]:

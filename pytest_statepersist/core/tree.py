@@ -11,9 +11,10 @@ two such moments are compared. Rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from importlib import import_module
+from typing import Protocol, TypeAlias, overload
 
 from pytest_statepersist.errors import TraceError
 
@@ -25,6 +26,7 @@ __all__ = [
     "Content",
     "Directory",
     "File",
+    "HardLink",
     "LargeData",
     "Node",
     "PatchedData",
@@ -145,7 +147,33 @@ class Symlink:
     target: str
 
 
+@dataclass(frozen=True, slots=True)
+class HardLink:
+    """In `Tree.from_mapping`: one more name of the file at another path of the same mapping."""
+
+    path: str
+
+
 Node: TypeAlias = File | Directory | Symlink
+
+
+class _Reading:
+    """`Tree.read`: of a tree the bytes of one of its files, of the class a real directory.
+
+    Opening files is the business of an edge, which is asked for by name when it is needed.
+    """
+
+    @overload
+    def __get__(self, tree: None, owner: type[Tree]) -> Callable[[object], Tree]: ...
+
+    @overload
+    def __get__(self, tree: Tree, owner: type[Tree]) -> Callable[[str], bytes]: ...
+
+    def __get__(self, tree: Tree | None, owner: type[Tree]) -> Callable[..., object]:
+        if tree is not None:
+            return tree.content
+        read: Callable[..., object] = import_module("pytest_statepersist.recorders.scan").read_tree
+        return read
 
 
 class Tree:
@@ -153,8 +181,11 @@ class Tree:
 
     Two trees are equal when they show the same names, links, contents, modes and extended
     attributes; inode numbers and times do not count.
+
+    ``Tree.read(directory)`` makes one of a real directory; ``tree.read(path)`` is `content`.
     """
 
+    read = _Reading()
     __slots__ = ("_key", "nodes")
 
     def __init__(self, nodes: Mapping[int, Node] | None = None) -> None:
@@ -173,10 +204,11 @@ class Tree:
                         )
 
     @classmethod
-    def from_mapping(cls, files: Mapping[str, bytes | str | None]) -> Tree:
+    def from_mapping(cls, files: Mapping[str, bytes | str | HardLink | None]) -> Tree:
         """Build a tree from relative paths: bytes for a file, ``None`` for a directory.
 
-        A ``str`` is the target of a symbolic link. Parent directories are made as needed.
+        A ``str`` is the target of a symbolic link, a `HardLink` one more name of the file at
+        another path. Parent directories are made as needed. Raises `TraceError` for what cannot be.
         """
         entries: dict[int, dict[str, int]] = {ROOT: {}}
         nodes: dict[int, Node] = {}
@@ -196,17 +228,43 @@ class Tree:
                 here = found
             return here
 
-        for path, value in files.items():
+        made: dict[str, int] = {}
+        later: list[tuple[str, HardLink]] = []
+
+        def place(path: str) -> list[str]:
             parts = [part for part in path.split("/") if part]
             if not parts or ".." in parts or "." in parts:
                 raise TraceError(f"{path!r} is not a relative path inside a tree")
+            return parts
+
+        def enter(parts: list[str], number: int) -> None:
+            parent = directory(parts[:-1])
+            if parts[-1] in entries[parent]:
+                raise TraceError(f"{'/'.join(parts)!r} is there twice")
+            entries[parent][parts[-1]] = number
+            made["/".join(parts)] = number
+
+        for path, value in files.items():
+            parts = place(path)
             if value is None:
                 directory(parts)
-                continue
-            parent = directory(parts[:-1])
-            numbers += 1
-            entries[parent][parts[-1]] = numbers
-            nodes[numbers] = Symlink(value) if isinstance(value, str) else File(bytes(value))
+            elif isinstance(value, HardLink):
+                later.append((path, value))
+            elif isinstance(value, str | bytes | bytearray | memoryview):
+                numbers += 1
+                enter(parts, numbers)
+                number = made["/".join(parts)]
+                nodes[number] = Symlink(value) if isinstance(value, str) else File(bytes(value))
+            else:
+                raise TraceError(
+                    f"{path!r} is given as {type(value).__name__}: give bytes for a file, text for "
+                    "a symbolic link, HardLink(path) for one more name, None for a directory"
+                )
+        for path, link in later:
+            target = made.get("/".join(place(link.path)))
+            if target is None:
+                raise TraceError(f"{path!r} is a link to {link.path!r}, which is no file here")
+            enter(place(path), target)
         nodes.update({number: Directory(names) for number, names in entries.items()})
         return cls(nodes)
 
@@ -235,7 +293,7 @@ class Tree:
     def __contains__(self, path: object) -> bool:
         return isinstance(path, str) and self.resolve(path) is not None
 
-    def read(self, path: str) -> bytes:
+    def content(self, path: str) -> bytes:
         """Return the whole content of the file at ``path``.
 
         Raises `KeyError` where there is no such name and `TraceError` where it is not a file.

@@ -36,7 +36,7 @@ from pytest_statepersist.errors import UserError
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import Identity
 
-__all__ = ["FileSource", "Keep", "Scan", "Seen", "keep_copy", "scan", "survey"]
+__all__ = ["FileSource", "Keep", "Scan", "Seen", "keep_copy", "read_tree", "scan", "survey"]
 
 _CHUNK = 1 << 20
 
@@ -252,6 +252,17 @@ def _xattrs(reader: _Reader, path: str) -> tuple[tuple[str, bytes], ...]:
         if error.errno in (errno.EACCES, errno.EPERM):
             return ()
         raise
+
+
+def read_tree(directory: str | os.PathLike[str]) -> Tree:
+    """Return a real directory as a tree; what happens to it later does not change that.
+
+    Files above 1 MiB are copied aside. Raises `UserError` for what is no directory, and for what no
+    tree can hold (a fifo, a socket, a device).
+    """
+    if not os.path.isdir(directory):
+        raise UserError(f"{os.fspath(directory)} is not a directory: Tree.read() takes one")
+    return scan(directory, keep=Keep(os.fspath(directory))).tree
 
 
 def survey(

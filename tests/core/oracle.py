@@ -282,7 +282,9 @@ class Oracle:
             for unit, start, length in tail:
                 zeroed.append(self._data(number, inode, unit, start, bytes(length), written=False))
 
-        if not self.model.data_needs_metadata:
+        # "a process that dies leaves no half of a truncation"
+        size_first = self.model.data_needs_metadata or self.model.page_cache_survives
+        if not size_first:
             zero_tail()
         e = self._add("size", number, inode=inode, size=size)
         for x in self.effects[:-1]:
@@ -292,8 +294,11 @@ class Oracle:
                 e.hard.add(x.id)
         if self.model.tail_zeroed_first:
             e.hard |= {x.id for x in zeroed}
-        if self.model.data_needs_metadata:
+        if size_first:
             zero_tail()
+            if self.model.page_cache_survives:
+                for tail_effect in zeroed:
+                    tail_effect.hard.add(e.id)
         if size < before:
             e.frees[inode] = -(-size // BLOCK) * BLOCK
         if size == 0:

@@ -1,7 +1,6 @@
-"""Workloads for the tests of the core: a builder by path, and small random traces.
+"""Workloads for the tests of the core: `Workload`, and small random traces.
 
-Belongs here: `Workload`, which turns calls on paths into operations on inodes, and `traces`, a
-Hypothesis strategy for what a program could really have done.
+`traces` is a Hypothesis strategy for what a program could really have done.
 """
 
 from __future__ import annotations
@@ -9,135 +8,15 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from pytest_statepersist.core import operations as op
-from pytest_statepersist.core.tree import OUTSIDE, ROOT, Directory, File, Tree, size_of
+from pytest_statepersist.core.by_hand import TraceByHand
+from pytest_statepersist.core.tree import OUTSIDE, ROOT
 
 B = 4096
 Content = bytes | str | None
 
 
-class Workload:
-    """Records what is done by path; paths beginning with ``/`` are outside the directory."""
-
-    def __init__(self, base: dict[str, Content] | Tree | None = None) -> None:
-        self.base = base if isinstance(base, Tree) else Tree.from_mapping(base or {})
-        self.operations: list[op.Operation] = []
-        self.names: dict[tuple[int, str], int] = {}
-        self.directories: set[int] = {ROOT}
-        self.sizes: dict[int, int] = {}
-        self.next = max(self.base.nodes) + 1
-        for number, node in self.base.nodes.items():
-            if isinstance(node, Directory):
-                self.directories.add(number)
-                for name, child in node.entries.items():
-                    self.names[number, name] = child
-            elif isinstance(node, File):
-                self.sizes[number] = size_of(node.content)
-
-    def __len__(self) -> int:
-        return len(self.operations)
-
-    @property
-    def trace(self) -> op.Trace:
-        return op.Trace(self.base, tuple(self.operations))
-
-    def place(self, path: str) -> tuple[int, str]:
-        if path.startswith("/"):
-            return OUTSIDE, path
-        *parents, name = path.split("/")
-        here = ROOT
-        for part in parents:
-            here = self.names[here, part]
-        return here, name
-
-    def inode(self, path: str | int) -> int:
-        if isinstance(path, int):
-            return path
-        return ROOT if path in ("", ".") else self.names[self.place(path)]
-
-    def add(self, operation: op.Operation) -> Workload:
-        self.operations.append(operation)
-        return self
-
-    def _new(self, path: str) -> tuple[int, int, str]:
-        inode = self.next
-        self.next += 1
-        parent, name = self.place(path) if path else (OUTSIDE, "")
-        if path:
-            assert (parent, name) not in self.names, path
-            self.names[parent, name] = inode
-        return inode, parent, name
-
-    def create(self, path: str, data: bytes = b"") -> Workload:
-        inode, parent, name = self._new(path)
-        self.sizes[inode] = 0
-        self.add(op.Create(inode, parent, name, path=path))
-        return self.write(inode, 0, data) if data else self
-
-    def mkdir(self, path: str) -> Workload:
-        inode, parent, name = self._new(path)
-        self.directories.add(inode)
-        return self.add(op.Mkdir(inode, parent, name, path=path))
-
-    def symlink(self, path: str, target: str) -> Workload:
-        return self.add(op.Symlink(*self._new(path), target, path=path))
-
-    def link(self, old: str | int, new: str) -> Workload:
-        inode, (parent, name) = self.inode(old), self.place(new)
-        self.names[parent, name] = inode
-        return self.add(op.Link(inode, parent, name, path=new))
-
-    def unlink(self, path: str) -> Workload:
-        parent, name = self.place(path)
-        return self.add(op.Unlink(self.names.pop((parent, name)), parent, name, path=path))
-
-    def rmdir(self, path: str) -> Workload:
-        parent, name = self.place(path)
-        return self.add(op.Rmdir(self.names.pop((parent, name)), parent, name, path=path))
-
-    def rename(self, old: str, new: str, *, exchange: bool = False) -> Workload:
-        here, there = self.place(old), self.place(new)
-        inode, before = self.names.pop(here), self.names.pop(there, None)
-        self.names[there] = inode
-        if exchange:
-            assert before is not None
-            self.names[here] = before
-        return self.add(op.Rename(inode, *here, *there, before, exchange, path=old))
-
-    def write(
-        self,
-        path: str | int,
-        offset: int,
-        data: bytes,
-        durability: op.Durability = op.Durability.NONE,
-    ) -> Workload:
-        inode = self.inode(path)
-        self.sizes[inode] = max(self.sizes[inode], offset + len(data) if data else 0)
-        return self.add(op.Write(inode, offset, data, durability))
-
-    def append(self, path: str | int, data: bytes) -> Workload:
-        return self.write(path, self.sizes[self.inode(path)], data)
-
-    def truncate(self, path: str | int, size: int) -> Workload:
-        self.sizes[self.inode(path)] = size
-        return self.add(op.Truncate(self.inode(path), size))
-
-    def chmod(self, path: str | int, mode: int) -> Workload:
-        return self.add(op.SetAttributes(self.inode(path), mode))
-
-    def fsync(self, path: str | int) -> Workload:
-        return self.add(op.Fsync(self.inode(path)))
-
-    def fdatasync(self, path: str | int) -> Workload:
-        return self.add(op.Fsync(self.inode(path), data_only=True))
-
-    def msync(self, path: str | int, offset: int, length: int) -> Workload:
-        return self.add(op.SyncRange(self.inode(path), offset, length))
-
-    def sync(self) -> Workload:
-        return self.add(op.SyncAll())
-
-    def close(self, path: str | int) -> Workload:
-        return self.add(op.Close(self.inode(path)))
+class Workload(TraceByHand):
+    """A trace by hand, with the ways in which programs save."""
 
     def save(self, path: str, data: bytes, *, temporary: str = "t", sync: bool = True) -> Workload:
         """Replace a file the right way; without ``sync`` the way that most programs do it."""
