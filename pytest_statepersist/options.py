@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from pytest_statepersist.baseline import Accepted
     from pytest_statepersist.bundle import Bundle
     from pytest_statepersist.checked import Checked
+    from pytest_statepersist.matrix import Row
 
 __all__ = [
     "BASELINE",
+    "CAPABILITIES",
     "CHECKS",
     "CURRENT",
     "MARKER_KEYWORDS",
@@ -35,6 +37,8 @@ REPORTS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 """Explorations of this run as plain data, see `report.data`."""
 CHECKS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 """Every other check of this run (faults, kills, …) as plain data, see `report.data.as_check`."""
+CAPABILITIES: pytest.StashKey[list[Row]] = pytest.StashKey()
+"""Which promises of which stores were tested, with what result; see `matrix`."""
 CURRENT: pytest.StashKey[pytest.Item] = pytest.StashKey()
 """The test that runs."""
 REPLAY: pytest.StashKey[Bundle] = pytest.StashKey()

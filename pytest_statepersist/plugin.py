@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pytest_statepersist.fixtures import (
 )
 from pytest_statepersist.options import (
     BASELINE,
+    CAPABILITIES,
     CHECKS,
     CURRENT,
     MARKER_KEYWORDS,
@@ -152,6 +154,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORTS] = []
     config.stash[CHECKS] = []
     config.stash[REPLAYED] = []
+    config.stash[CAPABILITIES] = []
     config.stash[BASELINE] = baseline_of(config)
     bundle = bundle_of(config)
     if bundle is not None:
@@ -237,6 +240,38 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     collect_reports(item)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Once a machine or conformance test has ended: say what it tells of its store's promises."""
+    report = yield
+    matrix: Any = sys.modules.get("pytest_statepersist.matrix")
+    if matrix is None or (call.when == "setup" and report.passed):
+        return report
+    rows = matrix.take()
+    if not _is_about_one_store(item):
+        return report
+    status, reason = matrix.Status.YES, ""
+    if hasattr(report, "wasxfail"):
+        status, reason = matrix.Status.KNOWN, report.wasxfail
+    elif report.skipped:
+        status = matrix.Status.SKIPPED
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        reason = reason.removeprefix("Skipped: ")
+    elif report.failed:
+        status, reason = matrix.Status.FAILS, f"see {item.nodeid}"
+    item.config.stash[CAPABILITIES].extend(matrix.judged(rows, status, reason))
+    return report
+
+
+def _is_about_one_store(item: pytest.Item) -> bool:
+    """Whether the item is a machine or a conformance test: others may expect a machine to fail."""
+    function = getattr(item, "obj", None)
+    machine = getattr(function, "_hypothesis_state_machine_class", None)
+    return machine is not None or "bench" in getattr(item, "fixturenames", ())
+
+
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Say what was asked for on the command line; nothing where nothing was."""
     given = [
@@ -256,6 +291,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         output["statepersist"] = session.config.stash[REPORTS]
         output["statepersist_checks"] = session.config.stash[CHECKS]
         output["statepersist_replays"] = session.config.stash[REPLAYED]
+        rows = session.config.stash[CAPABILITIES]
+        output["statepersist_capabilities"] = [row.plain() for row in dict.fromkeys(rows)]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -267,6 +304,10 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     node.config.stash[CHECKS].extend(checks)
     replays = getattr(node, "workeroutput", {}).get("statepersist_replays", [])
     node.config.stash[REPLAYED].extend(replays)
+    if found := getattr(node, "workeroutput", {}).get("statepersist_capabilities"):
+        from pytest_statepersist.matrix import Row
+
+        node.config.stash[CAPABILITIES].extend(Row(**each) for each in found)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -278,7 +319,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         from pytest_statepersist.report.data import document
 
         data = document(reports, checks) | {"replays": config.stash[REPLAYED]}
+        data["capabilities"] = _capabilities(config)
         Path(target).write_text(json.dumps(data, indent=2) + "\n")
+    _show_capabilities(terminalreporter)
     if not reports and not checks:
         for each in config.stash[REPLAYED]:
             terminalreporter.section("statepersist")
@@ -299,6 +342,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def _sorted(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(results, key=lambda each: str(each["name"]))
+def _capabilities(config: pytest.Config) -> list[dict[str, Any]]:
+    """Return the capability matrix as plain data; empty where no store was described."""
+    rows = config.stash[CAPABILITIES]
+    if not rows:
+        return []
+    from pytest_statepersist.matrix import merged
+
+    return merged(rows)
+
+
+def _show_capabilities(reporter: pytest.TerminalReporter) -> None:
+    entries = _capabilities(reporter.config)
+    if not entries:
+        return
+    from pytest_statepersist.report.capabilities import matrix_lines
+
+    reporter.section("capabilities of the stores under test")
+    for line in matrix_lines(entries, max(80, reporter._tw.fullwidth)):
+        reporter.line(line)
 
 
 def _baseline_lines(

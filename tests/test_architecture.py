@@ -21,7 +21,7 @@ LAYERS = (
     ("report",),
     ("recording", "findings", "diagnosing", "repairing", "concurrency", "kill"),
     ("simulator", "fault_injector", "replaying"),
-    ("snapshots", "adapter"),
+    ("snapshots", "adapter", "matrix"),
     ("options", "baseline", "keeping"),
     ("strategies",),
     ("machines", "conformance"),

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import pytest
 
+from pytest_statepersist import matrix
 from pytest_statepersist.adapter import StoreAdapter
 from pytest_statepersist.conformance.atomic import AtomicConformance
 from pytest_statepersist.conformance.backup import BackupConformance
@@ -86,9 +87,13 @@ class StoreConformance(
         from pytest_statepersist.options import settings_for
 
         adapter = adapter_of(store)
-        reason = adapter.lacks(*needs_of(request.function))
+        needed, test = needs_of(request.function), request.function.__name__
+        reason = adapter.lacks(*needed)
         if reason is not None:
+            absent = [name for name in needed if not adapter.has(name)]
+            matrix.not_declared(adapter, test, absent, reason)
             pytest.skip(reason)
+        matrix.about_to_test(adapter, test, needed)
         expected = self._expected_failures(request).get(request.function.__name__)
         if expected is not None:
             request.applymarker(pytest.mark.xfail(reason=expected, strict=True))

@@ -19,9 +19,10 @@ from typing import Any, ClassVar, TypeVar
 from hypothesis import event
 from hypothesis.stateful import RuleBasedStateMachine
 
+from pytest_statepersist import matrix
 from pytest_statepersist.adapter import OpenStore, StoreAdapter, Value
 from pytest_statepersist.errors import UserError
-from pytest_statepersist.machines import matrix, profiles
+from pytest_statepersist.machines import profiles
 from pytest_statepersist.simulator import workplace
 
 __all__ = ["Content", "StoreMachine", "as_text", "content_of"]
@@ -116,12 +117,13 @@ class StoreMachine(RuleBasedStateMachine):
         reason = adapter.lacks(*kind.needs)
         if kind.needs_one_of and not any(adapter.has(name) for name in kind.needs_one_of):
             reason = f"{adapter.name} declares none of {', '.join(kind.needs_one_of)}"
-        for name in (*kind.needs, *kind.needs_one_of, *kind.uses):
-            own = adapter.lacks(name)
-            matrix.record(
-                adapter.name, by, name, tested=reason is None and own is None,
-                reason=own or reason or "",
-            )  # fmt: skip
+        asked = (*kind.needs, *kind.needs_one_of, *kind.uses)
+        absent = [name for name in asked if not adapter.has(name)]
+        if absent:
+            what = "rules left out" if reason is None else "skipped"
+            matrix.not_declared(adapter, by, absent, f"{what}: {adapter.lacks(*absent)}")
+        if reason is None:
+            matrix.about_to_test(adapter, by, [name for name in asked if name not in absent])
         if reason is not None:
             raise unittest.SkipTest(reason)
         return adapter

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from pytest_statepersist import matrix
 from pytest_statepersist.adapter import Capabilities, StoreAdapter
 from pytest_statepersist.errors import UserError
-from pytest_statepersist.machines import MACHINES, matrix, profiles
+from pytest_statepersist.machines import MACHINES, profiles
 from pytest_statepersist.machines.base import as_text
 from pytest_statepersist.machines.reference_stores import REFERENCE_STORES
 from pytest_statepersist.machines.round_trip import RoundTripMachine
+from pytest_statepersist.matrix import Status
+from pytest_statepersist.report.capabilities import matrix_lines
 from tests.machines.broken import Files
 
 
@@ -58,20 +61,51 @@ def test_values_that_python_takes_for_equal_are_told_apart() -> None:
     assert as_text({"a": 1, "b": 2}) == as_text({"b": 2, "a": 1})
 
 
-def test_the_matrix_says_what_was_tested_and_what_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrix, "_rows", {})
-    matrix.record("One", "Machine", "durable", tested=True)
-    matrix.record("Two", "Machine", "durable", tested=False, reason="Two does not declare durable")
-    matrix.record("Two", "Machine", "backup", tested=True)
-    assert matrix.table() == (
-        "capability  One          Two",
-        "backup      -            tested",
-        "durable     tested       not covered",
-    )
-    (row,) = [row for row in matrix.rows() if not row.tested]
-    assert matrix.Row(*row.plain()) == row  # type: ignore[arg-type]
-    matrix.clear()
-    assert matrix.table() == ()
+class Promises(Files):
+    capabilities = Capabilities(durable=True, backup=False)
+
+
+def test_rows_are_pending_until_their_test_has_ended() -> None:
+    matrix.take()
+    matrix.about_to_test(Promises(), "Machine", ("durable",))
+    matrix.about_to_test(Promises(), "Machine", ("durable",))
+    rows = matrix.take()
+    assert matrix.take() == ()
+    assert [row.by for row in rows if row.capability == "durable"] == ["Machine"]
+    assert [matrix.Row(**row.plain()) for row in rows] == list(rows)
+    (failed,) = [r for r in matrix.judged(rows, Status.FAILS, "why") if r.capability == "durable"]
+    assert (failed.status, failed.reason) == ("FAILS", "why")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ((Status.YES, Status.FAILS, Status.SKIPPED), "FAILS"),
+        ((Status.YES, Status.KNOWN), "known"),
+        ((Status.YES, Status.SKIPPED), "partly"),
+        ((Status.YES, Status.UNTESTED), "yes"),
+        ((Status.SKIPPED, Status.UNTESTED), "skipped"),
+        ((Status.UNTESTED,), "untested"),
+        ((Status.NO,), "no"),
+    ],
+)
+def test_what_several_tests_say_of_one_promise(found: tuple[Status, ...], expected: str) -> None:
+    rows = [matrix.Row("Store", "durable", f"t{n}", s.value) for n, s in enumerate(found)]
+    (entry,) = matrix.merged(rows)
+    assert entry["status"] == expected
+
+
+def test_a_wide_matrix_is_folded_and_says_why() -> None:
+    rows = [matrix.Row(f"Store{n}", "durable", "M", "yes") for n in range(12)]
+    rows += [matrix.Row("Store1", "backup", f"t{n}", "FAILS", "no") for n in range(9)]
+    rows += [matrix.Row("Store1", "quota", "", "no")]
+    lines = list(matrix_lines(matrix.merged(rows), width=80))
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("capability ") for line in lines) == 2
+    assert "declared by no store, not tested: quota" in lines
+    assert lines[lines.index("Store1 backup: FAILS") + 1] == "  t0: no"
+    assert lines[-1] == "  … and 4 more"
+    assert list(matrix_lines([])) == []
 
 
 def test_an_unknown_profile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +125,7 @@ def test_profiles_decide_how_many_examples(monkeypatch: pytest.MonkeyPatch) -> N
 def test_machines_are_found_by_name_and_the_adapters_come_without_hypothesis() -> None:
     code = (
         "import sys; import pytest_statepersist.machines.reference_stores, "
-        "pytest_statepersist.machines.matrix; assert 'hypothesis' not in sys.modules; "
+        "pytest_statepersist.matrix; assert 'hypothesis' not in sys.modules; "
         "import pytest_statepersist.machines as m; [getattr(m, name) for name in m.MACHINES]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
