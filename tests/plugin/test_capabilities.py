@@ -79,13 +79,13 @@ test_a_new_store_is_private_at_every_moment = "the mode is widened on purpose"
 
 @pytest.mark.parametrize("workers", [False, True], ids=["plain", "workers"])
 def test_the_matrix(pytester: pytest.Pytester, workers: bool) -> None:
-    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider -p no:randomly")
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider")
     pytester.makepyfile(test_stores=STORES)
     (pytester.path / "known.toml").write_text(KNOWN)
     chosen = "runTest or private or processes_may"
     options = ("--statepersist-json=out.json", "-k", chosen)
     run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
-    result = run(*options, *(("-n2",) if workers else ("-p", "no:xdist")))
+    result = run(*options, *(("-p", "xdist", "-n2") if workers else ()))
     found = json.loads(Path(pytester.path / "out.json").read_text())["capabilities"]
     matrix = {(each["store"], each["capability"]): each for each in found}
 
@@ -126,7 +126,7 @@ def test_the_matrix(pytester: pytest.Pytester, workers: bool) -> None:
 
 
 def test_a_listed_failure_is_known_and_no_yes(pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider -p no:randomly")
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider")
     pytester.makepyfile(test_stores=STORES)
     (pytester.path / "known.toml").write_text(KNOWN)
     result = pytester.runpytest_inprocess("-k", "TestWide and private_at_every_moment")
