@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pytest_statepersist.bundle import DIRECTORY, Bundle
+from pytest_statepersist.bundle import DIRECTORY
+from pytest_statepersist.bundle_json import Bundle
 from pytest_statepersist.checked import Checked
 from pytest_statepersist.core.operations import Trace
 from pytest_statepersist.core.tree import Tree

@@ -12,7 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_statepersist.baseline import Accepted
-    from pytest_statepersist.bundle import Bundle
+    from pytest_statepersist.bundle_json import Bundle
     from pytest_statepersist.checked import Checked
     from pytest_statepersist.matrix import Row
 

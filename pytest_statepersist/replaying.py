@@ -23,15 +23,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pytest_statepersist.bundle import (
+from pytest_statepersist.bundle import drop, read, write
+from pytest_statepersist.bundle_json import (
     Bundle,
     absent,
     bundle_name,
-    drop,
-    read,
+    check_size,
     stored,
     test_suffix,
-    write,
 )
 from pytest_statepersist.core.apply import apply
 from pytest_statepersist.core.crash_state import CrashState
@@ -55,6 +54,7 @@ from pytest_statepersist.explorer.outcome import (
 )
 from pytest_statepersist.explorer.runner import Recovery, run_recovery
 from pytest_statepersist.findings import Finding, Report
+from pytest_statepersist.report.operations import printable
 from pytest_statepersist.report.text import render_finding
 
 __all__ = ["Replayed", "judge", "keep_bundles", "replay_bundle", "show_disk"]
@@ -74,10 +74,15 @@ def keep_bundles(
     Bundles of the same exploration that are no longer found under a model that was covered in full
     are removed.
     """
-    findings = []
+    findings, warnings = [], []
     for finding in report.findings:
         name = bundle_name(finding.id, test, report.name, ordinal)
-        path = write(_bundle(report, finding, name, test, ordinal), directory)
+        try:
+            path = write(_bundle(report, finding, name, test, ordinal), directory)
+        except BundleError as error:
+            warnings.append(f"the finding {finding.id} is not kept: {error}")
+            findings.append(finding)
+            continue
         findings.append(replace(finding, bundle=name if test else str(path)))
     if prune:
         names = [bundle_name(f.id, test, report.name, ordinal) for f in findings]
@@ -88,7 +93,9 @@ def keep_bundles(
             if each.complete and each.model.name in sure
         }
         drop(directory, test_suffix(test, report.name, ordinal), but=names, covered=covered)
-    return replace(report, findings=tuple(findings))
+    return replace(
+        report, findings=tuple(findings), warnings=(*report.warnings, *warnings)
+    )
 
 
 def _bundle(report: Report, finding: Finding, name: str, test: str, ordinal: int) -> Bundle:
@@ -142,9 +149,10 @@ def _plain(text: str) -> str:
 
 
 def show_disk(bundle: Bundle, tree: Tree, directory: Path) -> None:
-    """Make an empty directory hold a tree of a bundle; raises `BundleError` where it lacks bytes.
+    """Make an empty directory hold a tree of a bundle.
 
-    Links into the directory in which the tree was recorded lead into this one.
+    Links into the directory in which the tree was recorded lead into this one. Raises `BundleError`
+    where the bundle lacks bytes, or where the tree cannot be shown.
     """
     lacking = absent(tree)
     if lacking:
@@ -152,17 +160,24 @@ def show_disk(bundle: Bundle, tree: Tree, directory: Path) -> None:
             f"the bundle {bundle.name} has no bytes of {', '.join(lacking[:5])}: large files that "
             "the save does not touch are kept as a digest. Run the test itself to see this finding"
         )
+    check_size(tree)
     nodes: dict[int, Node] = {}
     for number, node in tree.nodes.items():
         if isinstance(node, Symlink) and os.path.isabs(node.target):
             inner = os.path.relpath(node.target, bundle.trace.directory)
             node = Symlink(os.path.normpath(os.path.join(directory, inner)))
+        elif isinstance(node, File):
+            # Others give rights or labels, which are the system's to give.
+            users = tuple(each for each in node.xattrs if each[0].startswith("user."))
+            node = replace(node, xattrs=users)
         nodes[number] = node
-    disk = disk_of(Trace(Tree(nodes)), get_model("posix"))
     aside = tempfile.mkdtemp(prefix="statepersist-aside-")
     try:
+        disk = disk_of(Trace(Tree(nodes)), get_model("posix"))
         state = CrashState(-1, frozenset(), points=((0, 0),))
         Materialiser(str(directory), aside, disk.trace, present=False).show(disk, state)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"the disk of {bundle.name} cannot be shown here: {error}") from None
     finally:
         remove(aside)
 
@@ -233,7 +248,7 @@ class Replayed:
             f"  expected {self.problem}\n"
             "  This is the disk as it was recorded. If the save was repaired, so that it no longer "
             "leaves\n  such a disk, run the test itself: it explores again, and the bundle goes "
-            f"when it passes.\n\nThe finding was:\n{self.bundle.text}{details}"
+            f"when it passes.\n\nThe finding was:\n{printable(self.bundle.text)}{details}"
         )
 
 

@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("errors",),
     ("core", "checked"),
-    ("recorders", "clock", "tamper", "leaks", "faults", "bundle"),
+    ("recorders", "clock", "tamper", "leaks", "faults", "bundle_json", "bundle"),
     ("explorer",),
     ("report",),
     ("recording", "findings", "diagnosing", "repairing", "concurrency", "kill"),

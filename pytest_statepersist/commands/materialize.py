@@ -12,6 +12,7 @@ from pathlib import Path
 from pytest_statepersist.bundle import DIRECTORY, find, read
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.replaying import show_disk
+from pytest_statepersist.report.operations import printable
 
 __all__ = ["add_arguments", "run"]
 
@@ -36,5 +37,5 @@ def run(arguments: argparse.Namespace) -> int:
     if occupied:
         raise UserError(f"{directory} is not empty; give a directory that holds nothing")
     show_disk(bundle, bundle.disk, directory.resolve())
-    print(f"{directory}: the disk on which recovery {bundle.observed}")
+    print(printable(f"{directory}: the disk on which recovery {bundle.observed}"))
     return 0

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_statepersist.bundle import DIRECTORY, Bundle, find, kept, read
+from pytest_statepersist.bundle import DIRECTORY, find, kept, read
+from pytest_statepersist.bundle_json import Bundle
 from pytest_statepersist.errors import BundleError
+from pytest_statepersist.report.operations import printable
 
 __all__ = ["add_arguments", "run"]
 
@@ -60,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
                 explored[test] = _explored(test, deviations)
             if explored[test].lacks(bundle):
                 status, text = _FIXED, _NOT_LEFT
-        print(f"{status:<6} {path.name.split('.')[0]} {test}{': ' if text else ''}{text}")
+        shown = f"{test}{': ' if text else ''}{text}"
+        print(printable(f"{status:<6} {path.name.split('.')[0]} {shown}"))
         worst = max(worst, {_FIXED: 0, _FAILED: 1, _ERROR: 2}[status])
         if status == _FIXED and not arguments.keep and path.parent == directory:
             with suppress(FileNotFoundError):

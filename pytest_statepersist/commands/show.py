@@ -9,9 +9,11 @@ import argparse
 import ast
 from pathlib import Path
 
-from pytest_statepersist.bundle import DIRECTORY, Bundle, find, read
+from pytest_statepersist.bundle import DIRECTORY, find, read
+from pytest_statepersist.bundle_json import Bundle
 from pytest_statepersist.core.operations import Trace
 from pytest_statepersist.errors import BundleError, UserError
+from pytest_statepersist.report.operations import printable
 from pytest_statepersist.report.trace import table
 
 __all__ = ["add_arguments", "run"]
@@ -33,12 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
         except BundleError as error:
             if "no bundle" not in str(error) and path.name.endswith(".gz"):
                 raise
-            print("\n".join(table(_trace(path, error))))
+            print(printable("\n".join(table(_trace(path, error)))))
             return 0
     else:
         path = find(arguments.what, DIRECTORY)
         bundle = read(path)
-    print(_explained(bundle, path))
+    print(printable(_explained(bundle, path)))
     return 0
 
 

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.operations import Operation, Site
 
-__all__ = ["describe_operation", "place"]
+__all__ = ["describe_operation", "place", "printable"]
+
+
+def printable(text: str) -> str:
+    """Return a text without what a terminal would obey or could not show; newlines and tabs stay.
+
+    Names on a disk may hold anything, and a bundle from elsewhere may say anything.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+        else character.encode("unicode-escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
+
+
+def _name(path: str) -> str:
+    return printable(path).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def place(site: Site | None) -> str:
@@ -21,19 +41,19 @@ def place(site: Site | None) -> str:
         relative = path
     if not relative.startswith(".."):
         path = relative
-    return f"{path}:{site.line}"
+    return f"{_name(path)}:{site.line}"
 
 
 def describe_operation(operation: Operation) -> str:
     """Return an operation in words: what was called, on which path, with which sizes."""
-    name = operation.path or "?"
+    name = _name(operation.path) or "?"
     match operation:
         case op.Create():
             return f"create {name}"
         case op.Mkdir():
             return f"mkdir {name}/"
         case op.Symlink():
-            return f"symlink {name} -> {operation.target}"
+            return f"symlink {name} -> {_name(operation.target)}"
         case op.Link():
             return f"link {name}"
         case op.Unlink():
@@ -43,7 +63,7 @@ def describe_operation(operation: Operation) -> str:
         case op.Rename():
             verb = "exchange" if operation.exchange else "rename"
             over = " (replaces a file)" if operation.replaced is not None else ""
-            return f"{verb} {operation.name} -> {name}{over}"
+            return f"{verb} {_name(operation.name)} -> {name}{over}"
         case op.Write():
             end = operation.offset + len(operation.data)
             sync = "" if operation.durability is op.Durability.NONE else ", synced by its flags"

@@ -12,7 +12,7 @@ from pytest_statepersist.core.effects import Kind as Effect
 from pytest_statepersist.core.tree import File, Tree, read_content, size_of
 from pytest_statepersist.explorer.outcome import Kind
 from pytest_statepersist.report.advice import advice, redundancy_lines, repair_lines
-from pytest_statepersist.report.operations import describe_operation, place
+from pytest_statepersist.report.operations import describe_operation, place, printable
 
 if TYPE_CHECKING:
     from pytest_statepersist.core.crash_state import CrashState, Disk
@@ -122,7 +122,8 @@ def _history(disk: Disk, state: CrashState, missing: set[int], there: set[int]) 
 
 def _tree(tree: Tree) -> Iterator[str]:
     rows = list(tree.walk())
-    for path, _, node in rows[:_SHOWN]:
+    for name, _, node in rows[:_SHOWN]:
+        path = printable(name)
         if isinstance(node, File):
             size = size_of(node.content)
             start = read_content(node.content, 0, _PREVIEW)
