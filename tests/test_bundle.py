@@ -347,7 +347,7 @@ def test_no_tree_is_too_deep_to_be_walked(torn: Path) -> None:
 
 
 def test_a_disk_that_fits_no_directory_here_is_said(torn: Path, tmp_path: Path) -> None:
-    path = "/".join(["d" * 200] * 20)
+    path = "/".join(["d" * 203] * 20)
     bundle = dataclasses.replace(bundles.read(torn), disk=Tree.from_mapping({path: b"x"}))
     with pytest.raises(BundleError, match="cannot be shown here"):
         show_disk(bundle, read_bytes(dump(bundle)).disk, tmp_path)
