@@ -97,6 +97,8 @@ class Call:
     shorten: Callable[[int], Any] | None = None
     growth: Callable[[], int] | None = None
     """How many bytes the call would add to what the directory takes; ``None`` for none."""
+    site: Site | None = None
+    """Where it came from, for a call of another program; that of Python's is looked up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class Counting:
                     call.operation,
                     call.path,
                     call.function,
-                    self._callsites.site(),
+                    call.site or self._callsites.site(),
                     fitting(call),
                 )
             )
