@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "check": "run a program under every legal crash and say what is lost",
+    "faults": "let each call of a program fail and say what is lost",
     "materialize": "write the broken disk of a bundle into an empty directory",
     "models": "list the persistence models with their rules in words",
     "replay": "run the kept bundles again: FIXED, FAILED or ERROR for each",

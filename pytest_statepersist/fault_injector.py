@@ -20,7 +20,7 @@ import pickle
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -62,13 +62,16 @@ from pytest_statepersist.faults.calls import (
     check_operations,
 )
 from pytest_statepersist.faults.fake import refuse_while_active
-from pytest_statepersist.faults.gate import gated, installed
+from pytest_statepersist.faults.gate import Handler, gated, installed
 from pytest_statepersist.faults.inject import Counting, Fault, Injection
 from pytest_statepersist.faults.locks import held_locks
 from pytest_statepersist.faults.report import FaultFinding, FaultKind, FaultReport
+from pytest_statepersist.faults.supervisor import check_supervision
 from pytest_statepersist.findings import Finding
+from pytest_statepersist.programs import Answer, ProgramRecorder
 from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recorders.scan import Keep, scan
+from pytest_statepersist.recorders.strace import check_available
 from pytest_statepersist.recording import (
     Companions,
     shared_memory_in,
@@ -83,6 +86,7 @@ from pytest_statepersist.simulator import (
 
 __all__ = ["FaultInjector"]
 
+Recorder = PythonRecorder | ProgramRecorder
 _FAR = 1 << 40
 _CONFIRMED = 8
 _SAMPLED = 3
@@ -133,7 +137,8 @@ class FaultInjector:
     ``errors`` and ``operations`` choose among `faults.calls.ERRORS` and `Operation`; ``persistent``
     is False, True or both as a tuple. ``deviations`` and ``states`` bound the power-loss states
     after each fault under each ``model``, 0 states for none. ``time_limit`` is in seconds for each
-    run, ``cases`` the most that are run; beyond it they are drawn by ``seed``.
+    run, ``cases`` the most that are run; beyond it they are drawn by ``seed``. ``progress`` is told
+    before each case how many are done, and of how many.
     """
 
     def __init__(
@@ -150,6 +155,7 @@ class FaultInjector:
         cases: int = 5_000,
         seed: int = 0,
         workspace: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.errors = check_errors(errors)
         self.operations = check_operations(operations)
@@ -159,6 +165,7 @@ class FaultInjector:
         self.deviations, self.states = deviations, states
         self.time_limit, self.cases, self.seed = time_limit, cases, seed
         self.workspace = workspace
+        self.progress = progress
         if not self.persistent:
             raise UserError("persistent=() asks for no fault at all; give False, True, or both")
         if time_limit <= 0 or cases < 1 or states < 0 or deviations < 0:
@@ -185,12 +192,14 @@ class FaultInjector:
         after: Any = UNSET,
         invariant: Invariant | None = None,
         name: str = "",
+        programs: bool = False,
         **options: Any,
     ) -> FaultReport:
         """Run the workload once to count its calls, then once for each call and fitting error.
 
         Arguments are those of `CrashSimulator.explore`; ``options`` are those of the constructor,
-        for this sweep. Raises `UserError` where the workload fails without any fault.
+        for this sweep. Raises `UserError` where the workload fails without any fault. ``programs``
+        is for callables that only run commands, see `sweep_commands`.
         """
         if options:
             chosen = {key: getattr(self, key) for key in _OPTIONS} | {"model": self.models}
@@ -207,15 +216,63 @@ class FaultInjector:
                 after=after,
                 invariant=invariant,
                 name=name,
+                programs=programs,
             )
         refuse_while_active("FaultInjector.sweep")
         _check_callables(workload, recover, setup, invariant)
         started = time.perf_counter()
-        with _Sweep(self, workload, recover, invariant) as sweep:
+        with _Sweep(self, workload, recover, invariant, programs) as sweep:
             report = sweep.go(setup, before, after)
         report = replace(report, name=name, seconds=time.perf_counter() - started)
         self.reports.append(report)
         return report
+
+    def check_commands(self, **arguments: Any) -> FaultReport:
+        """Sweep as `sweep_commands` does; raise `CrashConsistencyError` where `check` does."""
+        report = self.sweep_commands(**arguments)
+        report.raise_for_findings()
+        return report
+
+    def sweep_commands(
+        self,
+        *,
+        workload: str,
+        recover: str,
+        setup: str | None = None,
+        template: Path | None = None,
+        before: str | None = None,
+        after: str | None = None,
+        name: str = "",
+        **options: Any,
+    ) -> FaultReport:
+        """Sweep over programs of any language: shell commands with ``{dir}`` for the directory.
+
+        A workload reports an error by another exit code than 0, or by dying of a signal. The answer
+        of a recovery is its exit code with what it prints; ``before`` and ``after`` are regular
+        expressions for it. ``template`` is a directory that is copied to the start. Needs Linux 5.5
+        and strace: raises `RecorderUnavailable`, `UserError` as `sweep` does.
+        """
+        from pytest_statepersist.programs import Commands, Matches
+
+        commands = Commands(
+            workload=workload,
+            recover=recover,
+            setup=setup,
+            template=template,
+            before=UNSET if before is None else Matches("before", before),
+            after=UNSET if after is None else Matches("after", after),
+        )
+        commands.rehearse()
+        return self.sweep(
+            workload=commands.save,
+            recover=commands.load,
+            setup=commands.set_up,
+            before=commands.before,
+            after=commands.after,
+            name=name,
+            programs=True,
+            **options,
+        )
 
 
 _OPTIONS = (
@@ -229,6 +286,7 @@ _OPTIONS = (
     "cases",
     "seed",
     "workspace",
+    "progress",
 )
 
 
@@ -241,8 +299,11 @@ class _Sweep:
         workload: Callable[..., Any],
         recover: Recovery,
         invariant: Invariant | None,
+        programs: bool = False,
     ) -> None:
         self.options = options
+        self.programs = programs
+        """Whether all is done by other programs: then strace records, and each run is fresh."""
         self.workload = _with_acknowledge(workload)
         self.recover = recover
         self.invariant = invariant
@@ -267,12 +328,11 @@ class _Sweep:
         try:
             self.place: Workplace = stack.enter_context(workplace(self.options.workspace))
             self.directory = Path(self.place.directory)
-            stack.enter_context(installed())
-            self.companions, _ = sqlite_companions()
-            if self.companions:
-                from pytest_statepersist.faults.sqlite import sqlite_gate
-
-                stack.enter_context(sqlite_gate())
+            if self.programs:
+                check_available()
+                check_supervision()
+            else:
+                self._put_gates_in_place()
             # Both are set aside before the subject first runs, so that they inherit nothing of it.
             self.fresh = FreshProcess(self.recover, self.directory)
             stack.callback(self.fresh.close)
@@ -285,6 +345,24 @@ class _Sweep:
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
+
+    def _put_gates_in_place(self) -> None:
+        self.stack.enter_context(installed())
+        self.companions, _ = sqlite_companions()
+        if self.companions:
+            from pytest_statepersist.faults.sqlite import sqlite_gate
+
+            self.stack.enter_context(sqlite_gate())
+
+    @contextmanager
+    def _gated(self, handler: Handler, recorder: Recorder | None = None) -> Iterator[None]:
+        """Let a handler decide about calls, and know where in the recording a fault began."""
+        with gated(self.directory, handler) as gate:
+            if isinstance(recorder, ProgramRecorder):
+                gate.unseen = recorder.unseen
+            if isinstance(handler, Injection) and recorder is not None:
+                handler.position = _position(recorder)
+            yield
 
     # -- the runs without a fault
 
@@ -349,7 +427,7 @@ class _Sweep:
             recorder.acknowledge(value)
 
         try:
-            with recorder, gated(self.directory, counting):
+            with recorder, self._gated(counting, recorder):
                 _user_call("the workload", call, self.workload, self.directory, acknowledge)
         except BlindSpot as error:
             blind.append(f"{error}")
@@ -394,7 +472,7 @@ class _Sweep:
             return ()
         self._show(tree)
         counting = Counting()
-        with gated(self.directory, counting):
+        with self._gated(counting):
             self._recovered()
         return tuple(counting.sites)
 
@@ -420,13 +498,15 @@ class _Sweep:
 
     def _run_all(self, faults: list[Fault]) -> list[_Result]:
         results: list[_Result] = []
-        for fault in faults:
+        for number, fault in enumerate(faults):
+            if self.options.progress is not None:
+                self.options.progress(number, len(faults))
             if self.isolated:
                 results.append(self._elsewhere(fault) or _Result(False))
                 continue
             result = self._case(fault)
             results.append(result)
-            if result.hung and self.server.available:
+            if result.hung and self.server.available and not self.programs:
                 self.isolated = True
                 self.warnings.append(
                     f"{fault}: a run did not end and may have left something locked in this "
@@ -439,7 +519,7 @@ class _Sweep:
 
     def _disagree(self, faults: list[Fault], results: list[_Result]) -> bool:
         """Say whether this process remembers: findings and some passes run in a fresh one too."""
-        if self.isolated or not self.server.available:
+        if self.isolated or self.programs or not self.server.available:
             return False
         why = self.suspect or self._remembers()
         broken: dict[Any, int] = {}
@@ -522,24 +602,27 @@ class _Sweep:
         injection = Injection(fault)
         recorder = self._recorder(reference.base) if self.crashing else None
         trace: op.Trace | None = None
+        began = 0
 
         def acknowledge(value: Any = None) -> None:
-            position = len(recorder.builder) if recorder is not None else len(values) + 1
+            position = len(values) + 1
+            if isinstance(recorder, PythonRecorder):
+                position = len(recorder.builder)
             values.append((position, value))
 
         def run() -> Outcome:
-            with gated(self.directory, injection):
+            with self._gated(injection, recorder):
                 return run_recovery(lambda d: call(self.workload, d, acknowledge), *where)
 
         where = (self.directory, limit)
         if recorder is None:
             ended = run()
         else:
-            injection.position = lambda: len(recorder.builder)
             try:
                 with recorder:
                     ended = run()
                 trace = recorder.trace
+                began = recorder.began if isinstance(recorder, ProgramRecorder) else injection.began
             except BlindSpot as blind:
                 notes.append(f"power loss after a fault: {blind}")
             except TimeIsUp:
@@ -559,13 +642,13 @@ class _Sweep:
         if not problems and not ended.ok:
             if wrote:  # the retry must also do without the recovery
                 self._show(reference.base)
-                with gated(self.directory, Injection(fault)):
+                with self._gated(Injection(fault)):
                     _forget(run_recovery(self._unacknowledged, *where))
             problems += self._retry(recovered, values)
         states = 0
         if trace is not None and recovered.ended is not Ended.HUNG:
             more, states, further = self._power_loss(
-                trace, self._expect(ended.ok, trace, values), injection.began
+                trace, self._expect(ended.ok, trace, values), began
             )
             problems += more if not problems else ()
             notes += further
@@ -610,6 +693,8 @@ class _Sweep:
             )
             if judged.kind is Kind.DURABILITY:
                 kind = FaultKind.SILENT
+            elif kind is FaultKind.MIXTURE and _refused(recovered):
+                kind = FaultKind.UNRECOVERABLE
             said = "reported success" if ended.ok else f"raised {ended.text}"
             return [_Problem(kind, f"the workload {said}; recovery: {recovered}", judged.expected)]
         return []
@@ -665,7 +750,7 @@ class _Sweep:
         trace = None
 
         def run() -> Outcome:
-            with gated(self.directory, injection):
+            with self._gated(injection, recorder):
                 return run_recovery(self.recover, self.directory, limit)
 
         try:
@@ -686,7 +771,7 @@ class _Sweep:
         if met.ended is Ended.HUNG:
             problems.append(_Problem(FaultKind.HANG, f"the recovery: {met}", "it to end"))
             return _Result(True, tuple(problems), tuple(notes), hung=True)
-        if met.ok and not self._right(met, expected, on_final):
+        if met.ok and not _refused(met) and not self._right(met, expected, on_final):
             problems.append(
                 _Problem(
                     FaultKind.WRONG_ANSWER,
@@ -892,7 +977,9 @@ class _Sweep:
         shown.show(disk_of(trace, self.options.models[0]), start)
         self.bases[id(tree)] = shown
 
-    def _recorder(self, base: Tree) -> PythonRecorder:
+    def _recorder(self, base: Tree) -> Recorder:
+        if self.programs:
+            return ProgramRecorder(self.directory, ignore=shared_memory_in(self.directory))
         return PythonRecorder(
             self.directory,
             base_tree=base,
@@ -916,7 +1003,7 @@ class _Sweep:
                 key = (problem.kind, fault.phase, site.operation, site.site or site.index)
                 groups.setdefault(key, []).append((fault, problem))
         found = []
-        confirmed = None if not self.server.available else True
+        confirmed = True if self.server.available or self.programs else None
         for members in groups.values():
             fault, problem = members[0]
             found.append(
@@ -957,6 +1044,17 @@ def _states_since(disk: Disk, since: int, deviations: int) -> Iterator[CrashStat
         alike, others = expand(choice, visible_cells(disk, state))
         push(others)
         yield alike.state()
+
+
+def _position(recorder: Recorder) -> Callable[[], int]:
+    if isinstance(recorder, ProgramRecorder):
+        return recorder.note_fault
+    return lambda: len(recorder.builder)
+
+
+def _refused(outcome: Outcome) -> bool:
+    """Say whether a program's recovery said by its exit code that it could not load."""
+    return isinstance(outcome.value, Answer) and outcome.value.code != 0
 
 
 def _given(value: Any, found: Outcome) -> Expected:

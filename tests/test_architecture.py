@@ -19,7 +19,7 @@ LAYERS = (
     ("recorders", "clock", "tamper", "leaks", "faults", "bundle_json", "bundle"),
     ("explorer",),
     ("report",),
-    ("recording", "findings", "diagnosing", "repairing", "concurrency", "kill"),
+    ("recording", "findings", "diagnosing", "repairing", "concurrency", "kill", "programs"),
     ("simulator", "fault_injector", "replaying"),
     ("snapshots", "adapter", "matrix"),
     ("options", "baseline", "keeping"),

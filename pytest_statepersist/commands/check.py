@@ -13,44 +13,27 @@ Exit codes: 0 sound, 1 there are findings or something was not covered, 2 could 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from pytest_statepersist.commands.programs import (
-    Answer,
-    Matches,
-    look_at_times,
-    must_succeed,
-    run_command,
-)
 from pytest_statepersist.commands.progress import Progress
 from pytest_statepersist.core.models import MODELS
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.explorer.outcome import UNSET
 from pytest_statepersist.findings import Report
+from pytest_statepersist.programs import Commands, Matches, look_at_times, must_succeed
 from pytest_statepersist.report.data import as_json
 from pytest_statepersist.simulator import CrashSimulator, Settings
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "add_commands", "commands_of", "models_of", "run"]
 
 _SOUND, _UNSOUND = 0, 1
-_NOT_FOUND = 127
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    add_commands(parser)
     add = parser.add_argument
-    add("--dir", metavar="STATE", type=Path, help="template of the state; left out: empty")
-    add("--setup", metavar="CMD", help="makes the durable start")
-    add("--workload", metavar="CMD", required=True, help="the save that is recorded")
-    add("--recover", metavar="CMD", required=True, help="loads; prints what it found")
-    add("--before", metavar="PATTERN", help="regular expression of the output before the save")
-    add("--after", metavar="PATTERN", help="regular expression of the output after the save")
-    add("--model", metavar="NAMES", default="posix", help="comma-separated, or all (%(default)s)")
     add("--budget", metavar="N|Ns", default="10000", help="recoveries, or seconds such as 30s")
     add("--deviations", metavar="N", type=int, default=2, help="operations overtaken (%(default)s)")
     add("--recovery-crashes", metavar="N", type=int, default=1, help="depth (%(default)s)")
@@ -62,32 +45,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--trace", metavar="FILE", type=Path, help="write the trace, for 'statepersist show'")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Check, print the report and return the exit code."""
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments that say what the subject is, and under which models it is judged."""
+    add = parser.add_argument
+    add("--dir", metavar="STATE", type=Path, help="template of the state; left out: empty")
+    add("--setup", metavar="CMD", help="makes the durable start")
+    add("--workload", metavar="CMD", required=True, help="the save that is recorded")
+    add("--recover", metavar="CMD", required=True, help="loads; prints what it found")
+    add("--before", metavar="PATTERN", help="regular expression of the output before the save")
+    add("--after", metavar="PATTERN", help="regular expression of the output after the save")
+    add("--model", metavar="NAMES", default="posix", help="comma-separated, or all (%(default)s)")
+
+
+def commands_of(arguments: argparse.Namespace) -> Commands:
+    """Return the subject that the arguments of `add_commands` name; raises `UserError`."""
     if arguments.dir is not None and not arguments.dir.is_dir():
         raise UserError(f"--dir {arguments.dir} is not a directory")
+    return Commands(
+        workload=arguments.workload,
+        recover=arguments.recover,
+        setup=arguments.setup,
+        template=arguments.dir,
+        before=UNSET if arguments.before is None else Matches("--before", arguments.before),
+        after=UNSET if arguments.after is None else Matches("--after", arguments.after),
+    )
+
+
+def models_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Return the names of the models asked for."""
+    names = arguments.model.split(",")
+    return tuple(MODELS) if names == ["all"] else tuple(name.strip() for name in names)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check, print the report and return the exit code."""
+    commands = commands_of(arguments)
     settings = _settings(arguments)
     bounds = settings.bounds()
     progress = Progress(sys.stderr, recoveries=bounds.states, seconds=bounds.seconds)
-    before = UNSET if arguments.before is None else Matches("--before", arguments.before)
-    after = UNSET if arguments.after is None else Matches("--after", arguments.after)
     progress.say("rehearsing")
-    _rehearse(arguments, before, after)
+    commands.rehearse()
 
     def recover(directory: Path) -> object:
         progress.one_more()
         if not arguments.no_times:
             look_at_times(directory)
-        return _classified(run_command(arguments.recover, directory), before, after)
+        return commands.load(directory)
 
     progress.say("recording")
     try:
         report = CrashSimulator(settings=settings).explore(
-            setup=lambda directory: _set_up(arguments, directory),
+            setup=commands.set_up,
             workload=lambda directory: must_succeed("--workload", arguments.workload, directory),
             recover=recover,
-            before=before,
-            after=after,
+            before=commands.before,
+            after=commands.after,
             name=arguments.workload,
         )
     finally:
@@ -102,10 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    names = arguments.model.split(",")
-    model = tuple(MODELS) if names == ["all"] else tuple(name.strip() for name in names)
     return Settings(
-        model=model,
+        model=models_of(arguments),
         budget=arguments.budget,
         deviations=arguments.deviations,
         recovery_crashes=arguments.recovery_crashes,
@@ -114,46 +124,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         repairs=not arguments.no_repairs,
         recorder="strace",
     )
-
-
-def _set_up(arguments: argparse.Namespace, directory: Path) -> None:
-    if arguments.dir is not None:
-        shutil.copytree(arguments.dir, directory, symlinks=True, dirs_exist_ok=True)
-    if arguments.setup is not None:
-        must_succeed("--setup", arguments.setup, directory)
-
-
-def _rehearse(arguments: argparse.Namespace, before: Any, after: Any) -> None:
-    """Run it all once without a crash: what fails now would make every verdict meaningless."""
-    for option, wanted, saved in (("--before", before, False), ("--after", after, True)):
-        with tempfile.TemporaryDirectory(prefix="statepersist-rehearsal-") as scratch:
-            directory = Path(os.path.realpath(scratch), "state")
-            directory.mkdir()
-            _set_up(arguments, directory)
-            if saved:
-                must_succeed("--workload", arguments.workload, directory)
-            answer = run_command(arguments.recover, directory)
-        when = "after" if saved else "before"
-        if answer.code == _NOT_FOUND or (saved and wanted is UNSET and answer.code):
-            raise UserError(
-                f"--recover {arguments.recover!r} failed with {answer}, {when} the workload and "
-                "without any crash; nothing was judged"
-            )
-        if wanted is not UNSET and wanted != answer:
-            raise UserError(
-                f"{option} is not what recovery gives {when} the workload, without any crash: "
-                f"expected {wanted}, got {answer}"
-            )
-        if wanted is not UNSET and saved and before == answer and before is not UNSET:
-            raise UserError("--before matches the output after the workload as well")
-
-
-def _classified(answer: Answer, before: object, after: object) -> object:
-    """Return the pattern that an answer matches in its place: the rest of it may vary."""
-    matched = [pattern for pattern in (before, after) if pattern == answer]
-    if len(matched) == 2:
-        return "matches both", answer
-    return matched[0] if matched else answer
 
 
 def _conclusion(report: Report) -> str:

@@ -16,12 +16,20 @@ _WIDTH = 30
 
 
 class Progress:
-    """Counts recoveries against a budget of recoveries or of seconds."""
+    """Counts recoveries, or another ``unit``, against a budget of them or of seconds."""
 
-    def __init__(self, stream: TextIO, *, recoveries: int, seconds: float | None) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        recoveries: int,
+        seconds: float | None,
+        unit: str = "recoveries",
+    ) -> None:
         self._stream = stream
         self._recoveries = recoveries
         self._seconds = seconds
+        self._unit = unit
         self._terminal = stream.isatty()
         self._begun = time.monotonic()
         self._next = self._begun
@@ -47,6 +55,11 @@ class Progress:
         if self._terminal or self.count > 1:
             self.say(self._text(now - self._begun))
 
+    def of(self, count: int, total: int) -> None:
+        """Show a count whose total has become known."""
+        self._recoveries, self.count = max(total, 1), count - 1
+        self.one_more()
+
     def end(self) -> None:
         """Take the bar away."""
         if self._terminal:
@@ -57,7 +70,7 @@ class Progress:
             share, limit = elapsed / self._seconds, f"at most {self._seconds:g} s"
         else:
             share, limit = self.count / self._recoveries, f"at most {self._recoveries:,}"
-        text = f"{self.count:,} recoveries, {elapsed:.0f} s ({limit})"
+        text = f"{self.count:,} {self._unit}, {elapsed:.0f} s ({limit})"
         if not self._terminal:
             return text
         full = min(_WIDTH, int(share * _WIDTH))

@@ -22,7 +22,7 @@ import os
 import posix
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import local
 from typing import Any, Protocol
 
@@ -45,12 +45,14 @@ class Handler(Protocol):
 class Gate:
     """The directory that is watched, and who decides."""
 
-    __slots__ = ("directory", "handler", "prefix")
+    __slots__ = ("directory", "handler", "prefix", "unseen")
 
     def __init__(self, directory: str | os.PathLike[str], handler: Handler) -> None:
         self.directory = os.path.realpath(os.fspath(directory))
         self.prefix = self.directory + os.sep
         self.handler = handler
+        self.unseen: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Entered while this process does something for a program that its own call shows too."""
 
     def place(self, path: Any, directory: int | None = None) -> str | None:
         """Return a path relative to the directory, ``None`` for what is outside."""

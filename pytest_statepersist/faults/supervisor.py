@@ -46,7 +46,8 @@ _SET_FILTER, _NEW_LISTENER = 1, 1 << 3
 _NOTIFY, _ALLOW = 0x7FC00000, 0x7FFF0000
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
 _CONTINUE = 1
-_QUESTION = struct.Struct("=QIIiIQ6Q")  # id, task, flags, call, architecture, instruction, arguments
+_QUESTION = struct.Struct("=QIIiIQ6Q")
+"""Identity, task, flags, number of the call, architecture, instruction, six arguments."""
 _REPLY = struct.Struct("=QqiI")
 _INSTRUCTION = struct.Struct("=HBBI")
 _AT_FDCWD = -100
@@ -136,8 +137,8 @@ class Supervisor:
     # -- this process: one question after another ----------------------------------------------
 
     def _run(self) -> None:
-        ready = select.select([self._ours, self._stopped], [], [])[0]
-        if self._ours not in ready:
+        ours = self._ours.fileno()
+        if ours not in select.select([ours, self._stopped], [], [])[0]:
             return
         error, descriptors, *_ = socket.recv_fds(self._ours, 1, 1)
         if not descriptors:
@@ -253,7 +254,7 @@ class Supervisor:
 
 
 def _filter(audit: int, calls: dict[int, SystemCall]) -> list[bytes]:
-    """Return the program that seccomp runs at each call: it picks those that must be asked about."""
+    """Return the program that seccomp runs at each call: it picks those to be asked about."""
     load, equal, answer = 0x20, 0x15, 0x06
     code = [
         _INSTRUCTION.pack(load, 0, 0, 4),  # the architecture

@@ -16,6 +16,7 @@ import enum
 import os
 import platform
 from dataclasses import dataclass
+from typing import Any
 
 from pytest_statepersist.faults.calls import Operation
 
@@ -52,7 +53,9 @@ class SystemCall:
     offset: int = -1
 
 
-def _calls(text: str, operation: Operation, shape: Shape, *names: int, **more: int) -> list[SystemCall]:
+def _calls(
+    text: str, operation: Operation, shape: Shape, *names: int, **more: Any
+) -> list[SystemCall]:
     return [SystemCall(name, operation, shape, names or (0,), **more) for name in text.split()]
 
 
@@ -67,7 +70,9 @@ _CALLS = {
         _calls("write", Operation.WRITE, Shape.DESCRIPTOR, size=2),
         _calls("pwrite64", Operation.WRITE, Shape.DESCRIPTOR, size=2, offset=3),
         _calls("writev", Operation.WRITE, Shape.DESCRIPTOR, size=2, vector=True),
-        _calls("pwritev pwritev2", Operation.WRITE, Shape.DESCRIPTOR, size=2, vector=True, offset=3),
+        _calls(
+            "pwritev pwritev2", Operation.WRITE, Shape.DESCRIPTOR, size=2, vector=True, offset=3
+        ),
         _calls("sendfile", Operation.WRITE, Shape.DESCRIPTOR),
         _calls("copy_file_range splice", Operation.WRITE, Shape.DESCRIPTOR, 2),
         _calls("fsync fdatasync syncfs sync_file_range", Operation.FSYNC, Shape.DESCRIPTOR),

@@ -105,6 +105,8 @@ class StraceRecorder:
         self._token = ""
         self._acknowledged: list[str] = []
         self._affinity: dict[int, set[int]] = {}
+        self.marks: dict[str, int] = {}
+        """Names of `mark` to the number of operations in the trace before them, the first time."""
 
     # -- a block of this process ---------------------------------------------------------------
 
@@ -147,6 +149,19 @@ class StraceRecorder:
         """Note that the subject said "saved" here."""
         self._mark(f"saved/{len(self._acknowledged)}")
         self._acknowledged.append(text)
+
+    def mark(self, name: str) -> None:
+        """Remember this place of the trace under a name; `marks` has it after `stop`."""
+        self._mark(f"mark/{name}")
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Leave out of the trace what this thread does: another call shows it already."""
+        self._mark("unseen")
+        try:
+            yield
+        finally:
+            self._mark("seen")
 
     def stop(self) -> Trace:
         """Detach strace and return the trace; raises `BlindSpot` for what cannot be known."""
@@ -386,6 +401,7 @@ class StraceRecorder:
         births = births_in(events)
         threads = self._threads_at(events, first)
         ordered = in_order(events[first:last])
+        marked: dict[str, int] = {}
 
         def once(known: Known | None) -> tuple[TraceBuilder, StraceModel]:
             builder = TraceBuilder(
@@ -399,6 +415,8 @@ class StraceRecorder:
                 _, _, _, kind, *rest = path.split("/")
                 if kind == "saved":
                     builder.acknowledge(self._acknowledged[int(rest[0])])
+                elif kind == "mark":
+                    marked.setdefault(rest[0], len(builder))
 
             model = StraceModel(
                 builder, births=births, known=known, is_state=self._is_state, on_mark=on_mark
@@ -416,9 +434,12 @@ class StraceRecorder:
         builder, model = once(None)
         trace = builder.finish()
         if model.findings:
+            marked.clear()
             builder, _ = once(find_out(trace, model.findings, begun=self._begun))
             trace = builder.finish()
         self._must_explain(trace)
+        positions = builder.positions() if marked else []
+        self.marks = {name: positions[at] for name, at in marked.items()}
         return trace
 
     def _threads_at(self, events: list[Event], first: int) -> set[int]:

@@ -133,6 +133,8 @@ class StraceModel:
         self._changes: list[Change] = []
         self._real: dict[str, str] = {}
         self._horizon = 0
+        self._unseen: set[int] = set()
+        """Tasks whose calls are not the subject's for now."""
         self.mapped: dict[int, Mapping] = {}
         self.moment: Moment = (None, None, 0)
 
@@ -161,6 +163,8 @@ class StraceModel:
         if event.name in _MARKS:
             self._mark(event)
             return
+        if event.task in self._unseen:
+            return
         handler = HANDLERS.get(event.name)
         if handler is None:
             return
@@ -181,7 +185,13 @@ class StraceModel:
 
     def _mark(self, call: Call) -> None:
         path = text(call.arguments[0 if call.name == "access" else 1])
-        if path.startswith(b"/.statepersist/"):
+        if not path.startswith(b"/.statepersist/"):
+            return
+        if path.endswith(b"/unseen"):
+            self._unseen.add(call.task)
+        elif path.endswith(b"/seen"):
+            self._unseen.discard(call.task)
+        else:
             self._on_mark(path.decode())
 
     def _never_returned(self, call: Call, task: Task) -> None:
