@@ -940,8 +940,9 @@ class _Sweep:
         bounds = Bounds(10 * self.options.states, None, self.options.deviations, 0, 0)
         try:
             with engine:
+                disk = disk_of(trace, model)
                 coverage = search(
-                    disk_of(trace, model), engine.answer, expectation, bounds, lambda: engine.runs
+                    disk, engine.visitor(disk), expectation, bounds, lambda: engine.runs
                 )
                 return Diagnoser(engine, trace, expectation).findings([coverage])
         except Restart as restart:

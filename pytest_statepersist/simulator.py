@@ -698,7 +698,13 @@ class _Exploration:
         coverage = []
         for disk in disks:
             coverage.append(
-                search(disk, self.engine.answer, expectation, self.bounds, lambda: self.engine.runs)
+                search(
+                    disk,
+                    self.engine.visitor(disk),
+                    expectation,
+                    self.bounds,
+                    lambda: self.engine.runs,
+                )
             )
         self.engine.check_sentinels()
         self._confirm_passes(disks[0], coverage[0].passes)

@@ -102,6 +102,14 @@ class Disk:
             at -= 1
         return at
 
+    def entry_versions(self, cell: Cell) -> list[int | None]:
+        """Return the inode under a name after none, one, two … of the effects that change it."""
+        node = self.trace.base.nodes.get(cell.inode)
+        found = [node.entries.get(str(cell.key)) if isinstance(node, Directory) else None]
+        for index in self.effects.chains.get(cell, ()):
+            found.append(dict(self.effects.effects[index].entries)[cell])
+        return found
+
     def entry(self, state: CrashState, directory: int, name: str) -> int | None:
         """Return the inode under a name, ``None`` where the name is absent."""
         cell = Cell(Part.ENTRY, directory, name)
@@ -128,7 +136,7 @@ class Disk:
         set_sizes = self.effects.set_sizes.get(inode, [])
         at = self.version(set_sizes, state)
         since = set_sizes[at - 1] if at else -1
-        size = self.effects.effects[since].size if at else self._base_size(inode)
+        size = self.effects.effects[since].size if at else self.base_size(inode)
         raises = self.effects.raises.get(inode, [])
         place = bisect_left(raises, self.effects.first_of(state.last + 1))
         while place and raises[place - 1] > since:
@@ -137,9 +145,17 @@ class Disk:
                 return max(size, self.effects.effects[raises[place]].size)
         return size
 
-    def _base_size(self, inode: int) -> int:
+    def base_size(self, inode: int) -> int:
+        """Return the size that a file had before the first operation; 0 where it was not there."""
         node = self.trace.base.nodes.get(inode)
         return size_of(node.content) if isinstance(node, File) else 0
+
+    def units_below(self, inode: int, size: int) -> list[int]:
+        """Return, sorted, the data units that decide the content of a file of a size."""
+        numbers = {n for n in self.effects.units.get(inode, ()) if n * self.unit < size}
+        if self.effects.set_sizes.get(inode) or self.effects.frees.get(inode):
+            numbers.update(range(-(-min(size, self.base_size(inode)) // self.unit)))
+        return sorted(numbers)
 
     def unit_bytes(self, state: CrashState, inode: int, number: int) -> bytes:
         """Return the whole bytes of one data unit, as if the file reached beyond it."""
@@ -244,7 +260,12 @@ class Disk:
     def mtime(self, state: CrashState, inode: int) -> int | None:
         """Return the modification time in nanoseconds, ``None`` where the trace knows none."""
         chain = self.effects.chains.get(Cell(Part.TIMES, inode), [])
-        for index in reversed(chain[: self.version(chain, state)]):
+        return self.mtime_at(inode, self.version(chain, state))
+
+    def mtime_at(self, inode: int, version: int) -> int | None:
+        """Return the modification time after so many of the effects that change it."""
+        chain = self.effects.chains.get(Cell(Part.TIMES, inode), [])
+        for index in reversed(chain[:version]):
             mtime = self.effects.effects[index].mtime
             if mtime is not None:
                 return mtime

@@ -64,6 +64,7 @@ def roots(disk: Disk, *, returning: int | None = None) -> Iterator[Choice]:
     beyond = _forced_beyond(disk)
     waiting: list[int] = []
     held: _Held = defaultdict(dict)
+    window: Window | None = None
     yield from _last_operation_present(Window(disk, -1, 0, [], beyond[-1]), None)
     for point in range(len(trace) + 1):
         loosened = forcing.loosened.get(point, set())
@@ -81,11 +82,11 @@ def roots(disk: Disk, *, returning: int | None = None) -> Iterator[Choice]:
             held[name][inode] = None
             fresh.setdefault(name, {})[inode] = None
         earlier = _ending_earlier(disk, point, waiting, beyond) if loosened or fresh else ()
-        for window, last_own in earlier:
-            loose = _is_loosened(disk, window, loosened)
+        for ending, last_own in earlier:
+            loose = _is_loosened(disk, ending, loosened)
             if not loose and not fresh:
                 break
-            for choice in _last_operation_present(window, last_own):
+            for choice in _last_operation_present(ending, last_own):
                 if loose:
                     yield choice
                 yield from _returning_names(choice, held if loose else fresh, returning)
@@ -94,7 +95,7 @@ def roots(disk: Disk, *, returning: int | None = None) -> Iterator[Choice]:
         own = effects.of_operation[point]
         waiting.extend(own)
         if own:
-            window = Window(disk, point, point, list(waiting), beyond[point])
+            window = Window(disk, point, point, list(waiting), beyond[point], window)
             for choice in _last_operation_present(window, own):
                 yield choice
                 yield from _returning_names(choice, held, returning)
@@ -183,7 +184,9 @@ def _returning_names(choice: Choice, held: _Held, newest: int | None) -> Iterato
                         if there != inode and (cell != name or there is None):
                             narrowed.append(option)
                 found = narrowed
-            yield from (replace(each, returned=Returned(name, inode)) for each in found)
+            for each in found:
+                back = Returned(name, inode)
+                yield Choice(each.window, each.present, each.absent, each.ghosts, back)
 
 
 def window_at(disk: Disk, point: int) -> Window:
@@ -223,11 +226,7 @@ def visible_cells(disk: Disk, state: CrashState) -> Iterator[Cell]:
 def content_cells(disk: Disk, state: CrashState, inode: int) -> Iterator[Cell]:
     """Yield the cells that decide what a reader of a file's content sees."""
     yield Cell(Part.SIZE, inode)
-    size = disk.size(state, inode)
-    numbers = {n for n in disk.effects.units.get(inode, ()) if n * disk.unit < size}
-    if disk.effects.set_sizes.get(inode) or disk.effects.frees.get(inode):
-        numbers.update(range(-(-min(size, disk._base_size(inode)) // disk.unit)))
-    for number in sorted(numbers):
+    for number in disk.units_below(inode, disk.size(state, inode)):
         yield Cell(Part.DATA, inode, number)
 
 

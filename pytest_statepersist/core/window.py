@@ -15,17 +15,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from pytest_statepersist.core.crash_state import CrashState, Disk, Ghost, Returned
 from pytest_statepersist.core.effects import Cell, Kind, Part, clears
 from pytest_statepersist.core.forcing import NEVER
 from pytest_statepersist.core.models import MetadataOrder
 
-__all__ = ["Choice", "Spans", "Window", "bits", "merge"]
+__all__ = ["Alternative", "Choice", "Spans", "Window", "bits", "merge"]
 
 Spans = list[tuple[int, int]]
 """Half-open spans of crash points, sorted and apart."""
+
+Alternative = tuple[int, int, int]
+"""What must be present and absent for a value, and the effect that decides it (-1: none here)."""
+
+_UNEVEN = -1
+"""Stands where an effect that is forced does not stay so to the end."""
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -47,9 +54,12 @@ def merge(spans: Spans) -> Spans:
     return merged
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Choice:
-    """Effects of a window decided: present, absent, the rest free."""
+    """Effects of a window decided: present, absent, the rest free. Nobody changes one.
+
+    It is not frozen, because a search makes many and freezing would treble what each costs.
+    """
 
     window: Window
     present: int
@@ -64,11 +74,11 @@ class Choice:
 
     def deviations_up_to(self, limit: int) -> int:
         """Count deviations, but no further than one beyond a limit."""
-        window, found = self.window, 0
-        left = self.absent & ~window.of_operation.get(window.last, 0)
+        window = self.window
+        peers, found = window.peers, 0
+        left = self.absent & window.before
         while left and found <= limit:
-            low = (left & -left).bit_length() - 1
-            left &= ~window.of_operation[window.operation[low]]
+            left &= ~peers[(left & -left).bit_length() - 1]
             found += 1
         return found
 
@@ -77,7 +87,7 @@ class Choice:
         window = self.window
         return CrashState(
             window.last,
-            frozenset(window.ids[bit] for bit in bits(self.absent)),
+            frozenset([window.ids[bit] for bit in bits(self.absent)]),
             self.ghosts,
             self.returned,
             window.points(self.absent),
@@ -89,23 +99,26 @@ class Choice:
         if self.returned is not None and self.returned.cell == cell:
             yield self
             return
-        if any(g.inode == cell.inode and g.unit == cell.key for g in self.ghosts) and (
-            cell.part is Part.DATA
+        if self.ghosts and any(
+            g.inode == cell.inode and g.unit == cell.key and cell.part is Part.DATA
+            for g in self.ghosts
         ):
             yield self
             return
-        alternatives = self.window.alternatives(cell)
+        window, present, absent = self.window, self.present, self.absent
+        alternatives = window.alternatives(cell)
         if alternatives is None:
             yield self
         else:
-            for present, absent in alternatives:
-                wanted, unwanted = self.present | present, self.absent | absent
+            for more, less, _ in alternatives:
+                wanted, unwanted = present | more, absent | less
                 if not wanted & unwanted:
-                    yield replace(self, present=wanted, absent=unwanted)
-        if cell.part is Part.DATA and self.window.frees.get(cell.inode):
-            yield from self._ghosts(cell)
+                    yield Choice(window, wanted, unwanted, self.ghosts, self.returned)
+        if window.frees and cell.part is Part.DATA and cell.inode in window.frees:
+            yield from self.reused(cell)
 
-    def _ghosts(self, cell: Cell) -> Iterator[Choice]:
+    def reused(self, cell: Cell) -> Iterator[Choice]:
+        """Yield this choice narrowed to each write's bytes that a freed data unit may show."""
         window = self.window
         for freeing in window.frees[cell.inode]:
             absent = self.absent | window.up[freeing]
@@ -113,35 +126,115 @@ class Choice:
                 continue
             for source in window.sources(freeing):
                 ghost = Ghost(cell.inode, int(cell.key), source)
-                yield replace(self, absent=absent, ghosts=(*self.ghosts, ghost))
+                yield Choice(window, self.present, absent, (*self.ghosts, ghost), self.returned)
 
 
 class Window:
-    """Effects up to operation ``last`` that are not forced at crash point ``since``."""
+    """Effects up to operation ``last`` that are not forced at crash point ``since``.
 
-    def __init__(self, disk: Disk, last: int, since: int, ids: list[int], beyond: Spans) -> None:
+    A window that only adds effects to an earlier one takes over what was worked out for that.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        last: int,
+        since: int,
+        ids: list[int],
+        beyond: Spans,
+        earlier: Window | None = None,
+    ) -> None:
         self.disk = disk
         self.last = last
         self.since = since
         self.ids = ids
-        self.operation = [disk.effects.effects[index].operation for index in ids]
-        self.bit = {index: bit for bit, index in enumerate(ids)}
-        self.of_operation: dict[int, int] = defaultdict(int)
-        for bit, number in enumerate(self.operation):
-            self.of_operation[number] |= 1 << bit
-        self.down: list[int] = []
-        self.up: list[int] = [0] * len(ids)
         self._beyond = beyond
-        self._alternatives: dict[Cell, list[tuple[int, int]] | None] = {}
-        self._cells: dict[Cell, list[int]] | None = None
+        self._alternatives: dict[Cell, list[Alternative] | None] = {}
+        self._sources: dict[int, list[int]] = {}
+        self.values: dict[tuple[int, int, int | str], list[tuple[int, int, Any]]] = {}
+        """What each cell can hold here, kept for `core.reading`."""
+        if earlier is None or not self._continues(earlier):
+            self.operation: list[int] = []
+            self.bit: dict[int, int] = {}
+            self.of_operation: dict[int, int] = {}
+            self.peers: list[int] = []
+            """For each bit all bits of its operation."""
+            self.down: list[int] = []
+            self.up: list[int] = []
+            self._metadata = 0
+            self._ends: list[int] = []
+            self._cells: dict[Cell, list[int]] = {}
+            self._celled = 0
+            self._enter(0)
+            self._close()
+        else:
+            known = len(earlier.ids)
+            self.operation = earlier.operation.copy()
+            self.bit = earlier.bit.copy()
+            self.of_operation = earlier.of_operation.copy()
+            self.peers = earlier.peers.copy()
+            self.down = earlier.down.copy()
+            self.up = earlier.up.copy()
+            self._metadata = earlier._metadata
+            self._ends = earlier._ends.copy()
+            self._cells = earlier._cells.copy()
+            self._celled = earlier._celled
+            self._enter(known)
+            self._extend(known)
+        self.before = ~self.of_operation.get(last, 0)
+        """All bits but those of the last operation."""
         self.frees: dict[int, list[int]] = self._freeing()
-        self._close()
         self.must = self._must()
+
+    def _continues(self, earlier: Window) -> bool:
+        """Whether all that is in an earlier window is here too, first and under the same order."""
+        known = len(earlier.ids)
+        exempt = self.disk.forcing.exempt or self.disk.effects.twins
+        return not exempt and self.ids[:known] == earlier.ids
+
+    def _enter(self, known: int) -> None:
+        """Give every effect from bit ``known`` on its place and what forces it."""
+        effects, forced = self.disk.effects.effects, self.disk.forcing.forced
+        for bit in range(known, len(self.ids)):
+            index = self.ids[bit]
+            number = effects[index].operation
+            self.bit[index] = bit
+            self.operation.append(number)
+            self.of_operation[number] = self.of_operation.get(number, 0) | 1 << bit
+            spans = forced[index]
+            if not spans:
+                self._ends.append(NEVER)
+            else:
+                self._ends.append(spans[0][0] if spans[0][1] == NEVER else _UNEVEN)
+        for bit in range(known, len(self.ids)):
+            self.peers.append(self.of_operation[self.operation[bit]])
+
+    def _extend(self, known: int) -> None:
+        """Close what was added from bit ``known`` on, where no log waives the order."""
+        effects, model = self.disk.effects, self.disk.model
+        ordered = model.metadata_order is not MetadataOrder.NONE
+        for bit in range(known, len(self.ids)):
+            index, own = self.ids[bit], 1 << bit
+            mask = own
+            for needed in effects.needs[index]:
+                there = self.bit.get(needed)
+                if there is not None:
+                    mask |= self.down[there]
+            eager = effects.is_eager(index)
+            if ordered and (eager or index in effects.after_metadata):
+                mask |= self._metadata
+            if eager:
+                self._metadata |= mask
+            self.down.append(mask)
+            self.up.append(0)
+            for there in bits(mask):
+                self.up[there] |= own
 
     def _close(self) -> None:
         effects, model = self.disk.effects, self.disk.model
         ordered = model.metadata_order is not MetadataOrder.NONE
         exempt = self.disk.forcing.exempt
+        self.up = [0] * len(self.ids)
         metadata = 0
         needed_by: list[list[int]] = [[] for _ in self.ids]
         # Metadata effects whose closures together hold all metadata so far.
@@ -170,6 +263,7 @@ class Window:
             if eager:
                 metadata |= mask
                 newest = [bit] if bound else [*newest, bit]
+        self._metadata = metadata
         for bit in range(len(self.ids) - 1, -1, -1):
             mask = 1 << bit
             for later in needed_by[bit]:
@@ -201,6 +295,25 @@ class Window:
 
     def points(self, absent: int) -> tuple[tuple[int, int], ...]:
         """Return the inclusive spans of crash points at which nothing absent is forced."""
+        stop = len(self.disk.trace) + 1
+        beyond = self._beyond
+        if beyond:
+            if len(beyond) > 1 or beyond[0][1] != NEVER:
+                return self._uneven_points(absent)
+            stop = min(stop, beyond[0][0])
+        ends = self._ends
+        while absent:
+            low = absent & -absent
+            absent ^= low
+            end = ends[low.bit_length() - 1]
+            if end < stop:
+                if end == _UNEVEN:
+                    return self._uneven_points(absent | low)
+                stop = end
+        return ((self.since, stop - 1),) if stop > self.since else ()
+
+    def _uneven_points(self, absent: int) -> tuple[tuple[int, int], ...]:
+        """The same where what is forced may be free again later."""
         closed = list(self._beyond)
         forced = self.disk.forcing.forced
         for bit in bits(absent):
@@ -219,15 +332,22 @@ class Window:
 
     def cells(self) -> dict[Cell, list[int]]:
         """Return the cells that the window's effects change, each with its bits in order."""
-        if self._cells is None:
-            self._cells = defaultdict(list)
-            for bit, index in enumerate(self.ids):
-                for cell in self.disk.effects.cells_of(index):
-                    self._cells[cell].append(bit)
+        if self._celled < len(self.ids):
+            shared = self._celled
+            for bit in range(shared, len(self.ids)):
+                for cell in self.disk.effects.cells_of(self.ids[bit]):
+                    chain = self._cells.get(cell)
+                    if chain is None:
+                        self._cells[cell] = [bit]
+                    elif chain[-1] < shared:
+                        self._cells[cell] = [*chain, bit]  # an earlier window has this list too
+                    else:
+                        chain.append(bit)
+            self._celled = len(self.ids)
         return self._cells
 
-    def alternatives(self, cell: Cell) -> list[tuple[int, int]] | None:
-        """Return what must be present and absent for each value of a cell; ``None`` if fixed."""
+    def alternatives(self, cell: Cell) -> list[Alternative] | None:
+        """Return what each value of a cell takes, fullest first; ``None`` if it is fixed."""
         if cell not in self._alternatives:
             chain = self.cells().get(cell)
             if not chain:
@@ -238,15 +358,15 @@ class Window:
                 self._alternatives[cell] = self._versions(chain)
         return self._alternatives[cell]
 
-    def _versions(self, chain: list[int]) -> list[tuple[int, int]]:
+    def _versions(self, chain: list[int]) -> list[Alternative]:
         found = []
         for version in range(len(chain), -1, -1):
             present = self.down[chain[version - 1]] if version else 0
             absent = self.up[chain[version]] if version < len(chain) else 0
-            found.append((present, absent))
+            found.append((present, absent, self.ids[chain[version - 1]] if version else -1))
         return found
 
-    def _sizes(self, chain: list[int]) -> list[tuple[int, int]]:
+    def _sizes(self, chain: list[int]) -> list[Alternative]:
         """Sizes are set in a chain; between two settings the last raise present decides."""
         effects = self.disk.effects.effects
         settings = [bit for bit in chain if effects[self.ids[bit]].kind is Kind.SET_SIZE]
@@ -263,9 +383,9 @@ class Window:
             ]
             later = absent
             for bit in reversed(raises):
-                found.append((present | self.down[bit], later))
+                found.append((present | self.down[bit], later, self.ids[bit]))
                 later |= self.up[bit]
-            found.append((present, later))
+            found.append((present, later, self.ids[begin] if version else -1))
         return found
 
     # -- reused blocks ---------------------------------------------------------------------------
@@ -286,14 +406,15 @@ class Window:
         effect = self.disk.effects.effects[self.ids[freeing]]
         return effect.kind is not Kind.SET_SIZE or clears(effect, int(cell.key) * self.disk.unit)
 
-    def sources(self, freeing: int) -> Iterator[int]:
-        """Yield the data effects that a freed unit may show: not durable when it was freed."""
+    def sources(self, freeing: int) -> list[int]:
+        """Return the data effects that a freed unit may show: not durable when it was freed."""
+        known = self._sources.get(freeing)
+        if known is not None:
+            return known
         effects, forcing = self.disk.effects, self.disk.forcing
         freed = effects.effects[self.ids[freeing]].operation
-        seen: set[bytes] = set()
+        found: dict[bytes, int] = {}
         for index in range(effects.first_of(self.last + 1)):
             if effects.effects[index].kind is Kind.DATA and not forcing.forced_at(index, freed):
-                data = self.disk.ghost_bytes(index)
-                if data not in seen:
-                    seen.add(data)
-                    yield index
+                found.setdefault(self.disk.ghost_bytes(index), index)
+        return self._sources.setdefault(freeing, list(found.values()))

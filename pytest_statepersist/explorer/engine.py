@@ -15,27 +15,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model
-from pytest_statepersist.core.states import disk_of, expand, roots
+from pytest_statepersist.core.states import disk_of, roots
 from pytest_statepersist.core.tree import Tree
+from pytest_statepersist.core.window import Choice
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.explorer.observe import Observation, Observer
 from pytest_statepersist.explorer.outcome import Ended, Kind, Outcome, same
 from pytest_statepersist.explorer.questions import (
+    Asker,
     Memory,
     Questions,
-    cells_read,
+    answer,
     extend,
     questions,
 )
 from pytest_statepersist.explorer.runner import Recovery, run_recovery
-from pytest_statepersist.explorer.search import RETURNING, Result, Step
+from pytest_statepersist.explorer.search import RETURNING, Result, Step, Visit
 from pytest_statepersist.recorders.interpose import Interposition
 from pytest_statepersist.recorders.python import interposition
 
@@ -112,29 +115,62 @@ class Engine:
 
     # -- one answer
 
+    def visitor(self, disk: Disk) -> Visit:
+        """Return what answers for the choices of a disk, one after the other, for a search."""
+        asker = Asker(disk)
+
+        def visit(choice: Choice) -> tuple[Result, Choice, list[Choice]]:
+            result = self._visit(asker, choice, self._shown, self.recovery_crashes)
+            return result, asker.choice(), asker.others
+
+        return visit
+
     def answer(self, disk: Disk, state: CrashState) -> Result:
         """Return what recovery gives on a state, with what came of crashes inside it."""
-        return self._answer(disk, state, self._shown, self.recovery_crashes)
-
-    def _answer(self, disk: Disk, state: CrashState, shown: Materialiser, depth: int) -> Result:
-        memory = self._results.setdefault((disk.model.name, depth), Memory())
-        known: Result | None = memory.find(disk, state)
+        depth, ask = self.recovery_crashes, partial(answer, disk, state)
+        known: Result | None = self._memory(disk, depth).find(ask)
         if known is not None:
             return known
-        result = self.outcome(disk, state, shown)
+        result = self.outcome(disk, state)
         if result.wrote and depth > 0 and result.outcome.ok:
-            result = self._crash_again(disk, state, shown, depth, result)
-        memory.remember(disk, state, result.asked, result)
+            result = self._crash_again(disk, state, self._shown, depth, result)
+        self._memory(disk, depth).remember(result.asked, [*map(ask, result.asked)], result)
         return result
 
     def outcome(self, disk: Disk, state: CrashState, shown: Materialiser | None = None) -> Result:
         """Return what recovery gives on a state, without crashing it again."""
-        known: Result | None = self._outcomes.find(disk, state)
+        ask = partial(answer, disk, state)
+        known: Result | None = self._outcomes.find(ask)
         if known is not None:
             return known
         result = self._run(disk, state, self._shown if shown is None else shown)
-        self._outcomes.remember(disk, state, result.asked, result)
+        self._outcomes.remember(result.asked, [*map(ask, result.asked)], result)
         return result
+
+    def _visit(self, asker: Asker, choice: Choice, shown: Materialiser, depth: int) -> Result:
+        """Return the answer on a choice's fullest state; the asker has read what decides it."""
+        asker.open(choice)
+        known: Result | None = self._memory(asker.disk, depth).find(asker.ask)
+        if known is not None:
+            return known
+        state = choice.state()
+        asker.open(choice)
+        result: Result | None = self._outcomes.find(asker.ask)
+        if result is None:
+            result = self._run(asker.disk, state, shown)
+            self._outcomes.remember(result.asked, _read(asker, choice, result), result)
+        if result.wrote and depth > 0 and result.outcome.ok:
+            result = self._crash_again(asker.disk, state, shown, depth, result)
+        answers = _read(asker, choice, result)
+        self._memory(asker.disk, depth).remember(result.asked, answers, result)
+        return result
+
+    def _memory(self, disk: Disk, depth: int) -> Memory:
+        key = (disk.model.name, depth)
+        memory = self._results.get(key)
+        if memory is None:
+            memory = self._results[key] = Memory()
+        return memory
 
     def _run(self, disk: Disk, state: CrashState, shown: Materialiser) -> Result:
         self._check_sentinels(shown)
@@ -286,7 +322,7 @@ class Engine:
 
     def nested(self, disk: Disk, state: CrashState, inner: Disk, inner_state: CrashState) -> Result:
         """Return what recovery gives after a first crash left one state and a second another."""
-        known: Result | None = self._outcomes.find(inner, inner_state)
+        known: Result | None = self._outcomes.find(partial(answer, inner, inner_state))
         if known is not None:
             return known
         aside = os.path.join(self.place.aside, "again")
@@ -314,6 +350,7 @@ class Engine:
                 f"recovery is not deterministic: on one disk it gave {first.outcome}, "
                 f"then {outcome}"
             )
+        asker = Asker(inner)
         pending = list(roots(inner, returning=RETURNING))
         visited = 0
         while pending:
@@ -324,12 +361,11 @@ class Engine:
                 complete = False
                 break
             visited += 1
-            result = self._answer(inner, choice.state(), inner_shown, depth - 1)
+            result = self._visit(asker, choice, inner_shown, depth - 1)
             asked = extend(asked, result.asked)
             complete = complete and result.complete
-            alike, others = expand(choice, cells_read(inner, choice.state(), result.asked))
-            pending.extend(others)
-            reached = alike.state()
+            pending.extend(asker.others)
+            reached = asker.choice().state()
             after = any(end >= len(trace) for _, end in reached.points)
             unstable = after and not same(result.outcome, first.outcome)
             kind = Kind.UNSTABLE if unstable and result.outcome.ended is not Ended.HUNG else None
@@ -341,6 +377,12 @@ class Engine:
     def _note(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
+
+
+def _read(asker: Asker, choice: Choice, result: Result) -> list[Any]:
+    """Return a choice's answers to all that a run asked, and leave it narrowed to them."""
+    asker.open(choice)
+    return [asker.ask(question) for question in result.asked]
 
 
 class Restart(Exception):

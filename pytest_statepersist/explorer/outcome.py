@@ -10,6 +10,7 @@ import enum
 import inspect
 import re
 import traceback
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -264,6 +265,9 @@ class Expectation:
         self.acknowledged = tuple(acknowledged)
         self.invariant = invariant
         self._stages = self._make_stages()
+        self._positions = [position for position, _ in self._stages[1:]]
+        self._judged: dict[tuple[int, int], tuple[Outcome, Kind | None]] = {}
+        """By identity of an outcome and stages reached; many crash states share one outcome."""
 
     def _make_stages(self) -> list[tuple[int, Expected]]:
         """Values in the order in which they became durable, with the point from which each must."""
@@ -282,25 +286,32 @@ class Expectation:
         ``last`` is the last operation with an effect on disk: what was acknowledged before it began
         was acknowledged. One judgement a kind, each at its earliest crash point.
         """
-        found: dict[Kind, Judgement] = {}
+        found: list[Judgement] = []
         for begin, end in points:
             for point, count in self._moments(max(begin, 0), end, last):
-                kind = self._wrong(outcome, point, count)
-                if kind is not None and kind not in found:
-                    found[kind] = Judgement(kind, point, count, self._expected(count))
-        return list(found.values())
+                kind = self._wrong(outcome, count)
+                if kind is not None and all(kind is not known.kind for known in found):
+                    found.append(Judgement(kind, point, count, self._expected(count)))
+        return found
 
     def _moments(self, begin: int, end: int, last: int) -> list[tuple[int, int]]:
         """Return (crash point, stages reached) for each moment that the outcome must fit."""
-        positions = [position for position, _ in self._stages[1:]]
-        least = sum(position <= last for position in positions)
-        least = max(least, sum(position < begin for position in positions))
-        most = sum(position <= end for position in positions)
+        positions = self._positions
+        least = max(bisect_right(positions, last), bisect_left(positions, begin))
+        most = bisect_right(positions, end)
+        if most <= least:
+            return [(begin, least)]
         moments = [(begin, least)]
         moments += [(max(begin, positions[n - 1]), n) for n in range(least + 1, most + 1)]
         return moments
 
-    def _wrong(self, outcome: Outcome, point: int, count: int) -> Kind | None:
+    def _wrong(self, outcome: Outcome, count: int) -> Kind | None:
+        known = self._judged.get((id(outcome), count))
+        if known is None:
+            known = self._judged[id(outcome), count] = (outcome, self._judge(outcome, count))
+        return known[1]
+
+    def _judge(self, outcome: Outcome, count: int) -> Kind | None:
         if outcome.ended is Ended.HUNG:
             return Kind.HANG
         if self.invariant is not None:

@@ -11,17 +11,25 @@ answers that can be compared between states without touching a disk (`Memory`). 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.effects import Cell, Part
+from pytest_statepersist.core.reading import (
+    ATTRIBUTES,
+    DIRECTORY,
+    LINK,
+    SIZE,
+    TIMES,
+    Reader,
+)
 from pytest_statepersist.core.states import content_cells, visible_cells
 from pytest_statepersist.core.tree import ROOT, Content, Directory, Symlink, digest_of
 from pytest_statepersist.explorer.observe import Asked, Observation, Read
 
-__all__ = ["Memory", "Questions", "cells_read", "questions"]
+__all__ = ["Asker", "Memory", "Questions", "cells_read", "questions"]
 
 Questions = tuple[tuple[Any, str], ...]
 """What a run asked, in an order that depends only on earlier answers."""
@@ -202,6 +210,79 @@ def _shape_rows(disk: Disk, state: CrashState, prefix: str, inode: int) -> Itera
             yield from _shape_rows(disk, state, f"{path}/", child)
 
 
+class Asker(Reader):
+    """Asks questions about the fullest state of a choice, and narrows the choice by what it saw.
+
+    The answers are those of `answer`, the narrowing is that of `cells_read`; what most recoveries
+    ask is answered without making a `CrashState`.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk)
+        self._parts: dict[str, tuple[str, ...]] = {}
+        self._contents: dict[tuple[Any, ...], Any] = {}
+
+    def ask(self, asked: tuple[Any, str]) -> Any:
+        """Return what the fullest state answers to one question, and decide what it depends on."""
+        read, path = asked
+        if read.__class__ is not Read or read is _TREE:
+            return self._ask_plainly(asked)
+        here = ROOT
+        parts = self._parts.get(path)
+        if parts is None:
+            parts = self._parts[path] = tuple(path.split("/")) if path else ()
+        for part in parts:
+            if self.kind(here) != DIRECTORY:
+                return None
+            found = self.entry(here, part)
+            if found is None:
+                return None
+            if self.kind(found) == LINK:
+                return self._ask_plainly(asked)
+            here = found
+        directory = self.kind(here) == DIRECTORY
+        if read is _LOOKUP:
+            return directory
+        if read is _LIST:
+            return self._listing(here) if directory else False
+        if here in self.disk.effects.many_names:
+            return self._ask_plainly(asked)
+        attributes = self.see(ATTRIBUTES, here)
+        time = self.see(TIMES, here) if read is _TIMES else None
+        size, held = None, None
+        if not directory:
+            size = self.see(SIZE, here)
+            if read is _CONTENT:
+                held = (*[self.data(here, n) for n in self.units(here, size[1])], self.ghosts)
+        key = (read, here, attributes, time, size, held)
+        known = self._contents.get(key)
+        if known is None:
+            known = self._contents[key] = _answer(self.disk, self.state(), read, here)
+        return known
+
+    def _listing(self, directory: int) -> tuple[tuple[str, bool], ...]:
+        rows = []
+        for name in self.names(directory):
+            found = self.entry(directory, name)
+            if found is not None:
+                rows.append((name, self.kind(found) == DIRECTORY))
+        return tuple(rows)
+
+    def _ask_plainly(self, asked: tuple[Any, str]) -> Any:
+        state = self.state()
+        self.narrow(cells_read(self.disk, state, (asked,)))
+        return answer(self.disk, state, asked)
+
+
+_LOOKUP, _TIMES, _LIST, _CONTENT, _TREE = (
+    Read.LOOKUP,
+    Read.TIMES,
+    Read.LIST,
+    Read.CONTENT,
+    Read.TREE,
+)
+
+
 class _Node:
     __slots__ = ("answers", "leaf", "question")
 
@@ -217,32 +298,34 @@ class Memory:
     def __init__(self) -> None:
         self._root = _Node()
 
-    def find(self, disk: Disk, state: CrashState) -> Any:
-        """Return what is remembered for a state that answers alike, ``None`` if nothing is."""
+    def find(self, ask: Callable[[tuple[Any, str]], Any]) -> Any:
+        """Return what is remembered for a state that answers alike, ``None`` if nothing is.
+
+        ``ask`` gives the state's answer to a question; it is called as far as they are remembered.
+        """
         node = self._root
         while node.leaf is None:
             if node.question is None:
                 return None
-            found = node.answers.get(answer(disk, state, node.question))
+            found = node.answers.get(ask(node.question))
             if found is None:
                 return None
             node = found
         return node.leaf
 
-    def remember(self, disk: Disk, state: CrashState, asked: Questions, leaf: Any) -> None:
-        """Keep a leaf under the answers of a state.
+    def remember(self, asked: Questions, answers: Sequence[Any], leaf: Any) -> None:
+        """Keep a leaf under the answers of a state to what was asked.
 
         A run that asks something else after equal answers (threads) is not remembered.
         """
         node = self._root
-        for question in asked:
+        for question, value in zip(asked, answers, strict=True):
             if node.leaf is not None:
                 return
             if node.question is None:
                 node.question = question
             elif node.question != question:
                 return
-            value = answer(disk, state, question)
             node = node.answers.setdefault(value, _Node())
         if node.question is None and node.leaf is None:
             node.leaf = leaf

@@ -14,17 +14,17 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model
-from pytest_statepersist.core.states import expand, roots
+from pytest_statepersist.core.states import roots
 from pytest_statepersist.core.window import Choice
 from pytest_statepersist.explorer.outcome import Expectation, Judgement, Kind, Outcome
-from pytest_statepersist.explorer.questions import Questions, cells_read
+from pytest_statepersist.explorer.questions import Questions
 
-__all__ = ["Bounds", "Coverage", "Failure", "Result", "Step", "search"]
+__all__ = ["Bounds", "Coverage", "Failure", "Result", "Step", "Visit", "search"]
 
 _KEPT_FAILURES = 200
 _KEPT_SKIPPED = 2000
@@ -112,31 +112,33 @@ class Coverage:
         return text
 
 
-Runner = Callable[[Disk, CrashState], Result]
+Visit = Callable[[Choice], tuple[Result, Choice, list[Choice]]]
+"""From a choice to what recovery gives on its fullest state, and to the choice split by what that
+depends on: all states that share the result, and the others, disjoint."""
 
 
 def search(
     disk: Disk,
-    run: Runner,
+    visit: Visit,
     expectation: Expectation,
     bounds: Bounds,
     runs_so_far: Callable[[], int],
 ) -> Coverage:
-    """Visit the crash states of a disk and judge what ``run`` says of each class of them."""
-    return _Search(disk, run, expectation, bounds, runs_so_far).go()
+    """Visit the crash states of a disk and judge what ``visit`` says of each class of them."""
+    return _Search(disk, visit, expectation, bounds, runs_so_far).go()
 
 
 class _Search:
     def __init__(
         self,
         disk: Disk,
-        run: Runner,
+        visit: Visit,
         expectation: Expectation,
         bounds: Bounds,
         runs_so_far: Callable[[], int],
     ) -> None:
         self.disk = disk
-        self.run = run
+        self.ask = visit
         self.expectation = expectation
         self.bounds = bounds
         self.counter = runs_so_far
@@ -144,6 +146,7 @@ class _Search:
         self.out = Coverage(disk.model, deviations=bounds.deviations, seed=bounds.seed)
         self.pending: dict[int, deque[Choice]] = defaultdict(deque)
         self.beyond: list[Choice] = []
+        self.passes: list[Choice] = []
         self.random = random.Random(bounds.seed)
         self.deadline = None if bounds.seconds is None else time.monotonic() + bounds.seconds
 
@@ -158,6 +161,7 @@ class _Search:
             out.all_states = False
         if not stopped and self.beyond:
             self._sample()
+        out.passes = [choice.state() for choice in self.passes]
         out.runs = self.counter() - self.start_runs
         out.seconds = time.perf_counter() - started
         return out
@@ -211,40 +215,42 @@ class _Search:
             return f"the budget of {self.bounds.seconds:g} s ended"
         return f"the budget of {self.bounds.states:,} recoveries ended"
 
-    def _visit(self, choice: Choice) -> Iterator[Choice]:
-        state = choice.state()
-        result = self.run(self.disk, state)
-        alike, others = expand(choice, cells_read(self.disk, state, result.asked))
-        self._judge(alike.state(), result)
-        return iter(others)
+    def _visit(self, choice: Choice) -> list[Choice]:
+        result, alike, others = self.ask(choice)
+        self._judge(alike, result)
+        return others
 
-    def _judge(self, state: CrashState, result: Result) -> None:
+    def _judge(self, choice: Choice, result: Result) -> None:
         self.out.states += 1
         if not result.complete:
             self.out.complete = False
             self.out.all_states = False
             self.out.reason = "a crash during recovery could not be explored in full"
-        judgements = self.expectation.judge(result.outcome, state.points, state.last)
+        points, last = choice.window.points(choice.absent), choice.window.last
+        judgements = self.expectation.judge(result.outcome, points, last)
         if not judgements:
-            self._draw(state)
+            self._draw(choice)
+            if not result.again:
+                return
+        state = choice.state()
         for judgement in judgements:
             self._fail(state, result.outcome, judgement, None)
         # What one crash breaks is not also blamed on a second one.
         for step in () if judgements else result.again:
-            for judgement in self.expectation.judge(step.outcome, state.points, state.last):
+            for judgement in self.expectation.judge(step.outcome, points, last):
                 self._fail(state, step.outcome, judgement, step)
             if step.kind is not None:
-                point = state.points[0][0] if state.points else 0
+                point = points[0][0] if points else 0
                 expected = f"{step.first}, which it had returned before the second crash"
                 self._fail(state, step.outcome, Judgement(step.kind, point, 0, expected), step)
 
-    def _draw(self, state: CrashState) -> None:
-        if len(self.out.passes) < _KEPT_PASSES:
-            self.out.passes.append(state)
+    def _draw(self, choice: Choice) -> None:
+        if len(self.passes) < _KEPT_PASSES:
+            self.passes.append(choice)
         else:
-            place = self.random.randrange(self.out.states)
+            place = int(self.random.random() * self.out.states)
             if place < _KEPT_PASSES:
-                self.out.passes[place] = state
+                self.passes[place] = choice
 
     def _fail(
         self, state: CrashState, outcome: Outcome, judgement: Judgement, step: Step | None
@@ -265,7 +271,7 @@ class _Search:
                 return
             place = self.random.randrange(len(self.beyond))
             choice = self.beyond[place]
-            others = list(self._visit(choice))
+            others = self._visit(choice)
             self.out.sampled += 1
             self.out.states -= 1
             if others:
