@@ -95,7 +95,9 @@ class Engine:
         self.warnings: list[str] = []
         self._record = record
         self._observer = Observer(place.directory, place.original)
-        self._shown = Materialiser(place.directory, place.aside, trace, present=present)
+        self._shown = Materialiser(
+            place.directory, place.aside, trace, present=present, sole=True
+        )
         self._outcomes = Memory()
         self._results: dict[tuple[str, int], Memory] = {}
         self.sentinels: list[tuple[Disk, CrashState, Outcome]] = []
@@ -109,6 +111,7 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self._observer.stop()
+        self._shown.close()
         if self._recorder is not None:
             self._recorder.uninstall()
             self._recorder = None
@@ -301,6 +304,7 @@ class Engine:
             self._recorder = interposition()
             self._recorder.install()
         self._show(disk, state, shown)
+        shown.close()  # what is recorded next must not find files open that it did not open
         recorded = self._record(
             disk.tree(state), lambda: run_recovery(self.recover, self.argument, self.time_limit)
         )
@@ -327,6 +331,7 @@ class Engine:
             return known
         aside = os.path.join(self.place.aside, "again")
         os.makedirs(aside, exist_ok=True)
+        self._shown.close()
         shown = Materialiser(self.place.directory, aside, inner.trace, present=False)
         try:
             return self.outcome(inner, inner_state, shown)
@@ -339,9 +344,17 @@ class Engine:
     ) -> Result:
         aside = os.path.join(self.place.aside, f"again{depth}")
         os.makedirs(aside, exist_ok=True)
-        inner_shown = Materialiser(self.place.directory, aside, trace, present=True)
+        shown = Materialiser(self.place.directory, aside, trace, present=True, sole=True)
         inner = disk_of(trace, model)
-        inner_shown.adopt(inner)
+        shown.adopt(inner)
+        try:
+            return self._explore_inner(inner, shown, depth, first, outcome)
+        finally:
+            shown.close()
+
+    def _explore_inner(
+        self, inner: Disk, shown: Materialiser, depth: int, first: Result, outcome: Outcome
+    ) -> Result:
         asked = first.asked
         steps: list[Step] = []
         complete = same(outcome, first.outcome)
@@ -361,12 +374,12 @@ class Engine:
                 complete = False
                 break
             visited += 1
-            result = self._visit(asker, choice, inner_shown, depth - 1)
+            result = self._visit(asker, choice, shown, depth - 1)
             asked = extend(asked, result.asked)
             complete = complete and result.complete
             pending.extend(asker.others)
             reached = asker.choice().state()
-            after = any(end >= len(trace) for _, end in reached.points)
+            after = any(end >= len(inner.trace) for _, end in reached.points)
             unstable = after and not same(result.outcome, first.outcome)
             kind = Kind.UNSTABLE if unstable and result.outcome.ended is not Ended.HUNG else None
             if len(steps) < _STEPS_KEPT or kind is not None or not result.outcome.ok:

@@ -4,8 +4,10 @@ Belongs here: the way from cells to files. Rules:
 
 1. `show` brings the directory from the state it holds to the one that is asked for; `heal` first
    puts back what a recovery changed.
-2. Small files are written anew, large ones are patched where a unit differs and moved aside, not
-   copied, while no name shows them.
+2. Small files are written anew, in place where nothing but the explorer changes the directory
+   between two states (``sole``); which of two small files a name shows is their content, not which
+   inode it is. Large ones are patched where a unit differs and moved aside, not copied, while no
+   name shows them.
 3. What cannot be shown (a directory under a name inside itself) is unreachable in the state, so it
    is not shown.
 4. The directory is ours; the user's own is never passed here.
@@ -34,8 +36,12 @@ from pytest_statepersist.core.tree import (
     read_content,
     size_of,
 )
+from pytest_statepersist.explorer.held import Held
 
 __all__ = ["Materialiser"]
+
+_HELD = 64
+"""How many small files are held open at a time."""
 
 
 class _Shown:
@@ -52,10 +58,13 @@ class _Shown:
 class Materialiser:
     """Shows the crash states of one trace in ``directory``; ``aside`` is scratch space beside it.
 
-    With ``present`` the directory already holds the trace's final state, else it is filled.
+    With ``present`` the directory already holds the trace's final state, else it is filled. With
+    ``sole`` the caller says by `heal` whatever else changed the directory, and calls `close`.
     """
 
-    def __init__(self, directory: str, aside: str, trace: op.Trace, *, present: bool) -> None:
+    def __init__(
+        self, directory: str, aside: str, trace: op.Trace, *, present: bool, sole: bool = False
+    ) -> None:
         self.directory = directory
         self.aside = aside
         self.trace = trace
@@ -63,6 +72,8 @@ class Materialiser:
         self._attached: dict[str, int] = {}
         self._paths: dict[int, set[str]] = {}
         self._large: dict[int, _Shown] = {}
+        self._sole = sole
+        self._held: dict[int, Held] = {}
         self._stashed: set[int] = set()
         self._disk: Disk | None = None
         self._state: CrashState | None = None
@@ -78,6 +89,12 @@ class Materialiser:
             self._paths.setdefault(inode, set()).add(path)
             if self._is_large(inode):
                 self._large[inode] = self._signature(inode)
+
+    def close(self) -> None:
+        """Let go of the files that are held open; they are opened again where needed."""
+        for held in self._held.values():
+            held.close()
+        self._held.clear()
 
     def show(self, disk: Disk, state: CrashState) -> None:
         """Make the directory hold a crash state."""
@@ -96,9 +113,9 @@ class Materialiser:
         if state.identity == shown.identity:
             self._state = state
             return
-        cells = self._changed_cells(state)
+        entries, contents = self._changed(state)
         self._state = state
-        self._apply(cells)
+        self._apply(entries, contents)
 
     def _now(self) -> tuple[Disk, CrashState]:
         """Return what the directory holds, or is being made to hold."""
@@ -106,51 +123,49 @@ class Materialiser:
         assert self._state is not None
         return self._disk, self._state
 
-    def _changed_cells(self, state: CrashState) -> set[Cell]:
+    def _changed(self, state: CrashState) -> tuple[set[Cell], set[int]]:
+        """Return the entries and the inodes in which a state may differ from the shown one."""
         disk, before = self._now()
-        low, high = sorted((before.last, state.last))
         effects = disk.effects
-        changed = set(range(effects.first_of(low + 1), effects.first_of(high + 1)))
-        changed |= before.missing ^ state.missing
-        cells: set[Cell] = set()
+        entries: set[Cell] = set()
+        inodes: set[int] = set()
+        changed: Iterable[int] = before.missing ^ state.missing
+        if before.last != state.last:
+            low, high = sorted((before.last, state.last))
+            begin, end = effects.first_of(low + 1), effects.first_of(high + 1)
+            changed = {*range(begin, end), *changed}
         for index in changed:
-            cells.update(effects.cells_of(index))
-        for ghost in {*before.ghosts} ^ {*state.ghosts}:
-            cells.add(Cell(Part.DATA, ghost.inode, ghost.unit))
+            effect = effects.effects[index]
+            if effect.entries:
+                entries.update([cell for cell, _ in effect.entries])
+            else:
+                inodes.add(effect.inode)
+        if before.ghosts != state.ghosts:
+            inodes.update([ghost.inode for ghost in {*before.ghosts} ^ {*state.ghosts}])
         for returned in {before.returned, state.returned} - {None}:
             assert returned is not None
-            cells.add(returned.cell)
-        return cells
+            entries.add(returned.cell)
+        return entries, inodes
 
     def _switch(self, disk: Disk, state: CrashState) -> None:
         """Go to another model's view of the same trace: compare all that any effect touches."""
         _, shown = self._now()
         self._disk, self._state = disk, state
-        cells = {cell for cell in disk.effects.chains if cell.part is Part.ENTRY}
-        cells.update(Cell(Part.SIZE, ghost.inode) for ghost in (*shown.ghosts, *state.ghosts))
-        for inode in {*disk.effects.units, *disk.effects.set_sizes, *disk.effects.raises}:
-            cells.add(Cell(Part.SIZE, inode))
-        for cell in disk.effects.chains:
-            if cell.part in (Part.ATTRIBUTES, Part.TIMES):
-                cells.add(cell)
-        self._apply(cells)
+        effects = disk.effects
+        entries = {cell for cell in effects.chains if cell.part is Part.ENTRY}
+        inodes = {*effects.units, *effects.set_sizes, *effects.raises}
+        inodes.update(ghost.inode for ghost in (*shown.ghosts, *state.ghosts))
+        inodes.update(
+            cell.inode for cell in effects.chains if cell.part in (Part.ATTRIBUTES, Part.TIMES)
+        )
+        self._apply(entries, inodes)
 
-    def _apply(self, cells: Iterable[Cell]) -> None:
-        entries: list[Cell] = []
-        contents: set[int] = set()
-        attributes: set[int] = set()
-        for cell in cells:
-            if cell.part is Part.ENTRY:
-                if cell.inode >= ROOT:
-                    entries.append(cell)
-            elif cell.part is Part.ATTRIBUTES:
-                attributes.add(cell.inode)
-            else:
-                contents.add(cell.inode)
+    def _apply(self, entries: Iterable[Cell], inodes: Iterable[int]) -> None:
+        entries = [cell for cell in entries if cell.inode >= ROOT]
         written: set[int] = set()
         if entries:
             self._apply_entries(entries, written)
-        for inode in contents | attributes:
+        for inode in inodes:
             if inode in written:
                 continue
             paths = self._paths.get(inode)
@@ -164,7 +179,7 @@ class Materialiser:
             target = disk.entry(state, cell.inode, str(cell.key))
             for parent in self._directory_paths(cell.inode):
                 path = f"{parent}{cell.key}"
-                if self._attached.get(path) != target:
+                if self._attached.get(path) != target and not self._become(path, target, written):
                     self._detach(path)
         for cell in entries:
             target = disk.entry(state, cell.inode, str(cell.key))
@@ -210,6 +225,21 @@ class Materialiser:
     def _real(self, path: str) -> str:
         return f"{self.directory}/{path}"
 
+    def _become(self, path: str, inode: int | None, written: set[int]) -> bool:
+        """Let the file that a name shows become another one; say whether that could be done."""
+        shown = self._attached.get(path)
+        if shown is None or inode is None or shown not in self._held:
+            return False
+        if len(self._paths[shown]) > 1 or self._paths.get(inode) or not self._is_small(inode):
+            return False
+        self._held[inode] = self._held.pop(shown)
+        self._attached[path] = inode
+        self._paths[shown].discard(path)
+        self._paths.setdefault(inode, set()).add(path)
+        self._write(path, inode, fresh=False)
+        written.add(inode)
+        return True
+
     def _detach(self, path: str) -> None:
         inode = self._attached.get(path)
         if inode is None:
@@ -226,6 +256,8 @@ class Materialiser:
             self._stashed.add(inode)
         else:
             os.unlink(self._real(path))
+            if len(self._paths[inode]) == 1:
+                self._let_go(inode)
         del self._attached[path]
         self._paths[inode].discard(path)
 
@@ -268,8 +300,20 @@ class Materialiser:
         node = self.trace.base.nodes.get(inode)
         return isinstance(node, File) and not isinstance(node.content, bytes)
 
+    def _is_small(self, inode: int) -> bool:
+        """Whether an inode is a regular file whose content is at hand."""
+        assert self._disk is not None
+        node, made = self.trace.base.nodes.get(inode), self._disk.effects.created.get(inode)
+        if node is None:
+            return isinstance(made, op.Create)
+        return isinstance(node, File) and isinstance(node.content, bytes)
+
+    def _let_go(self, inode: int) -> None:
+        held = self._held.pop(inode, None)
+        if held is not None:
+            held.close()
+
     def _signature(self, inode: int) -> _Shown:
-        disk, state = self._now()
         disk, state = self._now()
         size = disk.size(state, inode)
         node = self.trace.base.nodes[inode]
@@ -302,17 +346,40 @@ class Materialiser:
             os.chmod(real, disk.attributes(state, inode)[0])
             return
         mode, xattrs = disk.attributes(state, inode)
-        if self._is_large(inode):
-            self._write_large(real, inode, fresh=fresh)
-            os.chmod(real, mode)
-        else:
-            content = disk.content(state, inode)
-            _write_file(real, read_content(content), mode, self._umask, fresh=fresh)
+        mtime = disk.mtime(state, inode)
+        if not self._is_large(inode):
+            self._write_small(real, inode, mode, xattrs, mtime, fresh=fresh)
+            return
+        self._write_large(real, inode, fresh=fresh)
+        os.chmod(real, mode)
         for name, value in xattrs.items():
             _set_xattr(real, name, value)
-        mtime = disk.mtime(state, inode)
         if mtime is not None:
             os.utime(real, ns=(mtime, mtime))
+
+    def _write_small(
+        self,
+        real: str,
+        inode: int,
+        mode: int,
+        xattrs: dict[str, bytes],
+        mtime: int | None,
+        *,
+        fresh: bool,
+    ) -> None:
+        disk, state = self._now()
+        held = self._held.get(inode)
+        if held is None:
+            held = Held(real, mode, self._umask, fresh=fresh)
+            if self._sole:
+                if len(self._held) >= _HELD:
+                    self._let_go(next(iter(self._held)))
+                self._held[inode] = held
+        try:
+            held.become(read_content(disk.content(state, inode)), mode, xattrs, mtime)
+        finally:
+            if not self._sole:
+                held.close()
 
     def _write_large(self, real: str, inode: int, *, fresh: bool) -> None:
         disk, _ = self._now()
@@ -363,12 +430,22 @@ class Materialiser:
                 broken.add(path)
                 # Every name of the same inode shows the change.
                 broken.update(self._paths.get(self._attached.get(path, -1), ()))
+        # All names go before the first comes back: a name that still shows a changed file would
+        # hand the change on by its link.
+        gone: list[tuple[str, int]] = []
         for path in sorted(broken):
-            if any(path.startswith(f"{other}/") for other in broken):
-                continue
-            self._restore(path)
+            if not any(path.startswith(f"{other}/") for other in broken):
+                inode = self._take_away(path)
+                if inode is not None:
+                    gone.append((path, inode))
+        for path, inode in gone:
+            if not os.path.isdir(os.path.dirname(self._real(path))):
+                self.rebuild()
+                return
+            self._attach(path, inode, set())
 
-    def _restore(self, path: str) -> None:
+    def _take_away(self, path: str) -> int | None:
+        """Remove whatever is at a path; return the inode that should be there, if any."""
         inode = self._attached.get(path)
         prefix = path + "/"
         below = [p for p in self._attached if p.startswith(prefix)]
@@ -377,17 +454,13 @@ class Materialiser:
             if number is not None:
                 self._paths[number].discard(gone)
                 self._large.pop(number, None)
+                self._let_go(number)
                 if not self._paths[number]:
                     self._stashed.discard(number)
         remove(self._real(path))
         if below or (inode is not None and self._is_directory(inode)):
             self.changed_directories = True
-        if inode is not None:
-            parent = os.path.dirname(self._real(path))
-            if not os.path.isdir(parent):
-                self.rebuild()
-                return
-            self._attach(path, inode, set())
+        return inode
 
     def rebuild(self) -> None:
         """Fill the directory anew with the state that it should hold."""
@@ -406,6 +479,7 @@ class Materialiser:
             os.chmod(self.directory, root.mode)
         for inode in self._stashed:
             remove(self._aside(inode))
+        self.close()
         self._attached.clear()
         self._paths.clear()
         self._large.clear()
@@ -454,23 +528,6 @@ def _force(function: object, path: str, _: object) -> None:
         shutil.rmtree(path)
     else:
         os.unlink(path)
-
-
-def _write_file(real: str, data: bytes, mode: int, umask: int, *, fresh: bool) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | (os.O_EXCL if fresh else 0)
-    try:
-        descriptor = os.open(real, flags, mode)
-    except PermissionError:
-        os.chmod(real, 0o600)
-        descriptor = os.open(real, flags, mode)
-    try:
-        if not fresh or mode & umask:
-            os.fchmod(descriptor, mode)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-    finally:
-        os.close(descriptor)
 
 
 def _set_xattr(real: str, name: str, value: bytes) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.models import MODELS
 from pytest_statepersist.core.states import crash_states, disk_of
-from pytest_statepersist.core.tree import Tree, read_content, size_of
+from pytest_statepersist.core.tree import File, Tree, read_content, size_of
 from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.recorders.scan import scan
 
@@ -34,7 +34,7 @@ def traces(draw: st.DrawFn) -> op.Trace:
         known = draw(st.sampled_from(sorted(names))) if names else None
         if kind == "create" and place not in names:
             number += 1
-            operations.append(op.Create(number, *place))
+            operations.append(op.Create(number, *place, time=len(operations) + 1000))
             names[place], sizes[number] = number, 0
         elif kind == "mkdir" and place not in names:
             number += 1
@@ -50,7 +50,7 @@ def traces(draw: st.DrawFn) -> op.Trace:
         elif kind == "write":
             offset = draw(st.sampled_from([0, 100, 4096, sizes[names[known]]]))
             data = bytes([draw(st.integers(65, 90))]) * draw(st.sampled_from([1, 300, 9000]))
-            operations.append(op.Write(names[known], offset, data))
+            operations.append(op.Write(names[known], offset, data, time=len(operations) + 1000))
             sizes[names[known]] = max(sizes[names[known]], offset + len(data))
         elif kind == "truncate":
             size = draw(st.sampled_from([0, 10, 4096, 6000]))
@@ -58,7 +58,11 @@ def traces(draw: st.DrawFn) -> op.Trace:
             sizes[names[known]] = size
         elif kind == "mode":
             operations.append(
-                op.SetAttributes(names[known], mode=draw(st.sampled_from([0o600, 0o640])))
+                op.SetAttributes(
+                    names[known],
+                    mode=draw(st.sampled_from([0o600, 0o640])),
+                    mtime=draw(st.sampled_from([None, 5])),
+                )
             )
         elif kind == "unlink":
             operations.append(op.Unlink(names.pop(known), *known))
@@ -87,23 +91,35 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     trace=traces(),
-    choices=st.lists(st.tuples(st.sampled_from(sorted(MODELS)), st.integers(0)), max_size=12),
+    choices=st.lists(
+        st.tuples(st.sampled_from(sorted(MODELS)), st.integers(0), st.booleans()), max_size=12
+    ),
+    sole=st.booleans(),
 )
 def test_any_state_after_any_other(
-    scratch: Path, trace: op.Trace, choices: list[tuple[str, int]]
+    scratch: Path, trace: op.Trace, choices: list[tuple[str, int, bool]], sole: bool
 ) -> None:
     root = scratch / str(len(list(scratch.iterdir())))
     (root / "state").mkdir(parents=True)
     (root / "aside").mkdir()
-    shown = Materialiser(str(root / "state"), str(root / "aside"), trace, present=False)
-    disks = {name: disk_of(trace, MODELS[name]) for name in {name for name, _ in choices}}
+    directory = str(root / "state")
+    shown = Materialiser(directory, str(root / "aside"), trace, present=False, sole=sole)
+    disks = {name: disk_of(trace, MODELS[name]) for name in {name for name, _, _ in choices}}
     states = {name: list(crash_states(trace, MODELS[name], limit=200)) for name in disks}
-    for name, number in choices:
+    for name, number, damage in choices:
         state = states[name][number % len(states[name])]
         shown.show(disks[name], state)
         wanted = disks[name].tree(state)
         found = scan(root / "state").tree
         assert wanted.differences(found) == []
+        for path, inode, node in wanted.walk():
+            if isinstance(node, File) and node.mtime is not None:
+                assert os.stat(root / "state" / path).st_mtime_ns == node.mtime, inode
+        if damage and "f" in wanted:
+            (root / "state" / "f").write_bytes(b"damaged")
+            shown.heal({"f"})
+            assert wanted.differences(scan(root / "state").tree) == []
+    shown.close()
 
 
 def test_what_a_recovery_changed_is_put_back(tmp_path: Path) -> None:
@@ -149,3 +165,18 @@ def test_a_large_file_is_moved_aside_and_patched_in_place(tmp_path: Path) -> Non
         expected = disk.tree(state)[path.name].content
         assert path.stat().st_size == size_of(expected)
         assert path.read_bytes() == read_content(expected)
+
+
+def test_a_changed_file_with_two_names_is_put_back(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "aside").mkdir()
+    inode = BASE.resolve("f")
+    assert inode is not None
+    trace = op.Trace(BASE, (op.Link(inode, 0, "g"),))
+    disk = disk_of(trace, MODELS["posix"])
+    shown = Materialiser(str(tmp_path / "state"), str(tmp_path / "aside"), trace, present=False)
+    state = disk.in_order(0)
+    shown.show(disk, state)
+    (tmp_path / "state" / "g").write_bytes(b"damaged")
+    shown.heal({"g"})
+    assert disk.tree(state).differences(scan(tmp_path / "state").tree) == []

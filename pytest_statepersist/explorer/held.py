@@ -1,0 +1,79 @@
+"""One small file of the directory in which states are shown, and what it holds now.
+
+Belongs here: `Held`, which turns the content of one state into that of the next one with as few
+system calls as the difference needs. Rules:
+
+1. It is open for as long as it is held, so that a change is one `pwrite` and not a new file.
+2. What is equal is not written again; a modification time is set whenever a write moved it.
+3. Whoever removes the file, or lets others change it, closes it first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+
+__all__ = ["Held"]
+
+
+class Held:
+    """A regular file that holds ``content``, with this mode, time and extended attributes."""
+
+    __slots__ = ("content", "descriptor", "mode", "mtime", "xattrs")
+
+    def __init__(self, path: str, mode: int, umask: int, *, fresh: bool) -> None:
+        """Open a file and empty it; ``fresh`` where there must be none yet."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | (os.O_EXCL if fresh else 0)
+        try:
+            self.descriptor = os.open(path, flags, mode)
+        except PermissionError:
+            os.chmod(path, 0o600)
+            self.descriptor = os.open(path, flags, mode)
+        self.content = b""
+        self.mode = mode & ~umask if fresh else -1
+        self.mtime: int | None = None
+        self.xattrs: Mapping[str, bytes] = {}
+
+    def become(
+        self, content: bytes, mode: int, xattrs: Mapping[str, bytes], mtime: int | None
+    ) -> None:
+        """Give the file this content and these attributes; a time of ``None`` is left alone."""
+        descriptor, before = self.descriptor, self.content
+        if mode != self.mode:
+            os.fchmod(descriptor, mode)
+            self.mode = mode
+        if content != before:
+            _write(descriptor, content)
+            if len(content) < len(before):
+                os.ftruncate(descriptor, len(content))
+            self.content = content
+            self.mtime = None
+        if xattrs != self.xattrs:
+            self._set_xattrs(xattrs)
+        if mtime is not None and mtime != self.mtime:
+            os.utime(descriptor, ns=(mtime, mtime))
+            self.mtime = mtime
+
+    def _set_xattrs(self, xattrs: Mapping[str, bytes]) -> None:
+        if not hasattr(os, "setxattr"):
+            return
+        for name in self.xattrs.keys() - xattrs.keys():
+            with suppress(OSError):
+                os.removexattr(self.descriptor, name)
+        for name, value in xattrs.items():
+            with suppress(OSError):
+                os.setxattr(self.descriptor, name, value)
+        self.xattrs = dict(xattrs)
+
+    def close(self) -> None:
+        """Let go of the file; called twice it does nothing."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    done = os.pwrite(descriptor, data, 0) if data else 0
+    while done < len(data):
+        done += os.pwrite(descriptor, memoryview(data)[done:], done)
