@@ -68,6 +68,18 @@ class Observation:
     """Whether modification times may have been read without being asked for in Python here."""
 
 
+@dataclass(slots=True)
+class _Told:
+    """What the kernel told of one run."""
+
+    opened: list[str] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
+    wrote: bool = False
+    everything: bool = False
+    strayed: str | None = None
+
+
+_REMEMBERED = 1024
 _STDLIB = tuple(
     {os.path.normpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")}
 )
@@ -86,12 +98,15 @@ class Observer:
         self._prefix = directory + os.sep
         self._elsewhere = elsewhere
         self._inside: dict[str, bool] = {}
+        self._plain_paths: dict[str, str] = {}
         self._log: Observation | None = None
         self._opened: set[str] = set()
         self._seen: set[Asked] = set()
         self._thread = 0
         self._watches: dict[str, int] = {}
         self._inotify: Inotify | None = None
+        self._events: dict[bytes, _Told] = {}
+        """What the kernel's words mean: most runs of a recovery leave the same ones."""
         self.strayed: str | None = None
         """A path of the original directory that a recovery touched, which it must not see."""
         self._patches = Interposition(self._table(), layer=5, rebind=True)
@@ -128,6 +143,7 @@ class Observer:
         if self._inotify is None or not changed:
             return
         self._inotify.read()
+        self._events.clear()
         mask = inotify.CHANGES | inotify.OPEN
         try:
             for path, _, _ in os.walk(self._root):
@@ -139,7 +155,7 @@ class Observer:
     def begin(self) -> None:
         """Forget what happened so far and log from here on."""
         if self._inotify is not None:
-            self._inotify.read()
+            self._inotify.drain()
         self._opened.clear()
         self._seen.clear()
         self._thread = threading.get_ident()
@@ -152,33 +168,49 @@ class Observer:
         if self._inotify is None:
             log.everything = True
             return log
-        self._explain(log, self._inotify.read())
+        data = self._inotify.drain()
+        if data:
+            told = self._events.get(data)
+            if told is None:
+                told = self._events_in(data)
+                if len(data) <= _REMEMBERED and len(self._events) < _REMEMBERED:
+                    self._events[data] = told
+            self._explain(log, told)
         return log
 
-    def _explain(self, log: Observation, events: list[inotify.Event]) -> None:
-        opened: list[str] = []
-        for event in events:
+    def _events_in(self, data: bytes) -> _Told:
+        """Return what events say, without what Python said of the run."""
+        assert self._inotify is not None
+        told = _Told()
+        for event in self._inotify.parse(data):
             if event.mask & inotify.OVERFLOW:
-                log.everything = log.wrote = True
+                told.everything = told.wrote = True
                 continue
             path = event.path
             if path != self._root and not path.startswith(self._prefix):
                 if self._elsewhere is not None and event.directory:
-                    self.strayed = self.strayed or path
+                    told.strayed = told.strayed or path
                 continue
             relative = path[len(self._prefix) :]
             if event.mask & inotify.OPEN:
-                opened.append(relative)
+                told.opened.append(relative)
             if event.mask & inotify.CHANGES:
-                log.wrote = True
-                log.changed.add(relative)
+                told.wrote = True
+                told.changed.add(relative)
                 if event.mask & inotify.IS_DIRECTORY:
                     # What happens inside a new directory is not watched.
-                    log.everything = log.everything or bool(event.mask & inotify.CREATE)
-        unexplained = [path for path in opened if path not in self._opened]
+                    told.everything = told.everything or bool(event.mask & inotify.CREATE)
+        return told
+
+    def _explain(self, log: Observation, told: _Told) -> None:
+        log.everything = log.everything or told.everything
+        log.wrote = log.wrote or told.wrote
+        log.changed |= told.changed
+        self.strayed = self.strayed or told.strayed
+        unexplained = [path for path in told.opened if path not in self._opened]
         if unexplained:
             log.native = True
-            log.asked.extend((Read.CONTENT, path) for path in dict.fromkeys(opened))
+            log.asked.extend((Read.CONTENT, path) for path in dict.fromkeys(told.opened))
             # A native reader may have kept a writable map, of which nothing tells.
             log.changed.update(unexplained)
 
@@ -191,11 +223,15 @@ class Observer:
             return None
         if isinstance(path, int):
             return None
-        text = os.fsdecode(path) if not isinstance(path, str) else path
+        text = path if path.__class__ is str else os.fsdecode(path)
         if dir_fd is not None:
             log.everything = True
             return None
-        if not text.startswith("/"):
+        known = self._plain_paths.get(text)
+        if known is not None:
+            return known
+        absolute = text.startswith("/")
+        if not absolute:
             text = os.path.join(os.getcwd(), text)
         if text != self._root and not text.startswith(self._prefix):
             if self._elsewhere is not None and text.startswith(self._elsewhere):
@@ -215,6 +251,8 @@ class Observer:
         relative = text[len(self._prefix) :]
         if ".." in relative or "//" in relative or "./" in relative or relative.endswith("/"):
             log.everything = True
+        elif absolute and len(self._plain_paths) < _REMEMBERED:
+            self._plain_paths[text] = relative
         return relative
 
     def _note(self, read: Read, path: Any, dir_fd: int | None = None) -> str | None:

@@ -13,7 +13,7 @@ import traceback
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_statepersist.errors import UserError
@@ -58,20 +58,43 @@ class Kind(enum.Enum):
     """Recovery had returned one value, and after one more crash it gave another."""
 
 
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one run of a recovery ended; ``text`` is a readable form of value or exception."""
+    """How one run of a recovery ended; ``text`` is a readable form of value or exception.
 
-    ended: Ended
-    value: Any = None
-    error: BaseException | None = None
-    text: str = ""
-    details: str = field(default="", compare=False)
+    Nobody changes one. The text of a value is made when it is first asked for: most are never
+    shown, and the repr of a document costs as much as loading it.
+    """
+
+    __slots__ = ("_text", "details", "ended", "error", "value")
+
+    def __init__(
+        self,
+        ended: Ended,
+        value: Any = None,
+        error: BaseException | None = None,
+        text: str | None = "",
+        details: str = "",
+    ) -> None:
+        self.ended = ended
+        self.value = value
+        self.error = error
+        self.details = details
+        self._text = text
 
     @classmethod
     def returned(cls, value: Any) -> Outcome:
         """Make the outcome of a recovery that returned."""
-        return cls(Ended.RETURNED, value=value, text=shorten(value))
+        return cls(Ended.RETURNED, value, None, None)
+
+    @property
+    def text(self) -> str:
+        """The value or exception, shortened."""
+        if self._text is None:
+            self._text = shorten(self.value)
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"<Outcome {self}>"
 
     @classmethod
     def raised(cls, error: BaseException) -> Outcome:

@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from pytest_statepersist.explorer.outcome import Ended, Outcome
@@ -26,6 +26,7 @@ __all__ = ["Recovery", "call", "run_recovery", "time_limit"]
 
 Recovery = Callable[[Any], Any]
 _AGAIN = 0.2
+_NEVER_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
 
 
 class TimeIsUp(BaseException):
@@ -43,6 +44,8 @@ class Exited(BaseException):
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of the user and await what it returns if it is a coroutine."""
     result = function(*arguments)
+    if result.__class__ in _NEVER_AWAITED:
+        return result
     if inspect.isawaitable(result):
         return asyncio.run(_wait(result))
     return result
@@ -68,41 +71,46 @@ def run_recovery(recover: Recovery, directory: object, limit: float | None) -> O
         return Outcome.raised(error)
 
 
-@contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
+def time_limit(seconds: float | None) -> AbstractContextManager[None]:
     """Raise `TimeIsUp` in this thread once the block has run for that many seconds."""
     if seconds is None:
-        yield
-    elif threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
-        yield from _by_signal(seconds)
-    else:
-        yield from _by_thread(seconds)
+        return nullcontext()
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        return _BySignal(seconds)
+    return _by_thread(seconds)
 
 
 def _expire(*_: object) -> None:
     raise TimeIsUp
 
 
-def _by_signal(seconds: float) -> Iterator[None]:
-    if signal.getsignal(signal.SIGALRM) is not _expire:
-        previous = signal.signal(signal.SIGALRM, _expire)
-    else:
-        previous = _expire
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
-    try:
-        yield
-    finally:
+class _BySignal:
+    """A limit by a timer signal; a class, because it is entered for every crash state."""
+
+    __slots__ = ("_before", "_previous", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._previous: Any = signal.getsignal(signal.SIGALRM)
+        if self._previous is not _expire:
+            signal.signal(signal.SIGALRM, _expire)
+        self._before = signal.setitimer(signal.ITIMER_REAL, self._seconds, _AGAIN)
+
+    def __exit__(self, *_: object) -> None:
         # A signal may still arrive between the block and here; it must not escape.
         while True:
             try:
-                signal.setitimer(signal.ITIMER_REAL, left, interval)
-                if previous is not _expire:
-                    signal.signal(signal.SIGALRM, previous)
+                signal.setitimer(signal.ITIMER_REAL, *self._before)
+                if self._previous is not _expire:
+                    signal.signal(signal.SIGALRM, self._previous)
                 break
             except TimeIsUp:
                 continue
 
 
+@contextmanager
 def _by_thread(seconds: float) -> Iterator[None]:
     ident = threading.get_ident()
     done = threading.Event()

@@ -41,7 +41,9 @@ CHANGES = MODIFY | ATTRIB | CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELET
 _ONLY_DIRECTORIES = 0x01000000
 _NO_FOLLOW = 0x02000000
 _HEADER = struct.Struct("iIII")
-_BUFFER = 1 << 16
+_BUFFER = 1 << 14
+_LARGEST = _HEADER.size + 256
+"""Bytes of an event with the longest name that there can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +112,36 @@ class Inotify:
 
     def read(self) -> list[Event]:
         """Return what happened since the last call, in order; empty if nothing did."""
+        return self.parse(self.drain())
+
+    def drain(self) -> bytes:
+        """Take what happened since the last call, as the kernel wrote it."""
+        data = b""
+        try:
+            while True:
+                part = _read(self._descriptor, _BUFFER)
+                data = data + part if data else part
+                # A read gives as many events as fit (inotify(7)): with room for one more left
+                # over, that was all.
+                if len(part) <= _BUFFER - _LARGEST:
+                    return data
+        except BlockingIOError:
+            return data
+
+    def parse(self, data: bytes) -> list[Event]:
+        """Return the events in what `drain` took."""
         events: list[Event] = []
-        while True:
-            try:
-                data = _read(self._descriptor, _BUFFER)
-            except BlockingIOError:
-                return events
-            at = 0
-            while at < len(data):
-                watch, mask, cookie, length = _HEADER.unpack_from(data, at)
-                at += _HEADER.size
-                name = os.fsdecode(data[at : at + length].rstrip(b"\0"))
-                at += length
-                directory = self._names.get(watch, "")
-                if mask & IGNORED:
-                    self._names.pop(watch, None)
-                events.append(Event(directory, name, mask, cookie))
+        at = 0
+        while at < len(data):
+            watch, mask, cookie, length = _HEADER.unpack_from(data, at)
+            at += _HEADER.size
+            name = os.fsdecode(data[at : at + length].rstrip(b"\0"))
+            at += length
+            directory = self._names.get(watch, "")
+            if mask & IGNORED:
+                self._names.pop(watch, None)
+            events.append(Event(directory, name, mask, cookie))
+        return events
 
     def close(self) -> None:
         """Give the queue back; called twice it does nothing."""
