@@ -942,7 +942,11 @@ class _Sweep:
             with engine:
                 disk = disk_of(trace, model)
                 coverage = search(
-                    disk, engine.visitor(disk), expectation, bounds, lambda: engine.runs
+                    disk,
+                    engine.visitor(disk, bounds.deviations),
+                    expectation,
+                    bounds,
+                    lambda: engine.runs,
                 )
                 return Diagnoser(engine, trace, expectation).findings([coverage])
         except Restart as restart:

@@ -700,7 +700,7 @@ class _Exploration:
             coverage.append(
                 search(
                     disk,
-                    self.engine.visitor(disk),
+                    self.engine.visitor(disk, self.bounds.deviations),
                     expectation,
                     self.bounds,
                     lambda: self.engine.runs,

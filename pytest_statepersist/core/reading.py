@@ -8,7 +8,9 @@ way. Rules:
    `Choice.options` gives, first the fullest state's value, then the others.
 2. A value is worked out once for each window, and what holds for a version of a cell once for each
    disk, so that reading a state costs no more than looking up what decides it.
-3. The two ghosts go beyond effects: a unit that shows another write's bytes is decided with its
+3. Where a ``limit`` of deviations is set, the values of a cell that need more are not listed one by
+   one: they are handed over as one `Beyond`, from which a choice can still be drawn.
+4. The two ghosts go beyond effects: a unit that shows another write's bytes is decided with its
    choice, and so is a name that came back.
 """
 
@@ -16,15 +18,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk, Ghost
 from pytest_statepersist.core.effects import Cell, Part
 from pytest_statepersist.core.tree import Directory, Symlink
-from pytest_statepersist.core.window import Choice, Window
+from pytest_statepersist.core.window import Alternative, Choice, Window
 
-__all__ = ["DIRECTORY", "FILE", "LINK", "Reader"]
+__all__ = ["DIRECTORY", "FILE", "LINK", "Beyond", "Reader"]
 
 FILE, DIRECTORY, LINK = range(3)
 """Kinds of inodes; an inode never changes its kind."""
@@ -35,15 +38,40 @@ ENTRY, SIZE, DATA, ATTRIBUTES, TIMES = (
 )
 
 
+@dataclass(slots=True, eq=False)
+class Beyond:
+    """Choices that differ from one in the value of a cell, each with more than some deviations."""
+
+    whole: Choice
+    present: int
+    absent: int
+    rest: list[Alternative]
+
+    def choices(self) -> list[Choice]:
+        """Return all of them."""
+        whole, found = self.whole, []
+        for more, less, _ in self.rest:
+            wanted, unwanted = self.present | more, self.absent | less
+            if not wanted & unwanted:
+                found.append(Choice(whole.window, wanted, unwanted, whole.ghosts, whole.returned))
+        return found
+
+
+_UNKNOWN: Any = object()
+
+
 class Reader:
     """Reads the fullest state of a choice and narrows the choice to what was read.
 
-    ``others`` are the choices that would have shown something else, disjoint.
+    ``others`` are the choices that would have shown something else, disjoint; with a ``limit``
+    those that surely need more deviations are in ``beyond``.
     """
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, limit: int | None = None) -> None:
         self.disk = disk
+        self.limit = limit
         self.others: list[Choice] = []
+        self.beyond: list[Beyond] = []
         self.ghosts: tuple[Ghost, ...] = ()
         self._whole: Choice
         self._window: Window
@@ -56,6 +84,7 @@ class Reader:
     def open(self, choice: Choice) -> None:
         """Begin to read a choice; what was read of another is forgotten."""
         self.others = []
+        self.beyond = []
         self._whole = choice
         self._window = choice.window
         self._present, self._absent = choice.present, choice.absent
@@ -107,27 +136,35 @@ class Reader:
         for attributes and data the number of effects that are present.
         """
         window = self._window
-        found = window.values.get((part, inode, key))
-        if found is None:
-            cell = Cell(Part(part), inode, key)
-            found = window.values[part, inode, key] = self._values(window, cell)
-        if len(found) == 1:
-            more, less, value = found[0]
-            if not (more or less):
-                return value
+        held = window.values.get((part, inode, key))
+        if held is None:
+            held = window.values[part, inode, key] = self._held(window, part, inode, key)
+        alternatives, values = held
+        if alternatives is None:
+            return values[0]
         present, absent = self._present, self._absent
-        others: list[Choice] | None = None
-        shown: Any = None
-        for more, less, value in found:
-            if present & less or absent & more:
+        limit = self.limit
+        first = -1
+        for at, (more, less, _) in enumerate(alternatives):
+            wanted, unwanted = present | more, absent | less
+            if wanted & unwanted:
                 continue
-            if others is None:
-                others, ghosts, returned = self.others, self.ghosts, self._whole.returned
-                shown = value
-                self._present, self._absent = present | more, absent | less
-            else:
-                others.append(Choice(window, present | more, absent | less, ghosts, returned))
-        return shown
+            if first < 0:
+                first = at
+                self._present, self._absent = wanted, unwanted
+                continue
+            other = Choice(window, wanted, unwanted, self.ghosts, self._whole.returned)
+            if limit is not None and other.deviations_up_to(limit) > limit:
+                # What is absent for one value is absent for every value that follows.
+                rest = alternatives[at:]
+                self.beyond.append(Beyond(self._whole, present, absent, rest))
+                break
+            self.others.append(other)
+        value = values[first]
+        if value is _UNKNOWN:
+            cell, decider = Cell(Part(part), inode, key), alternatives[first][2]
+            value = values[first] = self._value(window, cell, decider)
+        return value
 
     # -- facts about the disk
 
@@ -161,15 +198,15 @@ class Reader:
 
     # -- values
 
-    def _values(self, window: Window, cell: Cell) -> list[tuple[int, int, Any]]:
+    def _held(
+        self, window: Window, part: int, inode: int, key: int | str
+    ) -> tuple[list[Alternative] | None, list[Any]]:
+        """Return the alternatives of a cell with room for their values, or its only value."""
+        cell = Cell(Part(part), inode, key)
         alternatives = window.alternatives(cell)
         if alternatives is None:
-            return [(0, 0, self._value(window, cell, -1))]
-        return [
-            (present, absent, self._value(window, cell, decider))
-            for present, absent, decider in alternatives
-            if not present & absent
-        ]
+            return None, [self._value(window, cell, -1)]
+        return alternatives, [_UNKNOWN] * len(alternatives)
 
     def _value(self, window: Window, cell: Cell, decider: int) -> Any:
         """Return what a cell holds where this is the last effect of the window that changes it."""

@@ -151,7 +151,9 @@ class Window:
         self._beyond = beyond
         self._alternatives: dict[Cell, list[Alternative] | None] = {}
         self._sources: dict[int, list[int]] = {}
-        self.values: dict[tuple[int, int, int | str], list[tuple[int, int, Any]]] = {}
+        self.values: dict[
+            tuple[int, int, int | str], tuple[list[Alternative] | None, list[Any]]
+        ] = {}
         """What each cell can hold here, kept for `core.reading`."""
         if earlier is None or not self._continues(earlier):
             self.operation: list[int] = []

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model
+from pytest_statepersist.core.reading import Beyond
 from pytest_statepersist.core.states import disk_of, roots
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.core.window import Choice
@@ -118,13 +119,16 @@ class Engine:
 
     # -- one answer
 
-    def visitor(self, disk: Disk) -> Visit:
-        """Return what answers for the choices of a disk, one after the other, for a search."""
-        asker = Asker(disk)
+    def visitor(self, disk: Disk, deviations: int) -> Visit:
+        """Return what answers for the choices of a disk, one after the other, for a search.
 
-        def visit(choice: Choice) -> tuple[Result, Choice, list[Choice]]:
+        Choices with more than so many deviations may be left together.
+        """
+        asker = Asker(disk, deviations)
+
+        def visit(choice: Choice) -> tuple[Result, Choice, list[Choice], list[Beyond]]:
             result = self._visit(asker, choice, self._shown, self.recovery_crashes)
-            return result, asker.choice(), asker.others
+            return result, asker.choice(), asker.others, asker.beyond
 
         return visit
 
@@ -159,12 +163,16 @@ class Engine:
         state = choice.state()
         asker.open(choice)
         result: Result | None = self._outcomes.find(asker.ask)
+        answers: list[Any] | None = None
         if result is None:
             result = self._run(asker.disk, state, shown)
-            self._outcomes.remember(result.asked, _read(asker, choice, result), result)
+            answers = _read(asker, choice, result)
+            self._outcomes.remember(result.asked, answers, result)
         if result.wrote and depth > 0 and result.outcome.ok:
             result = self._crash_again(asker.disk, state, shown, depth, result)
-        answers = _read(asker, choice, result)
+            answers = None
+        if answers is None:
+            answers = _read(asker, choice, result)
         self._memory(asker.disk, depth).remember(result.asked, answers, result)
         return result
 
@@ -363,7 +371,7 @@ class Engine:
                 f"recovery is not deterministic: on one disk it gave {first.outcome}, "
                 f"then {outcome}"
             )
-        asker = Asker(inner)
+        asker = Asker(inner, self.deviations)
         pending = list(roots(inner, returning=RETURNING))
         visited = 0
         while pending:

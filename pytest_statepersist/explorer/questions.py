@@ -217,8 +217,8 @@ class Asker(Reader):
     ask is answered without making a `CrashState`.
     """
 
-    def __init__(self, disk: Disk) -> None:
-        super().__init__(disk)
+    def __init__(self, disk: Disk, limit: int | None = None) -> None:
+        super().__init__(disk, limit)
         self._parts: dict[str, tuple[str, ...]] = {}
         self._contents: dict[tuple[Any, ...], Any] = {}
 

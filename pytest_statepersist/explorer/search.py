@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model
+from pytest_statepersist.core.reading import Beyond
 from pytest_statepersist.core.states import roots
 from pytest_statepersist.core.window import Choice
 from pytest_statepersist.explorer.outcome import Expectation, Judgement, Kind, Outcome
@@ -112,9 +113,10 @@ class Coverage:
         return text
 
 
-Visit = Callable[[Choice], tuple[Result, Choice, list[Choice]]]
+Visit = Callable[[Choice], tuple[Result, Choice, list[Choice], list[Beyond]]]
 """From a choice to what recovery gives on its fullest state, and to the choice split by what that
-depends on: all states that share the result, and the others, disjoint."""
+depends on: all states that share the result, and the others, disjoint. Others that surely need
+more deviations than the visitor was told of may be left together."""
 
 
 def search(
@@ -145,7 +147,7 @@ class _Search:
         self.start_runs = runs_so_far()
         self.out = Coverage(disk.model, deviations=bounds.deviations, seed=bounds.seed)
         self.pending: dict[int, deque[Choice]] = defaultdict(deque)
-        self.beyond: list[Choice] = []
+        self.beyond: list[Choice | Beyond] = []
         self.passes: list[Choice] = []
         self.random = random.Random(bounds.seed)
         self.deadline = None if bounds.seconds is None else time.monotonic() + bounds.seconds
@@ -195,11 +197,14 @@ class _Search:
         if deviations <= self.bounds.deviations:
             self.pending[deviations].append(choice)
             return
+        self._skip(choice)
+
+    def _skip(self, choice: Choice | Beyond) -> None:
         self.out.skipped += 1
         if len(self.beyond) < _KEPT_SKIPPED:
             self.beyond.append(choice)
         else:
-            place = self.random.randrange(self.out.skipped)
+            place = int(self.random.random() * self.out.skipped)
             if place < _KEPT_SKIPPED:
                 self.beyond[place] = choice
 
@@ -216,8 +221,10 @@ class _Search:
         return f"the budget of {self.bounds.states:,} recoveries ended"
 
     def _visit(self, choice: Choice) -> list[Choice]:
-        result, alike, others = self.ask(choice)
+        result, alike, others, beyond = self.ask(choice)
         self._judge(alike, result)
+        for each in beyond:
+            self._skip(each)
         return others
 
     def _judge(self, choice: Choice, result: Result) -> None:
@@ -271,10 +278,14 @@ class _Search:
                 return
             place = self.random.randrange(len(self.beyond))
             choice = self.beyond[place]
-            others = self._visit(choice)
+            if isinstance(choice, Beyond):
+                choice = self.random.choice(choice.choices())
+            result, alike, others, beyond = self.ask(choice)
+            self._judge(alike, result)
             self.out.sampled += 1
             self.out.states -= 1
-            if others:
-                self.beyond[place] = self.random.choice(others)
+            further: list[Choice | Beyond] = [*others, *beyond]
+            if further:
+                self.beyond[place] = self.random.choice(further)
             else:
                 self.beyond.pop(place)

@@ -45,7 +45,7 @@ def test_an_asker_answers_and_narrows_as_the_plain_way_does(model: Model) -> Non
     @given(traces(most=6), st.lists(QUESTION, min_size=1, max_size=4), st.randoms())
     def run(trace: op.Trace, asked: list[tuple[Any, str]], random: Any) -> None:
         disk = disk_of(trace, model)
-        asker = Asker(disk)
+        asker, bounded = Asker(disk), Asker(disk, 1)
         pending = list(roots(disk, returning=2))
         for _ in range(40):
             if not pending:
@@ -59,6 +59,12 @@ def test_an_asker_answers_and_narrows_as_the_plain_way_does(model: Model) -> Non
             assert told(asker.choice()) == told(alike)
             assert [*map(told, asker.others)] == [*map(told, others)]
             assert asker.choice().state().missing == state.missing
+            bounded.open(choice)
+            assert [bounded.ask(q) for q in asked] == [answer(disk, state, q) for q in asked]
+            left = [each for group in bounded.beyond for each in group.choices()]
+            assert all(each.deviations > 1 for each in left)
+            assert {*map(told, bounded.others), *map(told, left)} == {*map(told, others)}
+            assert len(bounded.others) + len(left) == len(others)
             pending.extend(others)
 
     run()
