@@ -57,7 +57,8 @@ def without_crashes(machine: type[StoreMachine]) -> type[StoreMachine] | None:
     rules = [name for name in ("power_loss", "kill") if hasattr(machine, name)]
     if not rules:
         return None
-    calm: type[StoreMachine] = type("Calm", (machine,), dict.fromkeys(rules))
+    changes = {**dict.fromkeys(rules), "then": lambda self, data: self.look()}
+    calm: type[StoreMachine] = type("Calm", (machine,), changes)
     return calm
 
 

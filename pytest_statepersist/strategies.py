@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from pytest_statepersist.clock import StateClock
 from pytest_statepersist.core.crash_state import CrashState, Disk
+from pytest_statepersist.core.effects import Kind
 from pytest_statepersist.core.models import MODELS, Model, get_models
-from pytest_statepersist.core.operations import Trace
+from pytest_statepersist.core.operations import Fsync, SyncAll, SyncRange, Trace
 from pytest_statepersist.core.states import disk_of, window_at
 from pytest_statepersist.core.window import Choice, Window, bits
 from pytest_statepersist.reference.clock import ManualClock
@@ -64,6 +65,10 @@ _HOSTILE = (
     "index.json", "a" * 128, "a" * 200, "b" * 255, "c" * 1000, "__proto__", "null", "*", "?",
     "'; DROP TABLE x; --",
 )  # fmt: skip
+_DEVICES = frozenset(
+    ("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)))
+)
+_SYNCS = (Fsync, SyncRange, SyncAll)
 _NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 
 
@@ -84,9 +89,13 @@ def documents(*, max_leaves: int = 12, large: bool = True) -> st.SearchStrategy[
 
 
 def keys() -> st.SearchStrategy[str]:
-    """Draw a key that any store takes: letters, digits, ``_`` and ``-``, few of them."""
+    """Draw a key that any store takes: letters, digits, ``_`` and ``-``, few of them.
+
+    No names of devices, which careful stores refuse: Hypothesis tries words that it finds in the
+    code, and would find them there.
+    """
     return st.sampled_from(["a", "b", "c"]) | st.text(_PLAIN, min_size=1, max_size=12).filter(
-        lambda key: key[0] != "-"
+        lambda key: key[0] != "-" and key.lower() not in _DEVICES
     )
 
 
@@ -203,16 +212,22 @@ def crash_states(
     trace = recording if isinstance(recording, Trace) else recording.trace
     (chosen,) = get_models(model)
     disk = disk_of(trace, chosen)
-    point = draw(_crash_points(since, len(trace))) if at is None else at
+    point = draw(_crash_points(trace, since)) if at is None else at
     window = window_at(disk, point)
     state = draw(_lost(window))
     return Crash(disk, state, point)
 
 
-def _crash_points(since: int, end: int) -> st.SearchStrategy[int]:
-    """Earliest first; the end, where nothing acknowledged may be lost, is drawn more often."""
+def _crash_points(trace: Trace, since: int) -> st.SearchStrategy[int]:
+    """Earliest first; oftener where much can be lost: at the end, and just before each sync."""
+    end = len(trace)
     since = min(since, end)
-    return st.integers(min_value=since, max_value=end) | st.just(end)
+    before_syncs = [n for n in range(since, end) if isinstance(trace.operations[n], _SYNCS)]
+    return st.one_of(
+        st.integers(min_value=since, max_value=end),
+        st.just(end),
+        st.sampled_from(before_syncs or [end]),
+    )
 
 
 @st.composite
@@ -228,12 +243,18 @@ def _lost(draw: st.DrawFn, window: Window) -> CrashState:
         absent |= window.up[bit]
     if not free:
         return _state(root, absent & ~root.present)
+    effects = window.disk.effects.effects
     match draw(st.sampled_from(_WAYS)):
         case "operations":
             # Whole operations are lost, and what cannot be there without them.
             numbers = sorted({window.operation[bit] for bit in free})
             for number in draw(st.lists(st.sampled_from(numbers), max_size=3, unique=True)):
                 for bit in bits(window.of_operation[number] & ~root.present):
+                    absent |= window.up[bit]
+        case "names":
+            # Each name by itself was changed or was not; what the files hold is there.
+            for bit in free:
+                if effects[window.ids[bit]].kind is Kind.ENTRY and draw(st.booleans()):
                     absent |= window.up[bit]
         case "under way":
             done = draw(st.sampled_from(list(bits(under_way)) or free))
@@ -250,7 +271,7 @@ def _lost(draw: st.DrawFn, window: Window) -> CrashState:
     return _state(root, absent)
 
 
-_WAYS = ("operations", "under way", "effects", "all but some")
+_WAYS = ("operations", "names", "under way", "effects", "all but some")
 
 
 def _state(root: Choice, absent: int) -> CrashState:

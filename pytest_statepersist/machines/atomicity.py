@@ -4,6 +4,10 @@ Belongs here: saves and deletions between crashes. The model is what may be on d
 acknowledged values survive, unacknowledged ones are whole or absent, and recovery, which a crash
 may cut short too, gives the same answer ever after. A kill ends like a power loss that loses
 nothing: what was not synced then counts as on disk for the lives that follow.
+
+Most changes are followed by a crash at once (`then`), and what comes without a change before it may
+come twice at most: Hypothesis leaves rules out of whole examples, and would fill many with crashes
+of a store that does nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ from pytest_statepersist.recorders.python import interposition
 from pytest_statepersist.strategies import Crash, crash_states, documents, keys
 
 __all__ = ["AtomicityMachine", "CrashingMachine"]
+
+_GO_ON, _POWER_LOSS, _KILL = "go on", "power loss", "kill"
+_THEN = (_GO_ON, _POWER_LOSS, _GO_ON, _POWER_LOSS, _KILL)
 
 
 class CrashingMachine(StoreMachine):
@@ -58,6 +65,28 @@ class CrashingMachine(StoreMachine):
         self.live: Content = {}
         self.nothing: Expected = Worlds() if durable else Fading({})
         self.touched: set[str] = set()
+        self.idle = 0
+        """How often the store was only opened, since the last change."""
+
+    # -- rules of all of them
+
+    @precondition(lambda self: self.can("crash_recovery") and self.idle < 2)
+    @rule(data=st.data())
+    def power_loss(self, data: st.DataObject) -> None:
+        """Lose power at any operation of this life."""
+        self.crash(data, self.model)
+
+    @precondition(lambda self: self.can("crash_recovery") and self.idle < 2)
+    @rule(data=st.data())
+    def kill(self, data: st.DataObject) -> None:
+        """Kill the process at any operation of this life; the page cache survives."""
+        self.crash(data, "kill")
+
+    @precondition(lambda self: self.idle < 1)
+    @rule()
+    def reopen(self) -> None:
+        """Close and open."""
+        self.reopen_cleanly()
 
     # -- for subclasses
 
@@ -102,23 +131,41 @@ class CrashingMachine(StoreMachine):
     def do(
         self, label: str, changes: Changes, act: Callable[[], object], *, apart: bool = False
     ) -> None:
-        """Run a change that has to be whole or absent; with ``apart`` each key by itself."""
+        """Run a change that has to be whole or absent; with ``apart`` each key by itself.
+
+        A rule ends with `then`, which looks at what the change made.
+        """
         assert self.life is not None
         before = self.life.expected
         self.touched.update(changes)
         during = before.apart if apart else before.under_way
         with self.life.rule(label, lambda: during(changes), lambda: before.changed(changes)):
             act()
-        self._is_live(changes)
+        self._changed(changes)
 
-    def _is_live(self, changes: Changes) -> None:
+    def _changed(self, changes: Changes) -> None:
         self.live = changed(self.live, changes)
+        self.idle = 0
+
+    def then(self, data: st.DataObject) -> None:
+        """Go on after a change, or crash in it or right after it."""
+        what = _GO_ON
+        if self.can("crash_recovery"):
+            what = data.draw(st.sampled_from(_THEN), label="then")
+        if what == _GO_ON:
+            self.look()
+        else:
+            self.crash(data, self.model if what == _POWER_LOSS else _KILL, late=True)
+
+    def look(self) -> None:
+        """Read everything without a crash before it."""
         found = self.read(self.now)
         assert found == self.live, f"without a crash the store holds {found}, not {self.live}"
 
     def reopen_cleanly(self) -> None:
         """Close the store, and open it again in the same life."""
         assert self.life is not None
+        self.idle += 1
         before = self.life.expected
         closed = before.settled(dict(self.live)) if self.adapter.has("durable_on_close") else before
         with self.life.rule("close", lambda: before, lambda: closed):
@@ -129,13 +176,16 @@ class CrashingMachine(StoreMachine):
             raise AssertionError(f"the store cannot be opened again: {outcome}") from outcome.error
         assert outcome.value == self.live, f"reopened, it holds {outcome.value}, not {self.live}"
 
-    def crash(self, data: st.DataObject, model: str) -> tuple[Past, Crash]:
-        """End this life by a crash that is drawn, and begin the next one by recovery."""
+    def crash(self, data: st.DataObject, model: str, *, late: bool = False) -> tuple[Past, Crash]:
+        """End this life by a crash that is drawn, and begin the next one by recovery.
+
+        A ``late`` one comes in the last rule that wrote, or after it.
+        """
         assert self.life is not None
+        self.idle += 1
         past = self.life.end()
-        # The whole life, or the last call that wrote: that is where crashes are worth most.
         wrote = [mark.begin for mark in past.marks if mark.end > mark.begin]
-        since = data.draw(st.sampled_from([0, *wrote[-1:]]), label="crash not before")
+        since = wrote[-1] if late and wrote else 0
         crash: Crash = data.draw(crash_states(past.trace, model, since=since), label="crash")
         self.happened(f"crash under {model}, {'something' if crash.lost else 'nothing'} lost")
         if past.mark_at(crash.point) is not None:
@@ -221,33 +271,37 @@ class AtomicityMachine(CrashingMachine):
         with self.life.rule("open", lambda: self.nothing, lambda: self.nothing):
             self.opened = self.open_store()
 
-    @rule(key=keys(), value=documents(max_leaves=3))
-    def save(self, key: str, value: dict[str, Any]) -> None:
+    @rule(data=st.data(), key=keys(), value=documents(max_leaves=3))
+    def save(self, data: st.DataObject, key: str, value: dict[str, Any]) -> None:
         """Save one value."""
         act = lambda: self.now.save(key, value)  # noqa: E731
         self.do(f"save({key!r}, {_short(value)})", {key: as_text(value)}, act)
+        self.then(data)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), value=documents(max_leaves=3))
     def overwrite(self, data: st.DataObject, value: dict[str, Any]) -> None:
         """Replace a value that is there."""
-        self.save_key(data.draw(st.sampled_from(sorted(self.live)), label="key"), value)
-
-    def save_key(self, key: str, value: dict[str, Any]) -> None:
-        """Save under a key that is there."""
+        key = data.draw(st.sampled_from(sorted(self.live)), label="key")
         self.do(
             f"overwrite({key!r}, {_short(value)})",
             {key: as_text(value)},
             lambda: self.now.save(key, value),
         )
+        self.then(data)
 
     @precondition(lambda self: self.can("atomic_keys"))
-    @rule(values=st.dictionaries(keys(), documents(max_leaves=3, large=False), min_size=2,
-                                 max_size=3))  # fmt: skip
-    def save_many(self, values: dict[str, dict[str, Any]]) -> None:
+    @rule(
+        data=st.data(),
+        values=st.dictionaries(
+            keys(), documents(max_leaves=3, large=False), min_size=2, max_size=3
+        ),
+    )
+    def save_many(self, data: st.DataObject, values: dict[str, dict[str, Any]]) -> None:
         """Save several values in one step."""
         changes = {key: as_text(value) for key, value in values.items()}
         self.do(f"save_many({sorted(values)})", changes, lambda: self.now.save_many(values))
+        self.then(data)
 
     @precondition(lambda self: self.live and self.can("delete"))
     @rule(data=st.data())
@@ -255,21 +309,7 @@ class AtomicityMachine(CrashingMachine):
         """Delete a key."""
         key = data.draw(st.sampled_from(sorted(self.live)), label="key")
         self.do(f"delete({key!r})", {key: None}, lambda: self.now.delete(key))
-
-    @rule()
-    def reopen(self) -> None:
-        """Close and open."""
-        self.reopen_cleanly()
-
-    @rule(data=st.data())
-    def power_loss(self, data: st.DataObject) -> None:
-        """Lose power at any operation of this life."""
-        self.crash(data, self.model)
-
-    @rule(data=st.data())
-    def kill(self, data: st.DataObject) -> None:
-        """Kill the process at any operation of this life; the page cache survives."""
-        self.crash(data, "kill")
+        self.then(data)
 
 
 def _short(value: dict[str, Any]) -> str:

@@ -62,10 +62,11 @@ class BackupMachine(CrashingMachine):
         with self.life.rule("open", lambda: self.nothing, lambda: self.nothing):
             self.opened = self.open_store()
 
-    @rule(key=keys(), value=documents(max_leaves=3, large=False))
-    def save(self, key: str, value: dict[str, Any]) -> None:
+    @rule(data=st.data(), key=keys(), value=documents(max_leaves=3, large=False))
+    def save(self, data: st.DataObject, key: str, value: dict[str, Any]) -> None:
         """Save a value."""
         self.do(f"save({key!r})", {key: as_text(value)}, lambda: self.now.save(key, value))
+        self.then(data)
 
     @precondition(lambda self: self.live and self.can("delete"))
     @rule(data=st.data())
@@ -73,9 +74,10 @@ class BackupMachine(CrashingMachine):
         """Delete a key."""
         key = data.draw(st.sampled_from(sorted(self.live)), label="key")
         self.do(f"delete({key!r})", {key: None}, lambda: self.now.delete(key))
+        self.then(data)
 
-    @rule()
-    def back_up(self) -> None:
+    @rule(data=st.data())
+    def back_up(self, data: st.DataObject) -> None:
         """Make a backup beside the store; the store does not change."""
         assert self.life is not None
         self.made += 1
@@ -83,6 +85,7 @@ class BackupMachine(CrashingMachine):
         self.do("backup", {}, lambda: self.adapter.backup(self.now.handle, place))
         assert place.exists(), "backup() returned and there is nothing"
         self.backups.append(_Backup(place, dict(self.live), self.life, self.life.rules - 1))
+        self.then(data)
 
     @precondition(lambda self: self.backups)
     @rule(data=st.data())
@@ -95,6 +98,7 @@ class BackupMachine(CrashingMachine):
             self._to(content),
             lambda: self.adapter.restore(self.now.handle, place),
         )
+        self.then(data)
 
     @precondition(lambda self: self.backups)
     @rule(data=st.data())
@@ -135,27 +139,10 @@ class BackupMachine(CrashingMachine):
                 ) from error
             assert found == allowed, f"a damaged backup ({done.label}) {what}: {found}"
 
-    @rule()
-    def reopen(self) -> None:
-        """Close and open."""
-        self.reopen_cleanly()
-
-    @precondition(lambda self: self.can("crash_recovery"))
-    @rule(data=st.data())
-    def power_loss(self, data: st.DataObject) -> None:
-        """Lose power at any operation, inside a restore too."""
-        self.crash(data, self.model)
-
-    @precondition(lambda self: self.can("crash_recovery"))
-    @rule(data=st.data())
-    def kill(self, data: st.DataObject) -> None:
-        """Kill the process at any operation."""
-        self.crash(data, "kill")
-
-    def crash(self, data: st.DataObject, model: str) -> tuple[Past, Crash]:
+    def crash(self, data: st.DataObject, model: str, *, late: bool = False) -> tuple[Past, Crash]:
         """Crash the store and its backups: an acknowledged backup is there as a whole."""
         life = self.life
-        past, crash = super().crash(data, model)
+        past, crash = super().crash(data, model, late=late)
         kept = []
         for each in self.backups:
             done = each.life is not life or past.marks[each.mark].end <= crash.point

@@ -56,20 +56,17 @@ class MigrationMachine(CrashingMachine):
             f"what version {self.version} wrote loads as {outcome.value}, not {self.live}"
         )
 
-    @rule()
-    def migrate(self) -> None:
+    @rule(data=st.data())
+    def migrate(self, data: st.DataObject) -> None:
         """Bring everything to the present version; nothing that can be loaded changes."""
         self.do("migrate", {}, lambda: self.adapter.migrate(self.now.handle))
+        self.then(data)
 
-    @rule(key=keys(), value=documents(max_leaves=3, large=False))
-    def save(self, key: str, value: dict[str, Any]) -> None:
+    @rule(data=st.data(), key=keys(), value=documents(max_leaves=3, large=False))
+    def save(self, data: st.DataObject, key: str, value: dict[str, Any]) -> None:
         """Save beside or over old values."""
         self.do(f"save({key!r})", {key: as_text(value)}, lambda: self.now.save(key, value))
-
-    @rule()
-    def reopen(self) -> None:
-        """Close and open."""
-        self.reopen_cleanly()
+        self.then(data)
 
     @precondition(lambda self: self.adapter.overrides("open_old"))
     @rule()
@@ -116,18 +113,6 @@ class MigrationMachine(CrashingMachine):
         after = files_of(directory)
         changed = [name for name, data in before.items() if after.get(name) != data]
         assert not changed, f"what newer code wrote was refused, and changed: {changed}"
-
-    @precondition(lambda self: self.can("crash_recovery"))
-    @rule(data=st.data())
-    def power_loss(self, data: st.DataObject) -> None:
-        """Lose power at any operation, inside a migration too."""
-        self.crash(data, self.model)
-
-    @precondition(lambda self: self.can("crash_recovery"))
-    @rule(data=st.data())
-    def kill(self, data: st.DataObject) -> None:
-        """Kill the process at any operation."""
-        self.crash(data, "kill")
 
     def _read_with_older_code(self) -> None:
         refusals = (*self.adapter.newer, *self.adapter.missing)

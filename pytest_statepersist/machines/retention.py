@@ -62,9 +62,13 @@ class RetentionMachine(CrashingMachine):
         with self.life.rule("open", lambda: self.nothing, lambda: self.nothing):
             self.opened = self.open_store()
 
-    @rule(name=st.text("abc", max_size=3))
-    def take_snapshot(self, name: str) -> None:
+    @rule(data=st.data(), name=st.text("abc", max_size=3))
+    def take_snapshot(self, data: st.DataObject, name: str) -> None:
         """Take a snapshot; its age begins now."""
+        self._take(name)
+        self.then(data)
+
+    def _take(self, name: str) -> None:
         assert self.life is not None
         before = self.life.expected
         changes: dict[str, str | None] = {}
@@ -77,15 +81,16 @@ class RetentionMachine(CrashingMachine):
             changes[made] = _PLAIN
         assert made not in self.taken, f"the id {made!r} was given twice"
         self.taken[made] = self.clock.now()
-        self._is_live(changes)
+        self._changed(changes)
 
-    @rule(number=st.integers(2, 3))
-    def clean_up_several(self, number: int) -> None:
+    @rule(data=st.data(), number=st.integers(2, 3))
+    def clean_up_several(self, data: st.DataObject, number: int) -> None:
         """Several snapshots grow old and are due at the same clean-up."""
         for _ in range(number):
-            self.take_snapshot("")
+            self._take("")
         self.clock.advance(self.adapter.max_age + timedelta(microseconds=1))
-        self.clean_up()
+        self._clean_up()
+        self.then(data)
 
     @precondition(lambda self: self.live and self._stars)
     @rule(data=st.data(), starred=st.booleans())
@@ -97,6 +102,7 @@ class RetentionMachine(CrashingMachine):
             {chosen: _STARRED if starred else _PLAIN},
             lambda: self.adapter.star(self.now.handle, chosen, starred),
         )
+        self.then(data)
 
     @rule(data=st.data())
     def time(self, data: st.DataObject) -> None:
@@ -106,9 +112,13 @@ class RetentionMachine(CrashingMachine):
         self.happened("clock set back" if move.steps.total_seconds() < 0 else "clock moved")
 
     @precondition(lambda self: self.live)
-    @rule()
-    def clean_up(self) -> None:
+    @rule(data=st.data())
+    def clean_up(self, data: st.DataObject) -> None:
         """Exactly what the policy does not keep goes."""
+        self._clean_up()
+        self.then(data)
+
+    def _clean_up(self) -> None:
         due: dict[str, str | None] = {
             each: None
             for each, star in self.live.items()
@@ -123,23 +133,6 @@ class RetentionMachine(CrashingMachine):
             lambda: self.adapter.clean_up(self.now.handle),
             apart=not self.can("atomic_cleanup"),
         )
-
-    @rule()
-    def reopen(self) -> None:
-        """Close and open."""
-        self.reopen_cleanly()
-
-    @precondition(lambda self: self.can("crash_recovery"))
-    @rule(data=st.data())
-    def power_loss(self, data: st.DataObject) -> None:
-        """Lose power at any operation."""
-        self.crash(data, self.model)
-
-    @precondition(lambda self: self.can("crash_recovery"))
-    @rule(data=st.data())
-    def kill(self, data: st.DataObject) -> None:
-        """Kill the process at any operation."""
-        self.crash(data, "kill")
 
     def _age(self, snapshot: str) -> Any:
         return (self.taken[snapshot], snapshot)
