@@ -22,11 +22,17 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from pytest_statepersist.reference.errors import DamagedData, NotFound, StorageError
+from pytest_statepersist.reference.errors import (
+    DamagedData,
+    NotFound,
+    StorageError,
+    ValidationError,
+)
 
 __all__ = [
     "FILE_MODE",
     "PRIVATE_DIRECTORY_MODE",
+    "checked_path",
     "create_temporary",
     "fsync_directory",
     "is_temporary",
@@ -47,6 +53,24 @@ _LONGEST_STEM = 200  # bytes of the final name kept in the temporary's: NAME_MAX
 PathLike = str | os.PathLike[str]
 
 
+def checked_path(path: PathLike) -> Path:
+    """Return the path. Raises `ValidationError` for one that no file can have."""
+    text = os.fspath(path)
+    problem = ""
+    if not text:
+        problem = "is empty"
+    elif "\0" in text:
+        problem = f"{text!r} holds a NUL character"
+    else:
+        try:
+            os.fsencode(text)
+        except UnicodeEncodeError:
+            problem = f"{text!r} cannot be written in the encoding of this file system"
+    if problem:
+        raise ValidationError("path", problem)
+    return Path(path)
+
+
 def write_atomic(path: PathLike, data: bytes, *, mode: int = FILE_MODE) -> None:
     """Replace the content of ``path`` by ``data``: atomic, and durable on return.
 
@@ -57,7 +81,7 @@ def write_atomic(path: PathLike, data: bytes, *, mode: int = FILE_MODE) -> None:
 
     Raises `StorageError`.
     """
-    target = Path(path)
+    target = checked_path(path)
     temporary = create_temporary(target, data, mode=mode)
     try:
         os.replace(temporary, target)
@@ -76,7 +100,7 @@ def create_temporary(target: PathLike, data: bytes, *, mode: int = FILE_MODE) ->
     The content is durable on return; the temporary's *name* is not until its directory is
     synced. Raises `StorageError`, and leaves no temporary then.
     """
-    goal = Path(target)
+    goal = checked_path(target)
     temporary = goal.parent / temporary_name(goal.name)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     flags |= getattr(os, "O_BINARY", 0)
@@ -119,6 +143,7 @@ def fsync_directory(path: PathLike) -> None:
     """
     if os.name == "nt":
         return
+    checked_path(path)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -136,7 +161,7 @@ def make_directory(path: PathLike, mode: int = PRIVATE_DIRECTORY_MODE) -> None:
     ``path`` is synced even when ``path`` exists: whoever created it may have been killed
     before it could. Raises `StorageError` (also when a file is in the way).
     """
-    target = Path(path)
+    target = checked_path(path)
     missing: list[Path] = []
     probe = target
     try:
@@ -165,7 +190,7 @@ def remove_durably(path: PathLike, *, missing_ok: bool = False) -> None:
 
     Raises `NotFound` (unless ``missing_ok``) or `StorageError`.
     """
-    target = Path(path)
+    target = checked_path(path)
     try:
         os.unlink(target)
     except FileNotFoundError:
@@ -196,6 +221,7 @@ def remove_temporaries(directory: PathLike) -> tuple[Path, ...]:
     the next call removes it again. Raises `StorageError`.
     """
     removed: list[Path] = []
+    checked_path(directory)
     try:
         with os.scandir(directory) as entries:
             found = [
@@ -220,6 +246,7 @@ def read_bounded(path: PathLike, limit: int, *, follow_symlinks: bool = True) ->
     ``follow_symlinks=False``) a symbolic link: none of them can be what we wrote;
     `StorageError` for the rest.
     """
+    checked_path(path)
     # O_NONBLOCK: a pipe in the place of a file would otherwise stop us for ever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     flags |= getattr(os, "O_BINARY", 0)

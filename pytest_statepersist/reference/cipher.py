@@ -100,7 +100,10 @@ class Cipher:
         if not passphrase:
             raise ValidationError("passphrase", "is empty")
         self = cls.__new__(cls)
-        self._passphrase = passphrase.encode()
+        try:
+            self._passphrase = passphrase.encode()
+        except UnicodeEncodeError:
+            raise ValidationError("passphrase", "has a lone surrogate") from None
         self._cost = cost or KdfCost()
         self._lock = threading.Lock()
         price = (self._cost.memory_kib, self._cost.iterations, self._cost.lanes)

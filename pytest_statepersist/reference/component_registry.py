@@ -17,22 +17,28 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import pydantic
 
-from pytest_statepersist.reference.atomic import fsync_directory, make_directory, read_bounded
+from pytest_statepersist.reference.atomic import (
+    checked_path,
+    fsync_directory,
+    make_directory,
+    read_bounded,
+)
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.errors import (
     DamagedData,
     IntegrityError,
     NotFound,
+    StorageError,
     ValidationError,
     WrongPassword,
 )
 from pytest_statepersist.reference.ids import check_id
 from pytest_statepersist.reference.locking import StoreLock
+from pytest_statepersist.reference.presence import is_link
 from pytest_statepersist.reference.serializers import DEFAULT_LIMIT, JsonSerializer
 from pytest_statepersist.reference.state_snapshot import Component, Policy
 from pytest_statepersist.reference.transaction import JOURNAL_NAME, Transaction, recover
@@ -88,7 +94,7 @@ class DirectoryRegistry:
         lock_timeout: float = 10.0,
         limit: int = DEFAULT_LIMIT,
     ) -> None:
-        self.root = Path(root).resolve()
+        self.root = checked_path(root).resolve()
         self._cipher = cipher
         self._limit = limit
         self._interrupted = True
@@ -108,8 +114,12 @@ class DirectoryRegistry:
     def ids(self) -> tuple[str, ...]:
         """Return the ids of all components, sorted."""
         with self.locked():
-            names = (path.name for path in (self.root / "components").glob("*.json"))
-            return tuple(sorted(n.removesuffix(".json") for n in names if not n.startswith(".")))
+            try:
+                names = os.listdir(self.root / "components")
+            except OSError as error:
+                raise StorageError(self.root, error) from error
+            stems = (n.removesuffix(".json") for n in names if n.endswith(".json"))
+            return tuple(sorted(stem for stem in stems if not stem.startswith(".")))
 
     def get(self, component_id: str) -> ComponentRecord:
         """Return one component.
@@ -169,7 +179,7 @@ class DirectoryRegistry:
     def _recover(self) -> None:
         for directory in _DIRECTORIES:
             path = self.root / directory
-            if path.is_symlink():
+            if is_link(path):
                 raise ValidationError(directory, f"{path} is a symbolic link; move the files here")
             make_directory(path)
         recover(self.root, (".", *_DIRECTORIES))

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     fsync_directory,
     make_directory,
     read_bounded,
@@ -87,7 +88,8 @@ class JsonConversations:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
-        self.path = Path(path)
+        # Resolved, so that all who come by a link take the same lock beside the directory.
+        self.path = checked_path(path).resolve()
         make_directory(self.path)
         self._lock = StoreLock(self.path.with_name(self.path.name + ".lock"), timeout=timeout)
         with self._lock:
@@ -319,8 +321,10 @@ class JsonConversations:
                 )
                 for name, (stamp, info, problem) in from_json(body).items()
             }
-        except (DamagedData, NotFound, ValidationError, ValueError, TypeError, IndexError):
+        except (DamagedData, NotFound, ValidationError):
             return {}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return {}  # with a checksum that fits, and yet of another shape
 
 
 def _encode_index(entries: Mapping[str, _Entry]) -> bytes:

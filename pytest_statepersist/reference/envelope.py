@@ -98,7 +98,10 @@ class EnvelopeKey:
         if not password:
             raise ValidationError("password", "is empty")
         self = cls(bytes(KEY_SIZE))
-        self._secret = password.encode()
+        try:
+            self._secret = password.encode()
+        except UnicodeEncodeError:
+            raise ValidationError("password", "has a lone surrogate") from None
         self._cost = cost or KdfCost()
         return self
 

@@ -24,7 +24,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_statepersist.reference.atomic import make_directory, write_atomic
+from pytest_statepersist.reference.atomic import checked_path, make_directory, write_atomic
 from pytest_statepersist.reference.envelope import EnvelopeKey
 from pytest_statepersist.reference.errors import (
     DamagedLog,
@@ -84,7 +84,7 @@ class EventLog:
         at_least: int = 0,
         lock_timeout: float = 10.0,
     ) -> None:
-        self.root = Path(root)
+        self.root = checked_path(root)
         self._files = LogFiles(self.root, key)
         self._segment_size = segment_size
         self._mutex = threading.RLock()

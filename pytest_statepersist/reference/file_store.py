@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pytest_statepersist.reference.atomic import checked_path
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.clock import Clock, Scheduler, SystemClock
 from pytest_statepersist.reference.errors import (
@@ -400,7 +401,9 @@ class FileStore:
         """
         with self._exclusive():
             return create_backup(
-                self.backup_content(), Path(dest), base=None if base is None else Path(base)
+                self.backup_content(),
+                checked_path(dest),
+                base=None if base is None else checked_path(base),
             )
 
     def backup_content(self) -> BackupContent:
@@ -440,7 +443,9 @@ class FileStore:
         `NewerVersion`; the store is as before then.
         """
         with self._exclusive():
-            content = read_backup(Path(src), None if base is None else Path(base))
+            content = read_backup(
+                checked_path(src), None if base is None else checked_path(base)
+            )
             return self.restore_content(content)
 
     def restore_content(self, content: BackupContent) -> int:

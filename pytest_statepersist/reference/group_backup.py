@@ -17,6 +17,7 @@ from typing import Any
 
 from pytest_statepersist.reference import cbor
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     is_temporary,
     make_directory,
     read_bounded,
@@ -95,8 +96,8 @@ def import_state(
     `BackupError` (no such export, or damaged), `WrongPassword`, `NewerVersion`,
     `ConflictError` (there is an identity already), `StorageError`.
     """
-    contents = _read(Path(path), export_key)
-    target = Path(root)
+    contents = _read(checked_path(path), export_key)
+    target = checked_path(root)
     make_directory(target)
     for name in STATE_DIRECTORIES:
         make_directory(target / name)

@@ -16,11 +16,11 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from pytest_statepersist.reference import cbor
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     fsync_directory,
     make_directory,
     read_bounded,
@@ -31,7 +31,11 @@ from pytest_statepersist.reference.envelope import EnvelopeKey, Purpose
 from pytest_statepersist.reference.errors import DamagedData, NewerVersion, NotFound
 from pytest_statepersist.reference.group_session import GroupSession, Place
 from pytest_statepersist.reference.locking import StoreLock
-from pytest_statepersist.reference.message_protection import new_x25519_key, x25519_public
+from pytest_statepersist.reference.message_protection import (
+    SECRET_SIZE,
+    new_x25519_key,
+    x25519_public,
+)
 from pytest_statepersist.reference.slots import (
     GROUP_STATE,
     EpochSecrets,
@@ -128,11 +132,16 @@ class Invite:
         try:
             if content["version"] > _VERSION:
                 raise NewerVersion(f"invite code version {content['version']}")
-            ticket = InviteTicket(content["id"], content["key"])
             state = GROUP_STATE.decode(content["state"])
-            return cls(ticket, state, content["secret"], content["fetched"])
+            match content["id"], content["key"], content["secret"], content["fetched"]:
+                # Whoever makes a code makes its checksum too: the parts are not to be trusted.
+                case str() as name, bytes() as key, bytes() as secret, int() as fetched if (
+                    len(key) == len(secret) == SECRET_SIZE and 0 <= fetched < 1 << 63
+                ):
+                    return cls(InviteTicket(name, key), state, secret, fetched)
         except (KeyError, TypeError) as error:
             raise DamagedData(f"the invite code cannot be read ({error!r})") from error
+        raise DamagedData("the invite code cannot be read: a part of it is of the wrong kind")
 
 
 class InviteOrigin(Enum):
@@ -163,7 +172,7 @@ class InviteBook:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, key: EnvelopeKey) -> None:
-        self.path = Path(directory) / BOOK_NAME
+        self.path = checked_path(directory) / BOOK_NAME
         self._key = key
         make_directory(self.path.parent)
         self._lock = StoreLock(self.path.parent / ".lock")

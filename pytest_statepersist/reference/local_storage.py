@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     fsync_directory,
     is_temporary,
     make_directory,
@@ -95,7 +96,9 @@ class LocalStorage:
     ) -> None:
         if not prefix:
             raise ValidationError("prefix", "is empty; foreign keys could not be told from ours")
-        self.path = Path(path)
+        self.path = checked_path(path)
+        if not self.path.name:
+            raise ValidationError("path", f"{self.path} names no file")
         self.prefix = prefix
         self.quota = quota
         self._lock = StoreLock(self.path.with_name(self.path.name + ".lock"), timeout=timeout)

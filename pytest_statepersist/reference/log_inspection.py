@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_statepersist.reference.atomic import checked_path
 from pytest_statepersist.reference.envelope import EnvelopeKey
 from pytest_statepersist.reference.errors import DamagedData
 from pytest_statepersist.reference.log_files import LogFiles, Record, Snapshot
@@ -40,7 +41,7 @@ def inspect_log(root: str | os.PathLike[str], *, key: EnvelopeKey | None = None)
 
     Numbers missing between the records are lost. Raises `WrongPassword`, `StorageError`.
     """
-    files = LogFiles(Path(root), key)
+    files = LogFiles(checked_path(root), key)
     problems: list[str] = []
     snapshot: Snapshot | None = None
     for number in files.snapshot_numbers():

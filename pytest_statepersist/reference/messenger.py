@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_statepersist.reference.atomic import make_directory
+from pytest_statepersist.reference.atomic import checked_path, make_directory
 from pytest_statepersist.reference.clock import Clock, SystemClock
 from pytest_statepersist.reference.crdt import Add, Remove, Set
 from pytest_statepersist.reference.envelope import EnvelopeKey
@@ -58,6 +58,7 @@ from pytest_statepersist.reference.invites import (
 from pytest_statepersist.reference.locking import StoreLock
 from pytest_statepersist.reference.log_files import LOG_DIRECTORY, SNAPSHOT_DIRECTORY
 from pytest_statepersist.reference.message_protection import new_signature_key
+from pytest_statepersist.reference.presence import is_directory
 from pytest_statepersist.reference.replica import Delivered, Message, Replica, Update
 from pytest_statepersist.reference.slots import CLIENT, SIGNATURE_KEYS
 from pytest_statepersist.reference.snapshot_store import SlotValues, SnapshotStore
@@ -139,7 +140,7 @@ class Messenger:
         compact_after: int = 1000,
         lock_timeout: float = 10.0,
     ) -> None:
-        self.root = Path(root)
+        self.root = checked_path(root)
         self._transport = transport
         self._clock = clock or SystemClock()
         self._compact_after = compact_after
@@ -180,12 +181,13 @@ class Messenger:
         Raises `ConflictError` if there is a user already, `ValidationError`, `StorageError`.
         """
         clock = clock or SystemClock()
-        make_directory(root)
-        with settled_root(Path(root)):
-            path = Path(root) / IDENTITY_NAME
-            if has_identity(Path(root)):
+        home = checked_path(root)
+        make_directory(home)
+        with settled_root(home):
+            path = home / IDENTITY_NAME
+            if has_identity(home):
                 raise ConflictError(f"{path}: there is an identity already")
-            with SnapshotStore(Path(root) / GROUP_DIRECTORY, key=key, clock=clock) as store:
+            with SnapshotStore(home / GROUP_DIRECTORY, key=key, clock=clock) as store:
                 if "" not in store.keys(SIGNATURE_KEYS, CLIENT):  # else: left by a crash
                     store.write(SIGNATURE_KEYS, CLIENT, new_signature_key())
                 identity = Identity.create(display_name, store.read(SIGNATURE_KEYS, CLIENT), clock)
@@ -532,11 +534,7 @@ def settled_root(root: Path, *, lock_timeout: float = 10.0) -> Iterator[None]:
 
     Raises `NotFound` (no such directory), `LockTimeout`, `DamagedData`, `StorageError`.
     """
-    try:
-        there = root.is_dir()
-    except OSError as error:
-        raise StorageError(root, error) from error
-    if not there:
+    if not is_directory(checked_path(root)):
         raise NotFound(f"{root}: nothing was set up there")
     with StoreLock(root / ".lock", timeout=lock_timeout):
         recover(root, (".", *STATE_DIRECTORIES))

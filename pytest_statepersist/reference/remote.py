@@ -17,6 +17,7 @@ fsspec (extra ``remote``) and the backend's own package are imported on use.
 from __future__ import annotations
 
 import importlib
+import os
 import posixpath
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -60,6 +61,9 @@ class RemoteStore:
     """
 
     def __init__(self, url: str, **options: Any) -> None:
+        if not url.partition("://")[2 if "://" in url else 0].strip("/"):
+            # fsspec would take it for the current directory, or for a whole account.
+            raise ValidationError("url", f"{url!r} names no place")
         self.url = url.rstrip("/")
         self._backend = _backend_for(url, options)
 
@@ -130,9 +134,11 @@ class _Local(_Backend):
         return read_bounded(self._root / name, limit)
 
     def names(self) -> list[str]:
-        if not self._root.exists():
+        try:
+            with os.scandir(self._root) as entries:
+                return [entry.name for entry in entries if entry.is_file()]
+        except FileNotFoundError:
             return []
-        return [path.name for path in self._root.iterdir() if path.is_file()]
 
     def remove(self, name: str) -> None:
         remove_durably(self._root / name)
@@ -218,8 +224,8 @@ def _backend_for(url: str, options: dict[str, Any]) -> _Backend:
         ) from error
     try:
         filesystem, root = fsspec.core.url_to_fs(url, **options)
-    except (ValueError, ImportError) as error:
-        raise ValidationError("url", f"{url!r} cannot be reached: {error}") from error
+    except Exception as error:  # a backend that is missing, too old, or without credentials
+        raise ValidationError("url", f"{url!r} cannot be reached: {error!r}") from error
     own = filesystem.protocol
     protocols = {own} if isinstance(own, str) else set(own)
     if protocols & {"file", "local"}:

@@ -29,6 +29,7 @@ from pydantic import BaseModel
 
 from pytest_statepersist.reference import cbor
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     fsync_directory,
     make_directory,
     read_bounded,
@@ -107,7 +108,7 @@ class SnapshotStore:
     ) -> None:
         if keep < 1:
             raise ValidationError("keep", f"{keep}: the current snapshot must be kept")
-        self.directory = Path(directory)
+        self.directory = checked_path(directory)
         self._key = key
         self._clock = clock or SystemClock()
         self._keep = keep

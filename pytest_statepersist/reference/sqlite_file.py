@@ -27,11 +27,15 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pytest_statepersist.reference.atomic import FILE_MODE, fsync_directory, make_directory
+from pytest_statepersist.reference.atomic import (
+    FILE_MODE,
+    checked_path,
+    fsync_directory,
+    make_directory,
+)
 from pytest_statepersist.reference.errors import (
     ConflictError,
     DamagedData,
@@ -80,7 +84,8 @@ class SqliteFile:
         timeout: float = 10.0,
         secure_delete: bool = False,
     ) -> None:
-        self.path = Path(path)
+        # Resolved as SQLite does, so that the directory that we sync is the one that has the file.
+        self.path = checked_path(path).resolve()
         self._migrations = tuple(migrations)
         self._timeout = timeout
         self._secure_delete = secure_delete

@@ -18,7 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_statepersist.reference.atomic import fsync_directory, make_directory, read_bounded
+from pytest_statepersist.reference.atomic import (
+    checked_path,
+    fsync_directory,
+    make_directory,
+    read_bounded,
+)
 from pytest_statepersist.reference.errors import (
     InvalidId,
     NotFound,
@@ -28,6 +33,7 @@ from pytest_statepersist.reference.errors import (
 )
 from pytest_statepersist.reference.ids import check_id
 from pytest_statepersist.reference.items import ITEM_TYPES, Item
+from pytest_statepersist.reference.presence import is_link
 from pytest_statepersist.reference.transaction import JOURNAL_NAME, recover
 
 __all__ = ["DIRECTORIES", "Signature", "StoreFiles"]
@@ -51,7 +57,7 @@ class StoreFiles:
     """The files of one store. Raises `StorageError` when the layout cannot be made."""
 
     def __init__(self, root: str | os.PathLike[str], *, limit: int) -> None:
-        self.root = Path(root).resolve()
+        self.root = checked_path(root).resolve()
         self.limit = limit
 
     def create(self) -> None:
@@ -65,7 +71,7 @@ class StoreFiles:
         """
         for directory in DIRECTORIES:
             path = self.root / directory
-            if path.is_symlink():
+            if is_link(path):
                 raise ValidationError(directory, f"{path} is a symbolic link; move the files here")
             make_directory(path)
         self.recover()
@@ -98,16 +104,17 @@ class StoreFiles:
                 yield self.root / model.directory / f"{name}{_SUFFIX}", error
 
     def _stems(self, model: type[Item]) -> list[str]:
-        directory = self.root / model.directory
-        try:
-            names = os.listdir(directory)
-        except OSError as error:
-            raise StorageError(directory, error) from error
         return sorted(
             name.removesuffix(_SUFFIX)
-            for name in names
+            for name in self._names(model.directory)
             if name.endswith(_SUFFIX) and not name.startswith(".")
         )
+
+    def _names(self, directory: str) -> list[str]:
+        try:
+            return os.listdir(self.root / directory)
+        except OSError as error:
+            raise StorageError(self.root / directory, error) from error
 
     def read(self, place: str) -> bytes:
         """Return a file's bytes. Raises `NotFound`, `DamagedData`, `StorageError`."""
@@ -120,8 +127,12 @@ class StoreFiles:
 
     def _aside(self, place: str) -> str:
         path = self.path(place)
-        aside = sorted(path.parent.glob(f"{path.name}{_DAMAGED}*"))
-        return f"; a damaged copy is kept as {aside[0].name}" if aside else ""
+        start = path.name + _DAMAGED
+        try:
+            aside = sorted(name for name in os.listdir(path.parent) if name.startswith(start))
+        except OSError:
+            return ""  # a courtesy, no part of the answer
+        return f"; a damaged copy is kept as {aside[0]}" if aside else ""
 
     def signature(self, place: str) -> Signature | None:
         """Return which file is at ``place`` now; None if there is none."""
@@ -157,9 +168,10 @@ class StoreFiles:
         """Return all files that were set aside, sorted."""
         return tuple(
             sorted(
-                path
+                self.root / directory / name
                 for directory in DIRECTORIES
-                for path in (self.root / directory).glob(f"*{_DAMAGED}*")
+                for name in self._names(directory)
+                if _DAMAGED in name
             )
         )
 

@@ -18,6 +18,7 @@ from datetime import UTC
 from pathlib import Path
 
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     fsync_directory,
     is_temporary,
     make_directory,
@@ -56,7 +57,7 @@ class BackupSchedule:
         if keep < 1 or full_every < 1:
             raise ValidationError("keep" if keep < 1 else "full_every", "must be 1 or more")
         self._store = store
-        self._directory = Path(directory)
+        self._directory = checked_path(directory)
         self._keep = keep
         self._full_every = full_every
         self._clock = clock or SystemClock()

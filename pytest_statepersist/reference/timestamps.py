@@ -32,7 +32,10 @@ def moment_from_text(text: str) -> datetime:
         raise DamagedData(f"{text!r} is not a moment in ISO 8601") from error
     if moment.tzinfo is None:
         raise DamagedData(f"{text!r} has no offset from UTC, so it names no moment")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise DamagedData(f"{text!r} is before year 1 or after year 9999 in UTC") from error
 
 
 def microseconds(text: object) -> int | None:
@@ -41,7 +44,7 @@ def microseconds(text: object) -> int | None:
         return None
     try:
         since = moment_from_text(text) - _EPOCH
-    except (DamagedData, OverflowError):
+    except DamagedData:
         return None
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
@@ -49,7 +52,10 @@ def microseconds(text: object) -> int | None:
 def _aware(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("has no time zone; pass tzinfo=UTC")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is before year 1 or after year 9999 in UTC") from None
 
 
 Moment = Annotated[datetime, AfterValidator(_aware), PlainSerializer(text_of_moment)]

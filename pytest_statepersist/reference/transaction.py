@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     create_temporary,
     fsync_directory,
     is_temporary,
@@ -46,6 +47,7 @@ from pytest_statepersist.reference.errors import (
     StorageError,
     ValidationError,
 )
+from pytest_statepersist.reference.presence import is_present
 
 __all__ = ["JOURNAL_NAME", "Transaction", "recover"]
 
@@ -62,7 +64,7 @@ class Transaction:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.root = checked_path(root)
         self._puts: dict[str, bytes] = {}
         self._deletes: set[str] = set()
 
@@ -145,7 +147,7 @@ def recover(root: str | os.PathLike[str], directories: Iterable[str] = (".",)) -
     Raises `DamagedData` (the journal or a prepared file was tampered with: nothing is guessed,
     nothing removed), `NewerVersion`, `StorageError`.
     """
-    base = Path(root)
+    base = checked_path(root)
     found = _read_journal(base)
     if found is not None:
         _apply(base, found)
@@ -165,7 +167,7 @@ def _apply(root: Path, steps: _Steps) -> None:
             os.replace(source, root / rename.target)
         except FileNotFoundError as error:
             # Renamed already, by a run that a crash cut short. Anything else is a loss.
-            if not (root / rename.target).exists():
+            if not is_present(root / rename.target):
                 raise DamagedData(
                     f"{source}: the committed content of {rename.target} is gone, and no crash "
                     "of ours removes it; restore a backup"
@@ -230,7 +232,7 @@ def _parse(path: Path, body: bytes) -> _Steps:
                 tuple(_Rename(_temporary(t), _checked(p), s) for t, p, s in content["put"]),
                 tuple(_checked(p) for p in content["delete"]),
             )
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise DamagedData(f"{path}: the journal cannot be read ({error})") from error
     raise NewerVersion(f"{path}: journal version {version}, this code knows {_VERSION}")
 

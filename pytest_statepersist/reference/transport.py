@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     fsync_directory,
     make_directory,
     read_bounded,
@@ -82,7 +83,7 @@ class DirectoryTransport:
     """A mailbox below a directory, shared by processes: one durable file a frame."""
 
     def __init__(self, directory: str | os.PathLike[str], *, lock_timeout: float = 10.0) -> None:
-        self.directory = Path(directory)
+        self.directory = checked_path(directory)
         self._lock_timeout = lock_timeout
 
     def publish(self, group_id: bytes, frame: bytes, *, commit_after: int | None = None) -> int:

@@ -30,13 +30,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pydantic import Field
 
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     fsync_directory,
     make_directory,
     read_bounded,
@@ -154,7 +154,8 @@ class Vault:
     ) -> None:
         if (password is None) == (key is None):
             raise ValidationError("password", "pass either a password or an exported key")
-        self.path = Path(path)
+        # Resolved, so that all who come by a link take the same lock beside the directory.
+        self.path = checked_path(path).resolve()
         self.clock: Clock = clock or SystemClock()
         self._cost: Cost = cost or KdfCost()
         self._cache = threading.Lock()

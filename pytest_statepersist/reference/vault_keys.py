@@ -151,7 +151,9 @@ class VaultHeader:
                 wrapped_key=_bytes(body["wrappedKey"], _NONCE_SIZE + KEY_SIZE + _TAG_SIZE),
                 intact=intact,
             )
-        except (DamagedData, ValidationError, KeyError, TypeError, ValueError) as error:
+        except (
+            DamagedData, ValidationError, KeyError, TypeError, ValueError, AttributeError,
+        ) as error:  # fmt: skip
             raise _damaged_header(where, f"it cannot be read ({error})") from error
         return header
 

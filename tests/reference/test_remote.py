@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ from pytest_statepersist.reference.store_remote import (
     unpack_backup,
 )
 from tests.reference.kill_points import each_kill_point, tree
-from tests.reference.remote_servers import STARTERS, Server, Unavailable
+from tests.reference.remote_servers import STARTERS, Servers, Unavailable
 from tests.reference.snapshot_helpers import snapshot
 from tests.reference.store_helpers import chain, content, conversation, open_store, session
 
@@ -44,8 +45,12 @@ fsspec = pytest.importorskip("fsspec", reason="the extra `remote` is not install
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
 
 BACKENDS = ["memory", "file", "renaming", *STARTERS]
-# aiohttp warns its caller about bodies of more than 1 MiB; the caller is the Azure SDK.
-pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+pytestmark = [
+    # aiohttp warns its caller about bodies of more than 1 MiB; the caller is the Azure SDK.
+    pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning"),
+    # One worker of pytest-xdist starts the servers, and only one.
+    pytest.mark.xdist_group("servers of remote stores"),
+]
 
 
 class RenamingFileSystem(MemoryFileSystem):
@@ -80,24 +85,10 @@ class CopyingFileSystem(MemoryFileSystem):
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[Callable[[str], Server]]:
-    running: dict[str, Server | Unavailable] = {}
-
-    def get(name: str) -> Server:
-        if name not in running:
-            try:
-                running[name] = STARTERS[name]()
-            except Unavailable as reason:
-                running[name] = reason
-        found = running[name]
-        if isinstance(found, Unavailable):
-            pytest.skip(f"{name}: {found}")
-        return found
-
-    yield get
-    for server in running.values():
-        if isinstance(server, Server):
-            server.stop()
+def servers() -> Iterator[Servers]:
+    started = Servers()
+    yield started
+    started.stop()
 
 
 @pytest.fixture
@@ -112,7 +103,7 @@ def renaming() -> Iterator[type[RenamingFileSystem]]:
 def remote(
     request: pytest.FixtureRequest,
     tmp_path: Path,
-    servers: Callable[[str], Server],
+    servers: Servers,
     renaming: type[RenamingFileSystem],
 ) -> RemoteStore:
     """An empty remote store on each backend."""
@@ -121,7 +112,10 @@ def remote(
         return RemoteStore(f"file://{tmp_path}/remote/{place}")
     if request.param in ("memory", "renaming"):
         return RemoteStore(f"{request.param}://{place}")
-    server = servers(request.param)
+    try:
+        server = servers.get(request.param)
+    except Unavailable as reason:
+        pytest.skip(f"{request.param}: {reason}")
     return RemoteStore(f"{server.url}/{place}", **server.options)
 
 
@@ -316,21 +310,35 @@ def test_a_truncated_upload_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backends_that_are_not_atomic_or_not_there_are_refused(
-    renaming: type[RenamingFileSystem],
+    renaming: type[RenamingFileSystem], tmp_path: Path
 ) -> None:
     with pytest.raises(ValidationError, match="atomically"):
         RemoteStore("copying://x")
-    with pytest.raises(ValidationError, match="cannot be reached"):
-        RemoteStore("nosuchprotocol://x")
+    for url in ("nosuchprotocol://x", f"zip://x::file://{tmp_path}"):  # a directory is no archive
+        with pytest.raises(ValidationError, match="cannot be reached"):
+            RemoteStore(url)
+
+
+@pytest.mark.parametrize("url", ["", "/", "://", "file://", "memory:///", "s3://"])
+def test_a_url_that_names_no_place_is_refused(url: str) -> None:
+    """fsspec takes these for the current directory, or for the root of everything."""
+    with pytest.raises(ValidationError, match="names no place"):
+        RemoteStore(url)
 
 
 def test_an_unreachable_server_is_a_clear_error() -> None:
     pytest.importorskip("s3fs")
-    remote = RemoteStore(
-        "s3://bucket/x", key="k", secret="s", skip_instance_cache=True,
-        client_kwargs={"endpoint_url": "http://127.0.0.1:9"},
-        config_kwargs={"retries": {"max_attempts": 0}, "connect_timeout": 1},
-    )  # fmt: skip
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # ours, and nobody listens: each connection is refused
+        remote = RemoteStore(
+            "s3://bucket/x", key="k", secret="s", skip_instance_cache=True,
+            client_kwargs={"endpoint_url": f"http://127.0.0.1:{unheard.getsockname()[1]}"},
+            config_kwargs={"retries": {"total_max_attempts": 1}, "connect_timeout": 1},
+        )  # fmt: skip
+        _check_unreachable(remote)
+
+
+def _check_unreachable(remote: RemoteStore) -> None:
     for action in (lambda: remote.load("doc"), lambda: remote.save("doc", b""), remote.list):
         with pytest.raises(PersistenceError) as caught:
             action()
