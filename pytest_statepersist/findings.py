@@ -36,10 +36,13 @@ class Verdict:
     states: int
     coverage: str = ""
     reason: str = ""
+    asked: bool = True
+    """Not so for ``durable`` where the invariant takes a lost save for a kept one."""
 
     def __str__(self) -> str:
         words = {True: "yes", False: "NO", None: "not covered"}
-        text = f"{self.model}: atomic {words[self.atomic]}, durable {words[self.durable]}"
+        durable = words[self.durable] if self.asked else "not asked"
+        text = f"{self.model}: atomic {words[self.atomic]}, durable {durable}"
         return f"{text} ({self.coverage}{'; ' + self.reason if self.reason else ''})"
 
 
@@ -159,7 +162,7 @@ class Report:
     def raise_where_not_covered(self) -> None:
         """Raise `NotCovered` where no finding says no, and something keeps a model from a yes."""
         __tracebackhide__ = True
-        if any(None in (verdict.atomic, verdict.durable) for verdict in self.verdicts):
+        if any(v.atomic is None or (v.durable is None and v.asked) for v in self.verdicts):
             raise NotCovered(f"{self}\n{_OPEN}", self)
 
     def __str__(self) -> str:

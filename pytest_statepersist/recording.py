@@ -46,6 +46,8 @@ class Recorded:
     """What was asked for: "auto", "python" or "strace"; it holds for recoveries too."""
     warnings: tuple[str, ...] = ()
     recoveries_seen_by: str = ""
+    outside: frozenset[str] = frozenset()
+    """Files elsewhere, not empty, that Python code of the workload wrote, renamed or removed."""
 
     @property
     def recorder(self) -> str:
@@ -200,7 +202,7 @@ def _in_python(
     if recorder.unproved:
         warnings = (*warnings, f"completeness rests on the final tree only: {recorder.unproved}")
     values = _values(recorder.acknowledged, recorder.trace)
-    return Recorded(recorder.trace, values, names, choice, warnings)
+    return Recorded(recorder.trace, values, names, choice, warnings, outside=recorder.outside)
 
 
 def _run(
@@ -257,7 +259,8 @@ def _under_strace(
         recorder.abandon()
         raise
     trace = recorder.stop()
-    return Recorded(trace, _values(recorder.acknowledged, trace), recorder.names, choice)
+    values = _values(recorder.acknowledged, trace)
+    return Recorded(trace, values, recorder.names, choice, outside=recorder.outside)
 
 
 class _StraceWithLines:
@@ -271,6 +274,7 @@ class _StraceWithLines:
 
         self.acknowledged: list[object] = []
         self.names = "strace"
+        self.outside: frozenset[str] = frozenset()
         self._strace = StraceRecorder(directory)
         companions, _ = sqlite_companions()
         self._lender_names = "python+sqlite" if companions else "python"
@@ -328,6 +332,8 @@ class _StraceWithLines:
             return lender.stop()
         except (BlindSpot, TraceError):
             return lender.builder.finish()
+        finally:
+            self.outside = lender.outside
 
 
 class RecordingSession:
@@ -370,7 +376,9 @@ class RecordingSession:
         if isinstance(self._recorder, _StraceWithLines):
             names = self._recorder.names
         values = _values(self._recorder.acknowledged, trace)
-        self._recording.recorded = Recorded(trace, values, names, self._choice, self._warnings)
+        self._recording.recorded = Recorded(
+            trace, values, names, self._choice, self._warnings, outside=self._recorder.outside
+        )
 
     def _stop(self) -> Trace:
         try:

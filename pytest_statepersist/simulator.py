@@ -30,6 +30,7 @@ from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.explorer.engine import Engine, Restart, Workplace, in_order_states
 from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.outcome import (
+    DATA,
     UNSET,
     Expectation,
     Expected,
@@ -39,12 +40,13 @@ from pytest_statepersist.explorer.outcome import (
     Raises,
     Unset,
     describe,
+    refuse_what_is_read_later,
     same,
 )
 from pytest_statepersist.explorer.runner import Recovery, call
 from pytest_statepersist.explorer.search import Bounds, Coverage, search
 from pytest_statepersist.faults.fake import refuse_while_active
-from pytest_statepersist.findings import Finding, Report, Verdict
+from pytest_statepersist.findings import Report, Verdict
 from pytest_statepersist.recording import Recorded, RecordingSession, record_workload
 from pytest_statepersist.repairing import RUNS, AlteredTraces, redundant_syncs, with_repairs
 
@@ -198,6 +200,7 @@ class CrashSimulator:
                 recorder=settings.recorder,
                 setup=setup,
             )
+            place = replace(place, outside=recorded.outside)
             report = _explore(
                 recorded, recover, directory, place, fresh, settings, before, after, invariant, True
             )
@@ -404,7 +407,9 @@ class Recording:
                     self.recorded,
                     recover,
                     Path(place.directory),
-                    replace(place, original=str(self.directory)),
+                    replace(
+                        place, original=str(self.directory), outside=self.recorded.outside
+                    ),
                     fresh,
                     settings,
                     before,
@@ -694,6 +699,7 @@ class _Exploration:
         disks = [disk_of(self.trace, model) for model in self.models]
         expectation = self._expectation(disks[0])
         self._same_twice()
+        accepts_loss = self._settle(disks[0], expectation)
         self.engine.searching = True
         coverage = []
         for disk in disks:
@@ -724,8 +730,7 @@ class _Exploration:
                 self.trace, self.engine, self.models, expectation, self.bounds.deviations
             )
         verdicts = tuple(
-            self._verdict(each, expectation, [f for f in findings if each.model.name in f.models])
-            for each in coverage
+            self._verdict(each, expectation, accepts_loss) for each in coverage
         )
         return Report(
             trace=self.trace,
@@ -750,7 +755,9 @@ class _Exploration:
         """Find out what recovery gives before and after, in a way that no cache can disturb."""
         start, end = in_order_states(self.trace, disk)
         first = self.engine.outcome(disk, start).outcome
+        refuse_what_is_read_later(first)
         last = self.engine.outcome(disk, end).outcome
+        refuse_what_is_read_later(last)
         self.engine.trust(disk, start, first)
         self.engine.trust(disk, end, last)
         if not self.engine.isolated and self.engine.fresh.available:
@@ -765,6 +772,17 @@ class _Exploration:
             acknowledged=self.recorded.acknowledged,
             invariant=self.invariant,
         )
+
+    def _settle(self, disk: Disk, expectation: Expectation) -> bool:
+        """Have each value asked while its disk is there; say whether a lost save would pass."""
+        start, end = in_order_states(self.trace, disk)
+        lazy = any(type(each.value) not in DATA for _, _, each in self.engine.sentinels)
+        self.engine.settle_with(
+            expectation.settle, forget=lazy or expectation.invariant is not None
+        )
+        first, last = (self.engine.outcome(disk, state).outcome for state in (start, end))
+        expectation.refuse_what_raises(last)
+        return expectation.accepts_loss(first)
 
     def _not_cached(self, disk: Disk, state: CrashState, here: Outcome) -> None:
         there = self.engine.confirm(disk, state)
@@ -804,7 +822,7 @@ class _Exploration:
     # -- verdicts
 
     def _verdict(
-        self, coverage: Coverage, expectation: Expectation, findings: list[Finding]
+        self, coverage: Coverage, expectation: Expectation, accepts_loss: bool
     ) -> Verdict:
         broken = {kind for kind, count in coverage.failing.items() if count}
         atomic: bool | None = not broken - {Kind.DURABILITY}
@@ -820,9 +838,18 @@ class _Exploration:
                 "recovery gives the same answer before and after the workload, so it cannot tell "
                 "whether anything was saved"
             )
-        return Verdict(
-            coverage.model.name, atomic, durable, covered, coverage.states, str(coverage), reason
-        )
+        if self.engine.doubts:
+            atomic, durable = _only_no(atomic), _only_no(durable)
+            reason = reason or "; ".join(self.engine.doubts)
+        asked = True
+        if accepts_loss and durable:
+            durable, asked = None, False
+            reason = reason or (
+                "the invariant takes what was there before for what must be there after; "
+                "acknowledge what was saved, or give after="
+            )
+        name, count = coverage.model.name, coverage.states
+        return Verdict(name, atomic, durable, covered, count, str(coverage), reason, asked)
 
 
 def _only_no(value: bool | None) -> bool | None:

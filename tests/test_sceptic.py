@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import mmap
 import os
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_statepersist import CrashSimulator, UserError
+from pytest_statepersist import BlindSpot, CrashSimulator, UserError, raises
+from pytest_statepersist.explorer.outcome import equal_values
+from pytest_statepersist.recorders.python import PythonRecorder
 
 
 def unsynced_new(directory: Path) -> None:
@@ -133,3 +139,246 @@ def test_a_link_back_into_the_recorded_directory_is_refused(tmp_path: Path) -> N
     with pytest.raises(UserError, match="absolute symbolic link"):
         recording.explore(recover=lambda d: (d / "link").write_bytes(b"overwritten"))
     assert (tmp_path / "real").read_bytes() == b"precious"
+
+
+# -- values that are read when they are looked at
+
+
+class Lazy:
+    """Reads a manifest when it is made, and the file that it names when it is asked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.name = (directory / "manifest").read_text()
+
+    def get(self) -> str:
+        return (self.directory / self.name).read_text()
+
+
+def put(path: Path, data: str, *, sync: bool = True) -> None:
+    with open(path, "w") as file:
+        file.write(data)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def switch(directory: Path, *, sync: bool) -> None:
+    put(directory / "two", "new", sync=sync)
+    put(directory / "m", "two")
+    sync_directory(directory)
+    os.replace(directory / "m", directory / "manifest")
+    sync_directory(directory)
+
+
+def one_file_and_its_name(directory: Path) -> None:
+    put(directory / "one", "old")
+    put(directory / "manifest", "one")
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("shape", [lambda d: Lazy(d), lambda d: {"store": Lazy(d)}])
+def test_what_an_invariant_reads_counts_as_read(shape: Any, sync: bool) -> None:
+    def holds(value: Any, acknowledged: Any) -> bool:
+        return (value["store"] if isinstance(value, dict) else value).get() in ("old", "new")
+
+    report = explore(
+        setup=one_file_and_its_name,
+        workload=lambda d: switch(d, sync=sync),
+        recover=shape,
+        invariant=holds,
+    )
+    assert report.verdict("posix").atomic is sync
+
+
+def lines_of(directory: Path) -> Iterator[str]:
+    with open(directory / "state") as file:
+        yield from file
+
+
+@pytest.mark.parametrize(
+    "recover",
+    [
+        lines_of,
+        lambda d: [lines_of(d)],
+        lambda d: open(d / "state"),  # noqa: SIM115
+        lambda d: {"state": open(d / "state", "rb")},  # noqa: SIM115
+        lambda d: map(str, d.iterdir()),
+        lambda d: os.scandir(d),
+    ],
+)
+@pytest.mark.parametrize("invariant", [None, lambda value, _: True])
+def test_what_is_read_once_and_later_is_refused(recover: Any, invariant: Any) -> None:
+    with pytest.raises(UserError, match=r"generator|open file|iterator"):
+        explore(recover=recover, invariant=invariant)
+
+
+def test_bytes_in_a_buffer_are_compared_by_what_they_hold() -> None:
+    report = explore(recover=lambda d: io.BytesIO((d / "state").read_bytes()))
+    assert report.verdict("posix").atomic is False
+
+
+class Grid:
+    """As an array: ``==`` is no yes or no, and the text leaves out the middle."""
+
+    shape, dtype = (3,), type("dtype", (), {"hasobject": False, "__eq__": lambda a, b: True})()
+
+    def __init__(self, *items: int) -> None:
+        self.items = items
+
+    def __eq__(self, other: object) -> Any:
+        raise ValueError("the truth value is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"grid([{self.items[0]}, ..., {self.items[-1]}])"
+
+    def tobytes(self) -> bytes:
+        return bytes(self.items)
+
+
+def test_arrays_are_compared_whole() -> None:
+    assert equal_values(Grid(1, 2, 3), Grid(1, 2, 3))
+    assert not equal_values(Grid(1, 2, 3), Grid(1, 9, 3))
+    assert equal_values([Grid(1, 2, 3)], [Grid(1, 2, 3)])
+    assert not equal_values({"a": [Grid(1, 2, 3)]}, {"a": [Grid(1, 9, 3)]})
+
+
+# -- invariants
+
+
+def test_an_invariant_that_takes_a_lost_save_says_nothing_of_durability() -> None:
+    def sound(directory: Path) -> None:
+        put(directory / "t", "new")
+        os.replace(directory / "t", directory / "state")
+
+    def either(value: bytes, acknowledged: Any) -> bool:
+        return value in (b"old", b"new")
+
+    report = explore(workload=sound, invariant=either)
+    verdict = report.verdict("posix")
+    assert (verdict.atomic, verdict.durable, verdict.asked) == (True, None, False)
+    assert "not asked" in str(verdict)
+    report.raise_where_not_covered()  # nobody asked for it
+
+    def acknowledged(directory: Path, acknowledge: Any) -> None:
+        sound(directory)
+        acknowledge(b"new")
+
+    report = explore(workload=acknowledged, invariant=lambda r, a: r == (a or [b"old"])[-1])
+    assert report.verdict("posix").durable is False
+
+
+def test_an_invariant_that_stumbles_over_a_value_does_not_hold() -> None:
+    torn = {b"old": {"v": 1}, b"new": {"v": 2}}
+    report = explore(
+        recover=lambda d: torn.get((d / "state").read_bytes(), {}),
+        invariant=lambda value, _: value["v"] > 0,
+    )
+    assert report.verdict("posix").atomic is False
+    with pytest.raises(UserError, match=r"KeyError.*without any crash"):
+        explore(recover=lambda d: {}, invariant=lambda value, _: value["v"] > 0)
+
+
+# -- what no crash state is made to show
+
+
+def newest(key: Callable[[Path], Any]) -> Any:
+    return lambda d: max((p for p in d.iterdir() if p.suffix == ""), key=key).read_text()
+
+
+def next_generation(directory: Path) -> None:
+    put(directory / "two.part", "new")
+    os.rename(directory / "two.part", directory / "two")
+    sync_directory(directory)
+
+
+@pytest.mark.parametrize(
+    "key", [os.path.getctime, lambda p: p.stat().st_ctime_ns, lambda p: os.stat(p).st_ctime]
+)
+def test_change_times_are_not_covered(key: Any) -> None:
+    report = explore(
+        setup=lambda d: put(d / "one", "old"), workload=next_generation, recover=newest(key)
+    )
+    verdict = report.verdict("posix")
+    assert (verdict.atomic, verdict.durable) == (None, None)
+    assert "change time" in verdict.reason
+
+
+def test_modification_times_of_directories_are_not_covered() -> None:
+    def sound(directory: Path) -> None:
+        put(directory / "t", "new")
+        os.replace(directory / "t", directory / "state")
+        sync_directory(directory)
+
+    def recover(directory: Path) -> bytes:
+        return (directory / "state").read_bytes() if directory.stat().st_mtime > 5 else b""
+
+    verdict = explore(workload=sound, recover=recover).verdict("posix")
+    assert (verdict.atomic, verdict.durable) == (None, None)
+    assert "modification time of the directory" in verdict.reason
+
+
+def test_a_copy_outside_the_directory_is_not_covered() -> None:
+    elsewhere = Path(tempfile.mkdtemp()) / "copy"
+
+    def workload(directory: Path) -> None:
+        elsewhere.write_text("new")
+        (directory / "state").write_text("new")
+
+    def recover(directory: Path) -> str:
+        state = (directory / "state").read_text()
+        return state if state in ("old", "new") else elsewhere.read_text()
+
+    verdict = explore(workload=workload, recover=recover).verdict("posix")
+    assert verdict.atomic is None
+    assert "outside the directory" in verdict.reason
+    # What the workload did not write there may be read, and so may a lock.
+    elsewhere.write_text("")
+    other = elsewhere.with_name("settings")
+    other.write_text("3")
+
+    def harmless(directory: Path) -> bytes:
+        with open(elsewhere, "a"):
+            return (directory / "state").read_bytes() * int(other.read_text())
+
+    def locked(directory: Path) -> None:
+        with open(elsewhere, "a"):
+            put(directory / "t", "new")
+            os.replace(directory / "t", directory / "state")
+            sync_directory(directory)
+
+    assert explore(workload=locked, recover=harmless).verdict("posix").atomic is True
+
+
+# -- stores into mappings
+
+
+def test_a_store_into_a_mapping_that_changes_no_time_is_seen() -> None:
+    """On tmpfs a page that was read is writable at once: neither times nor events tell."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    directory = Path(tempfile.mkdtemp(dir=memory))
+    (directory / "state").write_bytes(b"old" * 1000)
+    with open(directory / "state", "r+b") as file:
+        before = mmap.mmap(file.fileno(), 0)
+    assert before[:3] == b"old"
+    with pytest.raises(BlindSpot, match="state"), PythonRecorder(directory):
+        before[:3] = b"NEW"
+    before.close()
+    with PythonRecorder(directory) as recorder, open(directory / "state", "r+b") as file:
+        mapping = mmap.mmap(file.fileno(), 0)
+        mapping[:3] = b"new"
+        mapping.close()
+    assert [type(each).__name__ for each in recorder.trace.operations][:1] == ["Write"]
+
+
+def test_nothing_saved_yet_may_raise() -> None:
+    report = explore(setup=None, before=raises(FileNotFoundError))
+    assert report.verdict("posix").atomic is False

@@ -424,7 +424,8 @@ def _matching_contents(
         node = tree.nodes[number]
         if isinstance(node, Symlink):
             continue
-        if disk.effects.chains.get(Cell(Part.ATTRIBUTES, inode)):
+        # The root's mode is no part of a tree: trees are equal whatever it is.
+        if inode != ROOT and disk.effects.chains.get(Cell(Part.ATTRIBUTES, inode)):
             cells.append((Cell(Part.ATTRIBUTES, inode), node))
         if isinstance(node, Directory):
             continue

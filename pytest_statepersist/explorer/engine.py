@@ -50,6 +50,7 @@ _STEPS_KEPT = 50
 _NESTED_STATES = 2_000
 
 Recorded: TypeAlias = "tuple[op.Trace, Outcome] | BlindSpot"
+Settle = Callable[[Outcome, Callable[[], int]], Outcome]
 Record = Callable[[Tree, Callable[[], Outcome]], Recorded]
 """Record a recovery that runs on a directory holding this tree; `BlindSpot` where it cannot."""
 
@@ -61,6 +62,8 @@ class Workplace:
     directory: str
     aside: str
     original: str | None = None
+    outside: frozenset[str] = frozenset()
+    """Files elsewhere that the workload wrote: no crash state takes anything from them."""
 
 
 class Engine:
@@ -94,8 +97,11 @@ class Engine:
         self.searching = False
         """Set once states are being judged by what earlier runs asked."""
         self.warnings: list[str] = []
+        self.doubts: list[str] = []
+        """What recovery looked at that no crash state is made to show: then there is no yes."""
+        self._settle: Settle | None = None
         self._record = record
-        self._observer = Observer(place.directory, place.original)
+        self._observer = Observer(place.directory, place.original, place.outside)
         self._shown = Materialiser(
             place.directory, place.aside, trace, present=present, sole=True
         )
@@ -189,6 +195,8 @@ class Engine:
         self._observer.begin()
         try:
             outcome = self._call()
+            if self._settle is not None:
+                outcome = self._settle(outcome, self._observer.reads)
         finally:
             seen = self._observer.end()
         self._heal(seen, shown)
@@ -199,6 +207,16 @@ class Engine:
         if self.isolated:
             return self.fresh.run(self.time_limit)
         return run_recovery(self.recover, self.argument, self.time_limit)
+
+    def settle_with(self, settle: Settle, *, forget: bool) -> None:
+        """Ask each outcome at once what will be asked of it, see `Expectation.settle`.
+
+        What it reads then counts as read by the recovery; ``forget`` the runs of before.
+        """
+        self._settle = settle
+        if forget:
+            self._outcomes = Memory()
+            self._results.clear()
 
     def _show(self, disk: Disk, state: CrashState, shown: Materialiser) -> None:
         shown.show(disk, state)
@@ -213,6 +231,13 @@ class Engine:
             seen.times = self.isolated
         elif not seen.asked:
             seen.everything = True
+        if seen.unmodelled:
+            self._doubt(f"recovery looked at {seen.unmodelled}; no crash state shows it as a disk")
+        if self.isolated and self.place.outside:
+            self._doubt(
+                "the workload wrote files outside the directory, and it cannot be seen whether a "
+                "recovery in a fresh process reads them"
+            )
         if self._observer.strayed is not None:
             path, self._observer.strayed = self._observer.strayed, None
             raise BlindSpot(
@@ -394,6 +419,10 @@ class Engine:
                 steps.append(Step(result.outcome, reached, inner, kind, first.outcome))
             steps.extend(result.again)
         return Result(first.outcome, asked, True, tuple(_distinct(steps)), complete)
+
+    def _doubt(self, text: str) -> None:
+        if text not in self.doubts:
+            self.doubts.append(text)
 
     def _note(self, text: str) -> None:
         if text not in self.warnings:

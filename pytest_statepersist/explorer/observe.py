@@ -18,6 +18,7 @@ import os
 import sys
 import sysconfig
 import threading
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,10 @@ class Observation:
     everything: bool = False
     times: bool = False
     """Whether modification times may have been read without being asked for in Python here."""
+    reads: int = 0
+    """How often anything was asked in Python; what was asked before counts again."""
+    unmodelled: str = ""
+    """What was looked at that no crash state is made to show, in words."""
 
 
 @dataclass(slots=True)
@@ -83,6 +88,8 @@ _REMEMBERED = 1024
 _STDLIB = tuple(
     {os.path.normpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")}
 )
+_CHANGE_TIMES = frozenset({"st_ctime", "st_ctime_ns", "st_birthtime", "getctime"})
+_WRITE_TIMES = frozenset({"st_mtime", "st_mtime_ns", "getmtime"})
 _TIMED = frozenset({"getmtime", "getatime", "getctime", "stat", "lstat", "is_newer"})
 _QUIET = frozenset({"genericpath", "posixpath", "pathlib", "os", "glob", "shutil", "tempfile"})
 
@@ -93,10 +100,17 @@ class Observer:
     Installed once for an exploration (`start`, `stop`); `begin` and `end` enclose one run.
     """
 
-    def __init__(self, directory: str, elsewhere: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: str,
+        elsewhere: str | None = None,
+        outside: frozenset[str] = frozenset(),
+    ) -> None:
         self._root = directory
         self._prefix = directory + os.sep
         self._elsewhere = elsewhere
+        self._outside = outside
+        self._outside_names = {os.path.basename(path) for path in outside}
         self._inside: dict[str, bool] = {}
         self._plain_paths: dict[str, str] = {}
         self._log: Observation | None = None
@@ -151,6 +165,10 @@ class Observer:
         except (RecorderUnavailable, OSError):
             self._inotify.close()
             self._inotify = None
+
+    def reads(self) -> int:
+        """Return how often the run has asked anything so far."""
+        return 0 if self._log is None else self._log.reads
 
     def begin(self) -> None:
         """Forget what happened so far and log from here on."""
@@ -236,7 +254,9 @@ class Observer:
         if text != self._root and not text.startswith(self._prefix):
             if self._elsewhere is not None and text.startswith(self._elsewhere):
                 self.strayed = self.strayed or text
-            parent = os.path.dirname(text)
+            parent, name = os.path.split(text)
+            if name in self._outside_names and self._is_outside(parent, name):
+                log.unmodelled = f"{text}, which the workload wrote outside the directory"
             inside = self._inside.get(parent)
             if inside is None:
                 self._log = None
@@ -255,10 +275,19 @@ class Observer:
             self._plain_paths[text] = relative
         return relative
 
+    def _is_outside(self, parent: str, name: str) -> bool:
+        """Say whether this is a file that the workload wrote elsewhere."""
+        log, self._log = self._log, None
+        try:
+            return os.path.join(os.path.realpath(parent), name) in self._outside
+        finally:
+            self._log = log
+
     def _note(self, read: Read, path: Any, dir_fd: int | None = None) -> str | None:
         log = self._log
         if log is None:
             return None
+        log.reads += 1
         try:
             relative = self._relative(path, dir_fd)
         except (TypeError, ValueError):
@@ -279,14 +308,41 @@ class Observer:
                     # pathlib's exists() and is_file() go through its stat().
                     outer = frame.f_back.f_code
                     caller = outer if _is_quiet(outer.co_filename) else caller
-                self._note(_stat_kind(caller.co_filename, caller.co_name), path, dir_fd)
+                kind = _stat_kind(caller.co_filename, caller.co_name)
+                self._note(kind, path, dir_fd)
                 if isinstance(path, int) or caller.co_name == "samefile":
                     self._log.everything = True
+                self._unmodelled_times(kind, caller, frame, path)
             if follow_symlinks is True:
                 return original(path) if dir_fd is None else original(path, dir_fd=dir_fd)
             return original(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
 
         return stat
+
+    def _unmodelled_times(
+        self, kind: Read, caller: types.CodeType, frame: types.FrameType, path: Any
+    ) -> None:
+        """Note a look at times that no state is made to show: of changes, and of directories.
+
+        Which field of a stat result is used nobody can see; the names in the code that asked for
+        it tell.
+        """
+        log = self._log
+        if log is None or kind is not Read.TIMES:
+            return
+        names = {caller.co_name, *caller.co_names}
+        if caller is not frame.f_code or caller.co_name in _TIMED:
+            outer = frame.f_back
+            names.update(outer.f_code.co_names if outer is not None else ())
+        if not names.isdisjoint(_CHANGE_TIMES):
+            log.unmodelled = f"the change time of {path}"
+        elif not names.isdisjoint(_WRITE_TIMES) and not isinstance(path, int):
+            self._log = None
+            try:
+                if os.path.isdir(path):
+                    log.unmodelled = f"the modification time of the directory {path}"
+            finally:
+                self._log = log
 
     def _plain(self, read: Read) -> Callable[[Any], Callable[..., Any]]:
         def factory(original: Any) -> Callable[..., Any]:
@@ -302,6 +358,7 @@ class Observer:
         def by_descriptor(*arguments: Any, **options: Any) -> Any:
             log = self._log
             if log is not None:
+                log.reads += 1
                 # Whatever it is about was opened, and its content counts as read; times do not.
                 for path in self._opened:
                     log.asked.append((Read.TIMES, path))
@@ -330,6 +387,8 @@ class Observer:
                     caller = sys._getframe(1).f_code
                     if original is _scandir and not _is_quiet(caller.co_filename):
                         self._note(Read.TREE, path)
+                        if not _CHANGE_TIMES.isdisjoint(caller.co_names):
+                            self._log.unmodelled = f"change times in {path}"
             return original(path, *arguments, **options)
 
         return listed
@@ -358,6 +417,7 @@ class Observer:
     def _all(self, original: Any) -> Callable[..., Any]:
         def anything(*arguments: Any, **options: Any) -> Any:
             if self._log is not None:
+                self._log.reads += 1
                 self._log.everything = True
             return original(*arguments, **options)
 

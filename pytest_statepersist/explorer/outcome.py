@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import enum
 import inspect
+import io
+import pickle
 import re
 import traceback
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +64,11 @@ class Outcome:
     """How one run of a recovery ended; ``text`` is a readable form of value or exception.
 
     Nobody changes one. The text of a value is made when it is first asked for: most are never
-    shown, and the repr of a document costs as much as loading it.
+    shown, and the repr of a document costs as much as loading it. ``answers`` are, by stage,
+    whether a value fits that may look at the disk when it is asked: see `Expectation.settle`.
     """
 
-    __slots__ = ("_text", "details", "ended", "error", "value")
+    __slots__ = ("_text", "answers", "details", "ended", "error", "value")
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class Outcome:
         self.error = error
         self.details = details
         self._text = text
+        self.answers: Mapping[int, bool] | None = None
 
     @classmethod
     def returned(cls, value: Any) -> Outcome:
@@ -179,8 +183,10 @@ def _alike(one: Any, other: Any, visiting: set[tuple[int, int]]) -> bool:
             return True
         if one != one and other != other:  # NaN is what was saved, and NaN is what came back
             return type(one) is type(other)
-    except Exception:  # arrays and frames answer == with something that is no bool
-        return type(one) is type(other) and repr(one) == repr(other)
+    except Exception:
+        # Arrays and frames answer == with something that is no bool, and so does what holds them.
+        if not isinstance(one, list | tuple | deque | dict):
+            return type(one) is type(other) and _same_data(one, other, visiting)
     pair = (id(one), id(other))
     if type(one) is not type(other) or pair in visiting:
         return pair in visiting
@@ -193,10 +199,28 @@ def _alike(one: Any, other: Any, visiting: set[tuple[int, int]]) -> bool:
         return one.keys() == other.keys() and all(
             _alike(one[key], other[key], visiting) for key in one
         )
+    if isinstance(one, io.BytesIO | io.StringIO):
+        return bool(one.getvalue() == other.getvalue())
     if "__eq__" in _own_methods(type(one)):
         return False
     mine, theirs = _state_of(one), _state_of(other)
     return mine is not None and theirs is not None and _alike(mine, theirs, visiting)
+
+
+def _same_data(one: Any, other: Any, visiting: set[tuple[int, int]]) -> bool:
+    """Compare two values of one type whose ``==`` is no yes or no; never by a shortened text."""
+    try:
+        if hasattr(one, "dtype") and hasattr(one, "tobytes"):  # an array
+            if one.shape != other.shape or one.dtype != other.dtype:
+                return False
+            if one.dtype.hasobject:
+                return _alike(one.tolist(), other.tolist(), visiting)
+            return bool(one.tobytes() == other.tobytes())
+        if callable(getattr(one, "equals", None)):  # a frame, a series, a table
+            return bool(one.equals(other))
+        return pickle.dumps(one) == pickle.dumps(other)
+    except Exception:
+        return False
 
 
 def _state_of(value: Any) -> dict[str, Any] | None:
@@ -208,6 +232,35 @@ def _state_of(value: Any) -> dict[str, Any] | None:
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 state[name] = getattr(value, name)
     return state or None
+
+
+DATA = (str, bytes, int, float, bool, type(None), dict, list, tuple, set, frozenset)
+"""Types of values that are taken for plain data, which reads nothing when it is looked at."""
+
+
+def refuse_what_is_read_later(outcome: Outcome) -> None:
+    """Raise `UserError` for a value that can be read once, and only after recovery has ended."""
+    value = outcome.value
+    if not outcome.ok or isinstance(value, io.BytesIO | io.StringIO):
+        return
+    inside: list[Any] = [value]
+    if type(value) in (list, tuple, set):
+        inside += value
+    elif type(value) is dict:
+        inside += value.values()
+    for each in inside:
+        what = "an open file" if isinstance(each, io.IOBase) else ""
+        if inspect.isgenerator(each) or inspect.isasyncgen(each):
+            what = "a generator"
+        elif not what and isinstance(each, Iterator | AsyncIterator):
+            what = f"an iterator ({type(each).__name__})"
+        if what and not isinstance(each, io.BytesIO | io.StringIO):
+            if hasattr(each, "close"):
+                each.close()
+            raise UserError(
+                f"recovery returned {what}, which is read only after recovery has ended, when the "
+                "disk is another one. Return what was loaded: list(...), .read(), a dict."
+            )
 
 
 def _own_methods(kind: type) -> set[str]:
@@ -328,6 +381,63 @@ class Expectation:
         moments += [(max(begin, positions[n - 1]), n) for n in range(least + 1, most + 1)]
         return moments
 
+    def settle(self, outcome: Outcome, reads: Callable[[], int]) -> Outcome:
+        """Ask a value now, while its disk is there, what will be asked of it.
+
+        ``reads`` counts what was read of the directory so far. What reads when it is asked, and
+        what is no plain data and might, keeps the answers; for the rest nothing changes.
+        Raises `UserError` where there would be too many.
+        """
+        if not outcome.ok or isinstance(outcome.value, Unpicklable):
+            return outcome
+        last, count = self._last_question, reads()
+        if type(outcome.value) in DATA or last > _MOST_ASKED:
+            for question in {0, last}:
+                self._answer(outcome, question)
+            if reads() == count:
+                return outcome
+            if last > _MOST_ASKED:
+                raise UserError(
+                    "what recovery returned reads the disk when it is looked at, and there are "
+                    f"{last:,} acknowledged values to ask it about; return plain data, or "
+                    "acknowledge fewer values"
+                )
+        outcome.answers = {n: self._answer(outcome, n) for n in range(last + 1)}
+        return outcome
+
+    @property
+    def _last_question(self) -> int:
+        return len(self._stages) - 1 if self.invariant is None else len(self.acknowledged)
+
+    def _answer(self, outcome: Outcome, question: int) -> bool:
+        """Say whether an outcome fits a stage; with an invariant, so many acknowledged values."""
+        if outcome.answers is not None:
+            return outcome.answers[question]
+        if self.invariant is None:
+            return fits(outcome, self._stages[question][1])
+        values = tuple(value for _, value in self.acknowledged[:question])
+        return self._holds(outcome.value, values)
+
+    def accepts_loss(self, before: Outcome) -> bool:
+        """Say whether an invariant takes what recovery gave before for what it must give after."""
+        if self.invariant is None or not before.ok:
+            return False
+        return self._answer(before, self._last_question)
+
+    def refuse_what_raises(self, after: Outcome) -> None:
+        """Raise `UserError` where the invariant cannot judge what a plain run leaves."""
+        if self.invariant is None or not after.ok or after.answers is not None:
+            return
+        try:
+            self.invariant(after.value, tuple(value for _, value in self.acknowledged))
+        except (AssertionError, UserError):
+            return
+        except Exception as error:
+            raise UserError(
+                f"the invariant raised {type(error).__name__}: {error}, on what recovery gives "
+                "after a run without any crash; an invariant returns or asserts"
+            ) from error
+
     def _wrong(self, outcome: Outcome, count: int) -> Kind | None:
         known = self._judged.get((id(outcome), count))
         if known is None:
@@ -339,34 +449,39 @@ class Expectation:
             return Kind.HANG
         if self.invariant is not None:
             return self._by_invariant(outcome, count)
-        allowed = [self._stages[count][1]]
-        if count + 1 < len(self._stages):
-            allowed.append(self._stages[count + 1][1])
-        if any(fits(outcome, stage) for stage in allowed):
+        allowed = range(count, min(count + 2, len(self._stages)))
+        if any(self._answer(outcome, stage) for stage in allowed):
             return None
-        if any(fits(outcome, stage) for _, stage in self._stages[:count]):
+        if any(self._answer(outcome, stage) for stage in range(count)):
             return Kind.DURABILITY
         return Kind.ATOMICITY if outcome.ok else Kind.UNRECOVERABLE
 
     def _by_invariant(self, outcome: Outcome, count: int) -> Kind | None:
         assert self.invariant is not None
-        values = tuple(value for _, value in self.acknowledged)
         # The return of the workload is a stage of its own, but not an acknowledgement.
-        count = min(count, len(values))
+        count = min(count, len(self.acknowledged))
         if not outcome.ok:
             if count == 0 and fits(outcome, self.before):
                 return None
             return Kind.UNRECOVERABLE
-        if self._holds(outcome.value, values[:count]):
+        if self._answer(outcome, count):
             return None
-        earlier = any(self._holds(outcome.value, values[:n]) for n in range(count))
+        earlier = any(self._answer(outcome, n) for n in range(count))
         return Kind.DURABILITY if earlier else Kind.ATOMICITY
 
     def _holds(self, value: Any, acknowledged: tuple[Any, ...]) -> bool:
         assert self.invariant is not None
+        if isinstance(value, Unpicklable):
+            raise UserError(
+                f"recovery returned {value.text[:200]}, which cannot be handed over from the fresh "
+                "process in which it has to run, so the invariant cannot look at it; return plain "
+                "data (the warnings of explore() say why fresh processes are needed)"
+            )
         try:
             answer = self.invariant(value, acknowledged)
-        except AssertionError:
+        except UserError:
+            raise
+        except Exception:  # `assert` and whatever else it meets in a value that is not right
             return False
         if inspect.isawaitable(answer) or inspect.isgenerator(answer):
             if hasattr(answer, "close"):
@@ -392,6 +507,9 @@ class Expectation:
     def tells_apart(self) -> bool:
         """Whether a right and a wrong answer can be told apart at all."""
         return self.invariant is not None or not _agree(self.before, self.after)
+
+
+_MOST_ASKED = 200
 
 
 def fits(outcome: Outcome, expected: Expected) -> bool:

@@ -143,11 +143,6 @@ class Notifications:
                 if directory is not None and name:
                     yield Event(mask & _MASK, directory, name, after, before)
 
-    @property
-    def silent(self) -> bool:
-        """Whether the queue worked and nothing at all was in it."""
-        return self.unproved is None and not self._chunks
-
     def _fail(self, what: str) -> None:
         self.unproved = f"{what}: {os.strerror(ctypes.get_errno())}"
         if self._descriptor >= 0:

@@ -148,6 +148,8 @@ class PythonRecorder:
         """After `stop`: why the kernel's notifications could not prove completeness, if so."""
         self.acknowledged: list[object] = []
         """The values given to `acknowledge`, in order."""
+        self.outside: frozenset[str] = frozenset()
+        """After `stop`: files outside the directory, not empty, that were written or removed."""
         self._base_tree = base_tree
         self._ignore = ignore
         self._make_companions = companions
@@ -222,6 +224,7 @@ class PythonRecorder:
                     companion.stop()
                 self._companions.clear()
                 trace = session.builder.finish()
+                self.outside = session.outside_files()
                 session.drain()
                 self._unreached(session.notifications)
                 self.unproved = selfcheck.verify(

@@ -30,7 +30,7 @@ from pytest_statepersist.core.tree import (
 )
 from pytest_statepersist.errors import BlindSpot, TraceError
 from pytest_statepersist.recorders import real
-from pytest_statepersist.recorders.builder import TraceBuilder
+from pytest_statepersist.recorders.builder import Identity, TraceBuilder
 from pytest_statepersist.recorders.notify import Notifications, explain
 from pytest_statepersist.recorders.scan import Scan, Seen, scan
 
@@ -55,8 +55,6 @@ def verify(
     """
     if builder.doubts:
         raise _with_database(builder.doubts[0], builder.directory)
-    if not trace.operations and notifications.silent and _untouched(builder.directory, base):
-        return None
     try:
         expected = apply(trace)
     except TraceError as error:
@@ -65,12 +63,7 @@ def verify(
             "with strace",
             recorder="strace",
         ) from error
-    contents = {number: node for number, node in base.tree.nodes.items() if isinstance(node, File)}
-    known = {
-        seen.identity: (seen, contents[number].content)
-        for number, seen in base.seen.items()
-        if number in contents
-    }
+    known = _known(builder, base, notifications)
     found = scan(builder.directory, ignore=ignore, known=known)
     difference = first_difference(expected, found.tree)
     if difference is not None:
@@ -89,16 +82,50 @@ def verify(
     return notifications.unproved
 
 
-def _untouched(directory: str, base: Scan) -> bool:
-    """Say whether nothing was touched since the base, by what the file system says of each inode.
+def _known(
+    builder: TraceBuilder, base: Scan, notifications: Notifications
+) -> dict[Identity, tuple[Seen, Content]]:
+    """Return the large files that need not be read again if they look as they did at the start.
 
-    New names cannot have come: a directory's change time would tell.
+    Times alone prove nothing: they stand still for a tick, and on tmpfs a store into a mapping need
+    not change them (mm/memory.c, fault_dirty_shared_page). Whatever had a file open for writing
+    and let go of it shows as a notification; what still has it mapped is listed.
     """
-    paths = {0: directory} | {number: f"{directory}/{path}" for path, number, _ in base.tree.walk()}
+    large = {
+        number: node.content
+        for number, node in base.tree.nodes.items()
+        if isinstance(node, File) and not isinstance(node.content, bytes)
+    }
+    if not large or notifications.unproved is not None:
+        return {}
+    mapped = _mapped_for_writing()
+    if mapped is None:
+        return {}
+    found: dict[Identity, tuple[Seen, Content]] = {}
+    for number, content in large.items():
+        seen = base.seen[number]
+        if not builder[number].was_opened and seen.identity not in mapped:
+            found[seen.identity] = (seen, content)
+    return found
+
+
+def _mapped_for_writing() -> set[Identity] | None:
+    """Return the files that this process has mapped shared and writable; ``None`` if unknown."""
     try:
-        return all(Seen.of(real.lstat(paths[number])) == seen for number, seen in base.seen.items())
+        with real.open("/proc/self/maps", "rb", buffering=0) as file:
+            lines = bytes(file.readall()).splitlines()
     except OSError:
-        return False
+        return None
+    found: set[Identity] = set()
+    for line in lines:
+        fields = line.split(None, 5)
+        if len(fields) == 6 and fields[1].startswith(b"rw") and fields[1].endswith(b"s"):
+            try:
+                status = real.stat(fields[5])
+            except OSError:
+                continue  # unlinked: nothing in a directory is that file under this name
+            found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def _change_times(builder: TraceBuilder, found: Scan) -> None:

@@ -81,6 +81,7 @@ class Session:
         "files",
         "lock",
         "notifications",
+        "outside",
         "since_drain",
     )
 
@@ -97,6 +98,8 @@ class Session:
         """Weak references to the raw files that are recorded, by descriptor."""
         self.before_moment: Callable[[], None] | None = None
         self.since_drain = 0
+        self.outside: set[str] = set()
+        """Paths elsewhere that a call was about to change."""
         self._outside_heads: dict[Identity, str] = {}
 
     def moment(self) -> Moment:
@@ -158,7 +161,26 @@ class Session:
             if directory is not None and not head.startswith("/"):
                 head = os.path.join(descriptor_path(directory), head)
             known = self._outside_heads[identity] = os.path.realpath(head)
-        return os.path.join(known, name)
+        path = os.path.join(known, name)
+        self.outside.add(path)
+        return path
+
+    def outside_files(self) -> frozenset[str]:
+        """Return the files elsewhere that a program could find something in, now or before.
+
+        Empty ones (locks) and what Python compiles are left out, and so is what has gone again
+        but for its name.
+        """
+        found = set()
+        for path in self.outside:
+            try:
+                status = real.stat(path)
+            except OSError:
+                found.add(path)  # removed or moved: looking for it may find it after a crash
+                continue
+            if stat.S_ISREG(status.st_mode) and status.st_size and not path.endswith(".pyc"):
+                found.add(path)
+        return frozenset(found)
 
     def check(self, parent: int, name: str, path: Path, directory: int | None = None) -> None:
         """Doubt the recording if a name inside is not what the model says."""

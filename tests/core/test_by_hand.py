@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,12 @@ def test_a_process_that_dies_leaves_no_half_of_a_truncation() -> None:
     grown = TraceByHand({"f": O8}).truncate("f", 5000).truncate("f", 8192).trace
     assert KILL.allows(grown, half, at=2)
     assert not KILL.allows(grown, Tree.from_mapping({"f": O8}), at=2)
+
+
+def test_the_mode_of_the_root_is_no_part_of_a_tree() -> None:
+    trace = TraceByHand({"d/f": O8}).chmod("", 0o700).chmod("d", 0o700).fsync("").fsync("d").trace
+    old, new = Tree.from_mapping({"d/f": O8}), Tree.from_mapping({"d/f": O8})
+    nodes = dict(new.nodes)
+    nodes[2] = replace(nodes[2], mode=0o700)
+    assert POSIX.allows(trace, Tree(nodes), at=4)
+    assert not POSIX.allows(trace, old, at=4)
