@@ -16,6 +16,7 @@ import pytest
 
 from pytest_statepersist import CrashSimulator
 from pytest_statepersist.core.operations import Fsync, Write
+from tests.inserting import inserting, places_of
 from tests.zoo.spec import ALL_MODELS, POWER_LOSS
 
 ZOO = Path(__file__).parent / "zoo"
@@ -23,14 +24,23 @@ GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden_reports"
 
 
 @functools.cache
-def zoo(name: str, *models: str, **options: Any) -> Any:
+def spec_of(name: str) -> Any:
     path = ZOO / f"{name}.py"
     found = importlib.util.spec_from_file_location(f"repairs_{path.stem}", path)
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
-    spec = module.SPEC
+    return module.SPEC
+
+
+@functools.cache
+def zoo(name: str, *models: str, **options: Any) -> Any:
+    spec = spec_of(name)
+    return explore_spec(spec, spec.workload, *models, **options)
+
+
+def explore_spec(spec: Any, workload: Any, *models: str, **options: Any) -> Any:
     judged: dict[str, Any] = (
         {"invariant": spec.invariant}
         if spec.invariant is not None
@@ -38,7 +48,7 @@ def zoo(name: str, *models: str, **options: Any) -> Any:
     )
     return CrashSimulator().explore(
         setup=spec.setup,
-        workload=spec.workload,
+        workload=workload,
         recover=spec.recover,
         model=list(models or ALL_MODELS),
         **judged,
@@ -119,6 +129,34 @@ def test_where_no_sync_helps_the_protocol_is_said(name: str) -> None:
     assert first.no_sync_helps is True
     assert first.repairs == ()
     assert re.search(f"No set of sync calls repairs this: .*{NO_SYNC_HELPS[name]}", str(report))
+
+
+SEVERAL_LINES = ("broken/two_unsynced_files", "broken/data_before_undo_log")
+
+
+@pytest.mark.parametrize("name", [*ONE_LINE, *SEVERAL_LINES])
+def test_a_repair_that_is_really_made_leaves_nothing(name: str) -> None:
+    """The store runs again and the operating system is called: nothing is inferred."""
+    models = ("posix",)
+    report, spec = zoo(name, *models), spec_of(name)
+    assert report.repairs
+    for repair in report.repairs:
+        places = places_of(report.trace, repair)
+        repaired = explore_spec(spec, inserting(spec.workload, report.trace, places), *models)
+        assert len(repaired.trace) == len(report.trace) + len(repair.syncs)
+        assert not repaired.findings
+
+
+@pytest.mark.parametrize("name", [n for n in NO_SYNC_HELPS if n.startswith("broken")])
+def test_where_no_sync_helps_syncing_everything_does_not(name: str) -> None:
+    models = ("posix",)
+    report, spec = zoo(name, *models), spec_of(name)
+    synced = explore_spec(spec, inserting(spec.workload, report.trace, None), *models)
+    assert len(synced.trace) > len(report.trace)
+    hopeless = {finding.cause for finding in report.findings if finding.no_sync_helps}
+    assert hopeless
+    assert {finding.cause for finding in synced.findings} == hopeless
+    assert all(finding.no_sync_helps for finding in synced.findings)
 
 
 def test_a_repair_leaves_nothing_when_it_is_written_down() -> None:

@@ -3,7 +3,8 @@
 Belongs here: data only. Diagnosis is given a judge to call (a state at a crash point → whether it
 fails the same way) and knows nothing of how recovery is run. Rules:
 
-1. Fewest deviations: whatever can be put back on disk while the failure stays is put back.
+1. Fewest deviations: whatever can be put back on disk while the failure stays, and no operation
+   has overtaken more than before, is put back.
 2. Earliest crash point: the last operations are taken off, and the crash moved before them, while
    the failure stays.
 3. An operation that is missing then matters; one on disk matters if the failure goes away with it.
@@ -130,8 +131,12 @@ class _Reducer:
         return True
 
     def _put_back(self, window: Window, absent: int) -> int:
-        """Put operations back on disk while the failure stays, latest first."""
-        for number in sorted({window.operation[bit] for bit in bits(absent)}, reverse=True):
+        """Put operations back on disk while the failure stays: the latest first, then the earliest.
+
+        Never so that one of them has overtaken more than before: with nothing on disk nothing has.
+        """
+        numbers = sorted({window.operation[bit] for bit in bits(absent)})
+        for number in (*reversed(numbers), *numbers):
             own = 0
             mine = [bit for bit in bits(absent) if window.operation[bit] == number]
             for bit in mine:
@@ -143,6 +148,7 @@ class _Reducer:
                 if (
                     candidate != absent
                     and self.tries < _TRIES
+                    and _state(window, candidate).deviations <= self.state.deviations
                     and self._fails(window, candidate, self.point)
                 ):
                     absent = candidate
@@ -153,8 +159,7 @@ class _Reducer:
         """Move the crash to the operation that was last to reach the disk, and then before it."""
         end = len(self.disk.trace)
         while self.tries < _TRIES:
-            present = [n for b, n in enumerate(window.operation) if not absent >> b & 1]
-            last = max(present, default=self.state.last)
+            last = self.state.last  # which may be durable at this point, so not in the window
             moved = False
             # The crash comes while the last operation runs; or before it, if it does not matter.
             for point, stop in ((last, last + 1), (last, last)):
@@ -167,6 +172,19 @@ class _Reducer:
                     break
             if not moved:
                 break
+        return self._sooner(window, absent)
+
+    def _sooner(self, window: Window, absent: int) -> tuple[Window, int]:
+        """Move the crash to where this disk first is a failure: after what was acknowledged."""
+        last = self.state.last
+        low, high = max(last, 0), self.point
+        while low < high and self.tries < _TRIES:
+            middle = (low + high) // 2
+            found = self._restricted(window, absent, middle, last + 1)
+            if found is not None and self._fails(*found, middle):
+                (window, absent), high = found, middle
+            else:
+                low = middle + 1
         return window, absent
 
     def _restricted(

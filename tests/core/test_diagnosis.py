@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pytest_statepersist.core import operations as op
@@ -129,6 +129,34 @@ def test_nothing_that_is_missing_can_be_put_back(
             continue  # under a journal more has to come back with it
         candidate = CrashState(last, candidate.missing, points=((found.point, found.point),))
         assert not judge(candidate, found.point)
+
+
+@settings(max_examples=40, deadline=None)
+@given(failures(), st.integers(0, 4))
+def test_of_all_failing_states_the_smallest_is_found(
+    failure: tuple[Disk, CrashState, int, Judge], acknowledged: int
+) -> None:
+    """Fewest deviations, then the earliest crash point: against every state and every point."""
+    disk, _, _, looks_wrong = failure
+
+    def judge(state: CrashState, point: int) -> bool:
+        return point >= acknowledged and looks_wrong(state, point)
+
+    failing = [
+        (state, point)
+        for state in crash_states(disk.trace, disk.model, limit=40)
+        for begin, end in state.points
+        for point in range(begin, end + 1)
+        if judge(state, point)
+    ][:30]
+    assume(failing)
+    found = [diagnose(disk, state, point, judge) for state, point in failing]
+    smallest = min((state.deviations, point) for state, point in failing)
+    assert min((each.state.deviations, each.point) for each in found) <= smallest
+    for each in found:
+        # This very disk is no failure any earlier.
+        legal = [p for begin, end in each.state.points for p in range(begin, end + 1)]
+        assert not any(judge(each.state, p) for p in legal if p < each.point)
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core import redundancy, repairs
-from pytest_statepersist.core.diagnosis import first_absent, legal_at
+from pytest_statepersist.core.crash_state import CrashState
+from pytest_statepersist.core.diagnosis import diagnose, first_absent, legal_at
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.states import crash_states, disk_of
 from pytest_statepersist.core.tree import File, Tree, read_content
@@ -180,6 +181,37 @@ def test_no_smaller_set_repairs_it(trace: op.Trace, model: str, data: st.DataObj
         assert len(found.repairs[0].lines) == sizes[0]
     if found.hopeless:
         assert not sizes
+
+
+@settings(max_examples=60, deadline=None)
+@given(traces(most=4), st.sampled_from(["posix", "ext4", "xfs"]), st.data())
+def test_no_sync_helps_is_said_where_a_sync_after_every_operation_does_not(
+    trace: op.Trace, model: str, data: st.DataObject
+) -> None:
+    disk = disk_of(trace, get_model(model))
+    states = list(crash_states(trace, disk.model, limit=80))
+    chosen = data.draw(st.sampled_from(states))
+    bad = files(disk.tree(chosen))
+
+    def judge(state: CrashState, point: int) -> bool:
+        legal = any(begin <= point <= end for begin, end in state.points)
+        return legal and files(disk.tree(state)) == bad
+
+    found = diagnose(disk, chosen, chosen.points[-1][1], judge)
+    everywhere = repairs.inserted(trace, repairs.candidates(trace))
+    synced = disk_of(everywhere, disk.model)
+    stays = any(
+        files(synced.tree(state)) == bad for state in crash_states(everywhere, disk.model)
+    )
+    # A plain stop is always legal; what a plain stop leaves may not be the smallest history.
+    assert stays or not found.in_order
+    if stays and not found.in_order:
+        # Then the exploration meets the plain stop by itself, and it is a finding of its own.
+        event("a plain stop leaves it as well")
+        assert any(
+            files(disk.tree(state)) == bad and first_absent(disk, state) >= state.last
+            for state in crash_states(trace, disk.model, deviations=0)
+        )
 
 
 # -- paid for and not needed
