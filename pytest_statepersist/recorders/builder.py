@@ -59,6 +59,9 @@ _Entry: TypeAlias = tuple[type[Operation], tuple[Any, ...], str, Moment]
 _OUTSIDE_LIMIT = 64 << 20
 
 
+_NAMING = frozenset({Create, Mkdir, Symlink, Link, Unlink, Rmdir, Rename})
+
+
 class TraceBuilder(Namespace):
     """Collects operations on a model of the watched directory and gives out the trace.
 
@@ -403,7 +406,10 @@ class TraceBuilder(Namespace):
         )
 
     def _concerned(self, log: list[_Entry]) -> set[int]:
-        """Return the inodes that were ever inside, or in a directory that came inside."""
+        """Return the inodes that were ever inside, or in a directory that came inside.
+
+        Directories elsewhere in which one of them ever was are taken along: the trace names them.
+        """
         wanted = {number for number, inode in self._inodes.items() if inode.inside}
         wanted.discard(OUTSIDE)
         if len(wanted) == len(self._inodes) - 1:
@@ -419,7 +425,18 @@ class TraceBuilder(Namespace):
                         wanted.add(fields[0])
                     if fields[0] in wanted and fields[5] is not None:
                         wanted.add(fields[5])
+        self._with_directories(log, wanted)
         return wanted
+
+    def _with_directories(self, log: list[_Entry], wanted: set[int]) -> None:
+        """Add the directories elsewhere, not what else is in them."""
+        size = -1
+        while size != len(wanted):
+            size = len(wanted)
+            for cls, fields, _, _ in log:
+                if cls in _NAMING and fields[0] in wanted:
+                    wanted.update(fields[at] for at in ((1, 3) if cls is Rename else (1,)))
+        wanted.discard(OUTSIDE)
 
     # -- helpers -------------------------------------------------------------------------------
 

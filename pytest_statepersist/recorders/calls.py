@@ -422,7 +422,7 @@ class Calls:
                 mode=stat.S_IMODE(status.st_mode),
                 identity=(status.st_dev, status.st_ino),
             )
-            if place[0] != OUTSIDE:
+            if session.builder[number].inside:
                 session.watch(number, os.path.join(session.directory, session.builder[number].path))
 
     def mknod(

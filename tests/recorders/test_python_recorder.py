@@ -576,6 +576,22 @@ def an_older_directory_moves_in(d: Path) -> None:
     (d / "x" / "y" / "g").touch()
 
 
+@way("Mkdir Create Write Close Rename")
+def a_file_moves_in_from_a_directory_made_elsewhere(d: Path) -> None:
+    (d.parent / "t").mkdir()
+    (d.parent / "t" / "f").write_bytes(b"1")
+    (d.parent / "t" / "other").write_bytes(b"2")
+    os.rename(d.parent / "t" / "f", d / "new")
+
+
+@way("Create Write Close")
+def a_copy_from_below_a_directory_made_elsewhere(d: Path) -> None:
+    (d.parent / "t" / "u").mkdir(parents=True)
+    (d.parent / "t" / "u" / "f").write_bytes(b"1")
+    (d / "new").write_bytes((d.parent / "t" / "u" / "f").read_bytes())
+    shutil.rmtree(d.parent / "t")
+
+
 @way("")
 def elsewhere_only(d: Path) -> None:
     (d.parent / "t").write_bytes(b"1")
