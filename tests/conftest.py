@@ -1,11 +1,14 @@
-"""Which tests run only in the soak profile: too long for every run, or not yet measured.
+"""Which tests run only in the soak profile, and that nothing else is skipped where all is installed.
 
-``STATEPERSIST_PROFILE=soak`` (``make soak``) runs them all.
+``STATEPERSIST_PROFILE=soak`` (``make soak``) runs them all. Under ``STATEPERSIST_SKIPS=refuse``, which
+``.ci/run`` sets after it has installed what tests need, a skip is a failure, unless the machine
+itself lacks something: a kernel, a file system, a package that is not made for it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,11 +21,28 @@ SOAK = (
     "tests/machines/",
 )
 
+REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
+GIVEN = (REASON, "this kernel", "this file system", "the file system", "the C library here", "azure")
+"""How the reasons begin that no installation can take away."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("STATEPERSIST_PROFILE") == "soak":
         return
-    reason = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
     for item in items:
         if item.nodeid.startswith(SOAK):
-            item.add_marker(pytest.mark.skip(reason=reason))
+            item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    report = yield
+    if os.environ.get("STATEPERSIST_SKIPS") != "refuse" or not report.skipped:
+        return report
+    if hasattr(report, "wasxfail"):
+        return report
+    reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+    if not reason.removeprefix("Skipped: ").startswith(GIVEN):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where everything is installed: {reason}"
+    return report
