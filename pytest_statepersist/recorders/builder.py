@@ -55,7 +55,9 @@ Moment: TypeAlias = tuple[Site | None, int | None, int]
 """Call site, wall time in nanoseconds, task: what every operation carries."""
 NOWHERE: Moment = (None, None, 0)
 
-_Entry: TypeAlias = tuple[type[Operation], tuple[Any, ...], str, Moment]
+_Entry: TypeAlias = tuple[Any, ...]
+_FIELDS = 5
+"""Where in an entry the operation's own fields begin."""
 _OUTSIDE_LIMIT = 64 << 20
 
 
@@ -83,7 +85,9 @@ class TraceBuilder(Namespace):
         self.lock = threading.RLock()
         self.doubts: list[BlindSpot] = []
         self.log: list[_Entry] = []
-        """Operations as (class, fields, path, moment); only the quickest path appends by itself."""
+        """Operations as (class, path, site, time, task, *fields); one tuple each, since every
+        object that is kept costs the garbage collector time. Only the quickest path appends by
+        itself."""
         self._acknowledged: list[tuple[int, str]] = []
         self._next = max(base.nodes) + 1
 
@@ -221,7 +225,7 @@ class TraceBuilder(Namespace):
             if inode.kept > _OUTSIDE_LIMIT:
                 self.forget(number)
                 return
-        self.log.append((Write, (number, offset, data, durability), inode.path, at))
+        self.log.append((Write, inode.path, *at, number, offset, data, durability))
 
     def truncate(self, number: int, size: int, at: Moment) -> None:
         """Record that the size was set."""
@@ -266,7 +270,7 @@ class TraceBuilder(Namespace):
 
     def sync_all(self, at: Moment) -> None:
         """Record sync or syncfs."""
-        self.log.append((SyncAll, (), "", at))
+        self.log.append((SyncAll, "", *at))
 
     def close(self, number: int, at: Moment, *, written: bool) -> None:
         """Record the end of an open description; only one that was ``written`` to shows.
@@ -357,7 +361,7 @@ class TraceBuilder(Namespace):
         kept: list[_Entry] = []
         moved = {0: 0}
         for index, entry in enumerate(self.log):
-            if entry[1][:1] != (number,):
+            if entry[_FIELDS : _FIELDS + 1] != (number,):
                 kept.append(entry)
             if index + 1 in marks:
                 moved[index + 1] = len(kept)
@@ -382,8 +386,8 @@ class TraceBuilder(Namespace):
         """Return, for each count of operations kept, how many of them are in the trace."""
         wanted = self._concerned(self.log)
         found = [0]
-        for cls, fields, _, _ in self.log:
-            found.append(found[-1] + (cls is SyncAll or fields[0] in wanted))
+        for entry in self.log:
+            found.append(found[-1] + (entry[0] is SyncAll or entry[_FIELDS] in wanted))
         return found
 
     def finish(self) -> Trace:
@@ -393,7 +397,7 @@ class TraceBuilder(Namespace):
         wanted = self._concerned(log)
         operations: list[Operation] = []
         before = [0]
-        for cls, fields, path, (site, time, task) in log:
+        for cls, path, site, time, task, *fields in log:
             if cls is SyncAll or fields[0] in wanted:
                 operations.append(cls(*fields, path=path, site=site, time=time, task=task))
             before.append(len(operations))
@@ -417,7 +421,7 @@ class TraceBuilder(Namespace):
         size = -1
         while size != len(wanted):
             size = len(wanted)
-            for cls, fields, _, _ in log:
+            for cls, _, _, _, _, *fields in log:
                 if cls in (Create, Mkdir, Symlink, Link) and fields[1] in wanted:
                     wanted.add(fields[0])
                 elif cls is Rename:
@@ -442,7 +446,7 @@ class TraceBuilder(Namespace):
 
     def _add(self, cls: type[Operation], fields: tuple[Any, ...], path: str, at: Moment) -> None:
         if not self._inodes[fields[0]].lost:
-            self.log.append((cls, fields, path, at))
+            self.log.append((cls, path, *at, *fields))
 
     def _doubt(self, path: str, what: str) -> None:
         self.doubt(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from pytest_statepersist.recorders.session import Description, Session, Slot, du
 __all__ = ["Calls"]
 
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_write, _getframe = system.write, sys._getframe
 _TMPFILE = getattr(os, "O_TMPFILE", 0)
 _RWF_DSYNC, _RWF_SYNC = getattr(os, "RWF_DSYNC", 0), getattr(os, "RWF_SYNC", 0)
 _RWF_APPEND = getattr(os, "RWF_APPEND", 0)
@@ -122,6 +124,13 @@ class Calls:
                 session.duplicated(fd, fd2)
             return copy
 
+    def lseek(self, fd: int, position: int, how: int, /) -> Any:
+        session = self._slot.session
+        found = None if session is None else session.files.get(fd)
+        if found is not None:
+            found.position = -1
+        return system.lseek(fd, position, how)
+
     # -- contents ------------------------------------------------------------------------------
 
     def write(self, fd: int, data: Any, /) -> Any:
@@ -130,11 +139,14 @@ class Calls:
             return system.write(fd, data)
         found = session.files.get(fd) or session.description(fd)
         if found is None:
-            return system.write(fd, data)
-        with session.lock:
-            count = system.write(fd, data)
+            return _write(fd, data)
+        session.acquire()
+        try:
+            count = _write(fd, data)
             session.wrote(fd, found, data, count)
             return count
+        finally:
+            session.release()
 
     def writev(self, fd: int, buffers: Sequence[Any], /) -> Any:
         session = self._slot.session
@@ -315,25 +327,32 @@ class Calls:
         if session is None:
             call(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
             return
-        with session.lock:
+        frame = _getframe(2)
+        # Paths are turned into text once; the real call gets what the caller gave.
+        here = src if type(src) is str else os.fsdecode(src)
+        there = dst if type(dst) is str else os.fsdecode(dst)
+        session.acquire()
+        try:
             builder = session.builder
-            old = session.place(src, src_fd)
-            new = session.place(dst, dst_fd)
+            old = session.place(here, src_fd)
+            new = session.place(there, dst_fd)
             if old[0] == OUTSIDE == new[0] and builder.entry(*old) is None:
                 call(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
                 return
-            session.check(*old, src, src_fd)
-            session.check(*new, dst, dst_fd)
+            session.check(*old, here, src_fd)
+            session.check(*new, there, dst_fd)
             if old[0] == OUTSIDE != new[0]:
-                _adopt_if_possible(session, src, dst, old[1], src_fd)
+                _adopt_if_possible(session, here, there, old[1], src_fd)
             call(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
-            builder.rename(*old, *new, session.moment())
+            builder.rename(*old, *new, session.moment(frame))
             if old[0] == OUTSIDE != new[0]:
                 number = builder.entry(*new)
                 if number is not None and builder[number].entries is not None:
                     session.watch_below(
                         number, os.path.join(session.directory, builder[number].path)
                     )
+        finally:
+            session.release()
 
     def link(
         self,
@@ -587,6 +606,7 @@ def _position(fd: int, offset: int, count: int, *, append: bool = False) -> int:
 
 def _copied(session: Session, found: Description, fd: int, offset: int | None, count: int) -> int:
     if count:
+        found.position = -1
         start = real.lseek(fd, 0, os.SEEK_CUR) - count if offset is None else offset
         session.wrote_at(found, start, session.read_back(fd, start, count))
     return count

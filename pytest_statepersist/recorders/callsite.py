@@ -10,7 +10,7 @@ import os.path
 import sys
 import sysconfig
 import threading
-from types import CodeType
+from types import CodeType, FrameType
 
 from pytest_statepersist.core.operations import Site
 from pytest_statepersist.recorders import real
@@ -18,6 +18,7 @@ from pytest_statepersist.recorders.builder import Moment
 
 __all__ = ["CallSites", "is_internal"]
 
+_getframe, _get_ident = sys._getframe, threading.get_ident
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _SUBJECT = (os.path.join(_PACKAGE, "reference") + os.sep,)
 _STDLIB = tuple(
@@ -50,18 +51,26 @@ class CallSites:
         self.tasks: dict[int, int] = {}
         """By thread identifier."""
 
-    def moment(self) -> Moment:
-        """Return what to record of a call that has just returned."""
+    def moment(self, frame: FrameType | None = None) -> Moment:
+        """Return what to record of a call that has just returned; ``frame`` as for `site`."""
         now = self.now()
-        thread = threading.get_ident()
+        thread = _get_ident()
         task = self.tasks.get(thread)
         if task is None:
             task = self.tasks[thread] = len(self.tasks)
-        return self.site(), now, task
+        return self.site(frame), now, task
 
-    def site(self) -> Site | None:
-        """Return the innermost line of the subject on this thread's stack, if there is one."""
-        frame = sys._getframe(1)
+    def site(self, frame: FrameType | None = None) -> Site | None:
+        """Return the innermost line of the subject on this thread's stack, if there is one.
+
+        ``frame`` is where to begin, for a caller that knows which frames are its own.
+        """
+        if frame is None:
+            frame = _getframe(1)
+        else:
+            known = self.sites.get((id(frame.f_code), frame.f_lasti))
+            if known is not None:
+                return known[0]
         internal = self._internal
         while True:
             code = frame.f_code

@@ -43,7 +43,9 @@ _VERBS = {
     _CLOSE_WRITE: "open for writing",
 }
 _HEADER = struct.Struct("iIII")
-_BUFFER = 1 << 16
+_BUFFER = 1 << 14
+_LARGEST = _HEADER.size + 256
+"""Bytes of an event with the longest name that there can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,10 @@ class Notifications:
             except BlockingIOError:
                 return
             self._chunks.append((chunk, after, before))
+            # A read gives as many events as fit (inotify(7)): with room for one more left over,
+            # that was all.
+            if len(chunk) <= _BUFFER - _LARGEST:
+                return
 
     def close(self) -> None:
         """Give the queue back; called twice it does nothing."""

@@ -220,6 +220,9 @@ class PythonRecorder:
             # Calls of other threads wait for the lock until the directory has been compared.
             with session.lock:
                 _mappings[-1].sample()
+                for fd, found in list(session.files.items()):
+                    if found.position >= 0:
+                        streams.compare_position(session, fd, found)
                 for companion in self._companions:
                     companion.stop()
                 self._companions.clear()

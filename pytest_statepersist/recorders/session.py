@@ -19,9 +19,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import get_ident
+from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
-from pytest_statepersist.core.operations import OUTSIDE, ROOT, Durability, Write
+from pytest_statepersist.core.operations import OUTSIDE, ROOT, Durability, Site, Write
 from pytest_statepersist.core.tree import LARGE
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
@@ -30,11 +31,15 @@ from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.notify import Notifications
 from pytest_statepersist.recorders.scan import scan
 
-__all__ = ["Description", "Session", "Slot", "descriptor_path", "durability_of"]
+__all__ = ["DRAIN", "Description", "Session", "Slot", "descriptor_path", "durability_of"]
 
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
-_DRAIN = 64
+DRAIN = 64
+"""After how many operations the kernel's notifications are read."""
 _lseek, _getframe, _get_ident = real.lseek, sys._getframe, get_ident
+_lstat, _fstat = real.lstat, real.fstat
+_DOTS = frozenset({"", ".", ".."})
+_FORMAT, _REGULAR, _BITS = 0o170000, stat.S_IFREG, 0o7777
 _ADOPTED = 256 << 20
 _DSYNC = getattr(os, "O_DSYNC", 0)
 _SYNC = getattr(os, "O_SYNC", 0)
@@ -49,6 +54,8 @@ class Description:
     durability: Durability = Durability.NONE
     written: bool = False
     references: int = 1
+    position: int = -1
+    """Where the next write goes, -1 where only the kernel knows; see `streams.attach`."""
 
 
 @dataclass(slots=True)
@@ -69,10 +76,11 @@ class Session:
     """The state of one running recording."""
 
     __slots__ = (
-        "_now",
+        "_last_code",
+        "_last_line",
+        "_last_site",
         "_outside_heads",
-        "_sites",
-        "_tasks",
+        "acquire",
         "attached",
         "before_moment",
         "builder",
@@ -80,19 +88,30 @@ class Session:
         "directory",
         "files",
         "lock",
+        "log",
         "notifications",
+        "now",
         "outside",
+        "release",
         "since_drain",
+        "sites",
+        "tasks",
     )
 
     def __init__(self, directory: str, builder: TraceBuilder, notifications: Notifications) -> None:
         self.directory = directory
         self.builder = builder
         self.lock = builder.lock
+        # Bound once: `with` looks two methods up, and that is half of what a lock costs.
+        self.acquire, self.release = builder.lock.acquire, builder.lock.release
+        self.log = builder.log
+        self._last_code: CodeType | None = None
+        self._last_line = -1
+        self._last_site: tuple[Site, CodeType] | None = None
         self.notifications = notifications
         self.callsites = CallSites()
-        self._sites, self._tasks = self.callsites.sites, self.callsites.tasks
-        self._now = self.callsites.now
+        self.sites, self.tasks = self.callsites.sites, self.callsites.tasks
+        self.now = self.callsites.now
         self.files: dict[int, Description] = {}
         self.attached: dict[int, Callable[[], Any]] = {}
         """Weak references to the raw files that are recorded, by descriptor."""
@@ -102,14 +121,17 @@ class Session:
         """Paths elsewhere that a call was about to change."""
         self._outside_heads: dict[Identity, str] = {}
 
-    def moment(self) -> Moment:
-        """Return the moment of a call that has just been made and is about to be recorded."""
+    def moment(self, frame: FrameType | None = None) -> Moment:
+        """Return the moment of a call that has just been made and is about to be recorded.
+
+        ``frame`` is that of the caller of the replacement, where it is at hand.
+        """
         if self.before_moment is not None:
             self.before_moment()
         self.since_drain += 1
-        if self.since_drain >= _DRAIN:
+        if self.since_drain >= DRAIN:
             self.drain(1)
-        return self.callsites.moment()
+        return self.callsites.moment(frame)
 
     def drain(self, pending: int = 0) -> None:
         """Read the kernel's notifications; ``pending`` calls are made and not yet recorded."""
@@ -122,7 +144,7 @@ class Session:
         """Return (inode of the parent, name) of a path; OUTSIDE names are absolute paths."""
         text = path if type(path) is str else os.fsdecode(path)
         head, slash, name = text.rpartition("/")
-        if directory is None and head == self.directory and name not in ("", ".", ".."):
+        if head == self.directory and directory is None and name not in _DOTS:
             return ROOT, name
         if name in ("", ".", ".."):
             return self._odd_place(text, directory)
@@ -188,7 +210,7 @@ class Session:
             return
         number = self.builder.entry(parent, name)
         try:
-            status = real.lstat(path, dir_fd=directory)
+            status = _lstat(path) if directory is None else _lstat(path, dir_fd=directory)
         except OSError:
             if number is not None:
                 self.unseen(self.builder[number].path, "was removed or renamed")
@@ -269,11 +291,13 @@ class Session:
         place: tuple[int, str],
         truncated: bool,
         durability: Durability = Durability.NONE,
+        frame: FrameType | None = None,
     ) -> Description | None:
         """Record what an open for writing did to names and sizes, and register the descriptor."""
         self.files.pop(fd, None)
-        status = real.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
+        status = _fstat(fd)
+        mode = status.st_mode
+        if mode & _FORMAT != _REGULAR:
             return None
         identity = (status.st_dev, status.st_ino)
         builder = self.builder
@@ -298,13 +322,13 @@ class Session:
                 if parent == OUTSIDE:
                     return None  # an older file elsewhere: adopted if it ever matters
                 self.unseen(f"{builder[parent].path}/{name}".lstrip("/"), "was created")
-            mode = stat.S_IMODE(status.st_mode)
-            known = builder.create(parent, name, self.moment(), mode=mode, identity=identity)
+            at = self.moment(frame)
+            known = builder.create(parent, name, at, mode=mode & _BITS, identity=identity)
             builder[known].size = status.st_size
         elif truncated:
             if real_one != known:
                 self.compare(builder[known], status)
-            builder.truncate(known, 0, self.moment())
+            builder.truncate(known, 0, self.moment(frame))
         else:
             self.compare(builder[known], status)
         return self.register(fd, known, durability)
@@ -316,14 +340,14 @@ class Session:
         number = self.builder.create(OUTSIDE, "", self.moment(), mode=mode, identity=identity)
         return self.register(fd, number, durability)
 
-    def closed(self, fd: int) -> None:
+    def closed(self, fd: int, frame: FrameType | None = None) -> None:
         """Record that a descriptor was closed."""
         found = self.files.pop(fd, None)
         if found is None:
             return
         found.references -= 1
         if found.references == 0:
-            at = self.moment()
+            at = self.moment(frame)
             self.builder.close(found.inode, at, written=found.written)
             if found.written:
                 self.drain()
@@ -343,31 +367,42 @@ class Session:
         To be called by the replacement itself. This is the one path that is written for speed.
         """
         end = _lseek(fd, 0, 1)
-        if type(data) is bytes:
-            if count != len(data):
-                data = data[:count]
-        elif type(data) is memoryview and data.nbytes == count:
-            data = data.tobytes()
-        else:
-            data = memoryview(data).cast("B")[:count].tobytes()
-        if self.before_moment is not None:
-            self.before_moment()
-        found.written = True
+        if type(data) is not bytes or count != len(data):
+            data = _bytes_of(data, count)
+        if found.position >= 0:
+            found.position = end
         frame = _getframe(2)
-        site = self._sites.get((id(frame.f_code), frame.f_lasti))
-        task = self._tasks.get(_get_ident())
+        code, line = frame.f_code, frame.f_lasti
+        if code is self._last_code and line == self._last_line:
+            site = self._last_site
+        else:
+            self._last_code, self._last_line = code, line
+            site = self._last_site = self.sites.get((id(code), line))
+        task = self.tasks.get(_get_ident())
         inode = found.node
-        if site is None or task is None or not inode.inside:
+        found.written = True
+        if self.before_moment is not None or site is None or task is None or not inode.inside:
+            self._last_code = None
             self.builder.write(found.inode, end - count, data, self.moment(), found.durability)
             return
-        now = self._now()
-        inode.changed = now
+        now = inode.changed = self.now()
         if end > inode.size:
             inode.size = end
-        log = self.builder.log
-        fields = (found.inode, end - count, data, found.durability)
-        log.append((Write, fields, inode.path, (site[0], now, task)))
-        if not len(log) % _DRAIN:
+        log = self.log
+        log.append(
+            (
+                Write,
+                inode.path,
+                site[0],
+                now,
+                task,
+                found.inode,
+                end - count,
+                data,
+                found.durability,
+            )
+        )
+        if not len(log) % DRAIN:
             self.drain()
 
     def wrote_at(
@@ -461,6 +496,14 @@ class Session:
         for name, child in (self.builder[number].entries or {}).items():
             if self.builder[child].entries is not None:
                 self.watch_below(child, f"{path}/{name}")
+
+
+def _bytes_of(data: Any, count: int) -> bytes:
+    if type(data) is bytes:
+        return data[:count]
+    if type(data) is memoryview and data.nbytes == count:
+        return data.tobytes()
+    return memoryview(data).cast("B")[:count].tobytes()
 
 
 def descriptor_path(fd: int) -> str:

@@ -8,6 +8,10 @@ space and lost in a crash. Rules:
    were opened before the recording are seen as well, and every type is as it always was.
 2. The attributes refer to the raw file weakly: a file that nobody holds is closed at once.
 3. Files opened for reading only are not touched.
+4. Where a write goes is asked of the kernel, unless nobody but the file object can have moved the
+   position: the recording saw it being opened, it cannot be read, it does not append, it was never
+   sought in, and nobody was given its descriptor's number. Then it is counted, and the count is
+   compared with the kernel's when the file is closed.
 """
 
 from __future__ import annotations
@@ -19,16 +23,33 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from threading import get_ident
+from types import FrameType
 from typing import Any
 
-from pytest_statepersist.core.operations import OUTSIDE
+from pytest_statepersist.core.operations import OUTSIDE, Write
 from pytest_statepersist.recorders import real
-from pytest_statepersist.recorders.session import Description, Session, Slot, descriptor_path
+from pytest_statepersist.recorders.session import (
+    DRAIN,
+    Description,
+    Session,
+    Slot,
+    descriptor_path,
+)
 
-__all__ = ["attach", "detach", "make_fileio", "make_open", "patch_subclasses", "raw_of"]
+__all__ = [
+    "attach",
+    "compare_position",
+    "detach",
+    "make_fileio",
+    "make_open",
+    "patch_subclasses",
+    "raw_of",
+]
 
 _READING = frozenset({"r", "rb", "rt", "br", "tr", "U"})
-_ATTACHED = ("write", "truncate", "close")
+_lseek, _getframe, _get_ident = real.lseek, sys._getframe, get_ident
+_ATTACHED = ("write", "truncate", "close", "seek", "fileno")
 
 
 def raw_of(file: Any) -> Any:
@@ -57,7 +78,8 @@ def make_open(slot: Slot) -> Callable[..., Any]:
             return real.open(file, *rest)
         if encoding is None and "b" not in mode and sys.flags.warn_default_encoding:
             rest = (*rest[:2], io.text_encoding(None, 2), *rest[3:])
-        return _opening(slot, session, file, mode, opener, lambda: real.open(file, *rest))
+        frame = _getframe(1)
+        return _opening(slot, session, file, mode, opener, lambda: real.open(file, *rest), frame)
 
     return open
 
@@ -139,13 +161,15 @@ def _opening(
     mode: str,
     opener: Any,
     call: Callable[[], Any],
+    frame: FrameType | None = None,
 ) -> Any:
     if isinstance(file, int):
         return _take_over(slot, session, call())
     place = session.place(file)
     if opener is None and place[0] == OUTSIDE and _may_block(file):
         return call()
-    with session.lock:
+    session.acquire()
+    try:
         try:
             made = call()
         except BaseException:
@@ -163,10 +187,14 @@ def _opening(
             if opener is not None:  # what it opened need not be what it was asked for
                 file = os.path.realpath(descriptor_path(fd))
                 place = session.place(file)
-            found = session.opened(fd, file, place=place, truncated="w" in mode)
+            found = session.opened(fd, file, place=place, truncated="w" in mode, frame=frame)
         if found is not None:
             attach(slot, session, raw, fd, found)
+            if opener is None and "+" not in mode and "a" not in mode and type(raw) is real.FileIO:
+                _count(raw, found)
         return made
+    finally:
+        session.release()
 
 
 def _take_over(slot: Slot, session: Session, made: Any) -> Any:
@@ -216,20 +244,67 @@ def attach(slot: Slot, session: Session, raw: Any, fd: int, found: Description) 
     raw_write, raw_truncate, raw_close = kind.write, kind.truncate, kind.close
     ref: Callable[[], Any] = weakref.ref(raw)
     closes = bool(raw.closefd)
-    lock, wrote = session.lock, session.wrote
+    lock, wrote, now = session.lock, session.wrote, session.now
+    acquire, release = session.acquire, session.release
+    sites, tasks, log = session.sites, session.tasks, session.log
+    node, number, durability = found.node, found.inode, found.durability
+    previous = b""
+    last_code, last_line, site = None, -1, None
 
     def write(data: Any, /) -> int | None:
+        """Write and record. The one replacement that is written for speed alone."""
+        nonlocal previous, last_code, last_line, site
         raw = ref()
-        with lock:
-            start = 0 if plain else real.lseek(fd, 0, os.SEEK_CUR)
-            # Without the object (in a cycle that is being collected) the descriptor is still there.
-            count: int | None = real.write(fd, data) if raw is None else raw_write(raw, data)
-            if count and slot.session is session:
-                if plain:
-                    wrote(fd, found, data, count)
-                else:
-                    _wrote_somehow(session, fd, found, start)
+        acquire()
+        try:
+            if raw is None or not plain or slot.session is not session:
+                return _write_otherwise(slot, session, raw, raw_write, fd, found, data)
+            count: int | None = raw_write(raw, data)
+            if not count:
+                return count
+            frame = _getframe(1)
+            code, line = frame.f_code, frame.f_lasti
+            if code is not last_code or line != last_line:
+                last_code, last_line, site = code, line, sites.get((id(code), line))
+            task = tasks.get(_get_ident())
+            kind = type(data)
+            if (
+                site is None
+                or task is None
+                or not node.inside
+                or session.before_moment is not None
+                or (kind is not bytes and kind is not memoryview)
+                or count != (len(data) if kind is bytes else data.nbytes)
+            ):
+                last_code = None
+                wrote(fd, found, data, count)
+                return count
+            if kind is memoryview:
+                # Kept once where the same bytes come again: memory that is touched for the first
+                # time costs more than all the rest here.
+                data = data.tobytes()
+                if data == previous:
+                    data = previous
+                previous = data
+            end = found.position
+            if end < 0:
+                end = _lseek(fd, 0, 1)
+            else:
+                end += count
+                found.position = end
+            at = now()
+            found.written = True
+            node.changed = at
+            if end > node.size:
+                node.size = end
+            log.append(
+                (Write, node.path, site[0], at, task, number, end - count, data, durability)
+            )
+            if not len(log) % DRAIN:
+                session.drain()
             return count
+        finally:
+            release()
 
     def truncate(size: int | None = None, /) -> int:
         with lock:
@@ -241,8 +316,11 @@ def attach(slot: Slot, session: Session, raw: Any, fd: int, found: Description) 
 
     def close() -> None:
         raw = ref()
-        with lock:
+        acquire()
+        try:
             open_before = raw is None or not raw.closed
+            if open_before and found.position >= 0 and slot.session is session:
+                compare_position(session, fd, found)
             try:
                 if raw is not None:
                     raw_close(raw)
@@ -252,10 +330,57 @@ def attach(slot: Slot, session: Session, raw: Any, fd: int, found: Description) 
             finally:
                 ended = open_before and closes and slot.session is session
                 if ended and session.files.get(fd) is found:
-                    session.closed(fd)
+                    session.closed(fd, _getframe(1))
+        finally:
+            release()
 
     raw.write, raw.truncate, raw.close = write, truncate, close
     session.attached[fd] = ref
+
+
+def _count(raw: Any, found: Description) -> None:
+    """Count the position of a new file, until somebody else may move it."""
+    ref: Callable[[], Any] = weakref.ref(raw)
+    found.position = 0
+
+    def seek(offset: int, whence: int = 0, /) -> int:
+        found.position = -1
+        result: int = real.FileIO.seek(ref(), offset, whence)
+        return result
+
+    def fileno() -> int:
+        found.position = -1
+        result: int = real.FileIO.fileno(ref())
+        return result
+
+    raw.seek, raw.fileno = seek, fileno
+
+
+def compare_position(session: Session, fd: int, found: Description) -> None:
+    """Doubt the recording where a counted position is not the kernel's: it was moved unseen."""
+    counted, found.position = found.position, -1
+    try:
+        actual = real.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        return  # the descriptor was closed beneath the object
+    if actual != counted:
+        session.unseen(found.node.path, "was written, or its position moved,")
+
+
+def _write_otherwise(
+    slot: Slot, session: Session, raw: Any, call: Any, fd: int, found: Description, data: Any
+) -> int | None:
+    """Write where the object is gone, of a subclass, or no longer recorded."""
+    plain = raw is None or type(raw) is real.FileIO
+    start = 0 if plain else real.lseek(fd, 0, os.SEEK_CUR)
+    # Without the object (in a cycle that is being collected) the descriptor is still there.
+    count: int | None = real.write(fd, data) if raw is None else call(raw, data)
+    if count and slot.session is session:
+        if plain:
+            session.wrote(fd, found, data, count)
+        else:
+            _wrote_somehow(session, fd, found, start)
+    return count
 
 
 def _wrote_somehow(session: Session, fd: int, found: Description, start: int) -> None:
