@@ -83,7 +83,7 @@ class TraceBuilder(Namespace):
         self.base = base
         self.recorder = recorder
         self.lock = threading.RLock()
-        self.doubts: list[BlindSpot] = []
+        self._doubts: list[tuple[BlindSpot, int | None]] = []
         self.log: list[_Entry] = []
         """Operations as (class, path, site, time, task, *fields); one tuple each, since every
         object that is kept costs the garbage collector time. Only the quickest path appends by
@@ -179,7 +179,8 @@ class TraceBuilder(Namespace):
         path = self._path(new_parent, new_name)
         number = self.entry(parent, name)
         if number is None:
-            self._doubt(self._path(parent, name), "was renamed although the recording had no such")
+            what = "was renamed although the recording had no such"
+            self._doubt(self._path(parent, name), what, about=parent)
             return
         replaced = self.entry(new_parent, new_name)
         if replaced == number:
@@ -188,7 +189,8 @@ class TraceBuilder(Namespace):
         inode.changed = at[1]
         if exchange:
             if replaced is None:
-                self._doubt(path, "was exchanged although the recording had no such")
+                what = "was exchanged although the recording had no such"
+                self._doubt(path, what, about=new_parent)
                 return
             self._exchange(number, parent, name, replaced, new_parent, new_name)
         else:
@@ -376,9 +378,22 @@ class TraceBuilder(Namespace):
         """Note that the subject said "saved" here."""
         self._acknowledged.append((len(self.log), text))
 
-    def doubt(self, spot: BlindSpot) -> None:
-        """Note something that was not seen; the recorder raises the first when it stops."""
-        self.doubts.append(spot)
+    def doubt(self, spot: BlindSpot, *, about: int | None = None) -> None:
+        """Note something that was not seen; the recorder raises the first when it stops.
+
+        ``about`` is the directory in which it happened: it does not matter in one that was made
+        outside during the recording and never came inside.
+        """
+        self._doubts.append((spot, about))
+
+    @property
+    def doubts(self) -> list[BlindSpot]:
+        """What was not seen and concerns the directory, in order."""
+        return [
+            spot
+            for spot, about in self._doubts
+            if about is None or about == OUTSIDE or self._inodes[about].inside
+        ]
 
     # -- the trace -----------------------------------------------------------------------------
 
@@ -448,19 +463,21 @@ class TraceBuilder(Namespace):
         if not self._inodes[fields[0]].lost:
             self.log.append((cls, path, *at, *fields))
 
-    def _doubt(self, path: str, what: str) -> None:
+    def _doubt(self, path: str, what: str, *, about: int) -> None:
         self.doubt(
             BlindSpot(
                 f"{path!r} {what} name: something changed it that the {self.recorder} recorder "
                 "did not see (native code or another process); record with strace",
                 culprit=path,
                 recorder="strace",
-            )
+            ),
+            about=about,
         )
 
     def _free(self, parent: int, name: str, verb: str) -> None:
         if parent != OUTSIDE and self.entry(parent, name) is not None:
-            self._doubt(self._path(parent, name), f"was {verb} although the recording had that")
+            what = f"was {verb} although the recording had that"
+            self._doubt(self._path(parent, name), what, about=parent)
             self._drop_name(parent, name, None)
 
     def _new(self, parent: int, name: str, at: Moment, identity: Identity | None) -> int:
@@ -482,7 +499,7 @@ class TraceBuilder(Namespace):
         if number is None:
             if parent != OUTSIDE:
                 what = "was removed although the recording had no such"
-                self._doubt(self._path(parent, name), what)
+                self._doubt(self._path(parent, name), what, about=parent)
             return
         inode = self._inodes[number]
         self._drop_name(parent, name, at[1])

@@ -341,7 +341,12 @@ class Calls:
                 return
             session.check(*old, here, src_fd)
             session.check(*new, there, dst_fd)
+            inside = builder[new[0]].inside
             if old[0] == OUTSIDE != new[0]:
+                _adopt_if_possible(session, here, there, old[1], src_fd)
+            elif inside and not builder[old[0]].inside and builder.entry(*old) is None:
+                # It lies in a directory that was made outside meanwhile, and came there unseen.
+                old = (OUTSIDE, session.full(*old))
                 _adopt_if_possible(session, here, there, old[1], src_fd)
             call(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
             builder.rename(*old, *new, session.moment(frame))
@@ -381,7 +386,7 @@ class Calls:
             if number is None:
                 if new[0] == OUTSIDE:
                     return
-                number = session.adopt(src, old[1], src_dir_fd)
+                number = session.adopt(src, session.full(*old), src_dir_fd)
             if number is not None:
                 builder.link(number, *new, session.moment())
 

@@ -213,10 +213,10 @@ class Session:
             status = _lstat(path) if directory is None else _lstat(path, dir_fd=directory)
         except OSError:
             if number is not None:
-                self.unseen(self.builder[number].path, "was removed or renamed")
+                self.unseen(self.builder[number].path, "was removed or renamed", about=parent)
             return
         if number is None:
-            self.unseen(f"{self.builder[parent].path}/{name}".lstrip("/"), "was created")
+            self.unseen(self.full(parent, name), "was created", about=parent)
         else:
             self.compare(self.builder[number], status)
 
@@ -236,15 +236,28 @@ class Session:
         ):
             self.unseen(inode.path, "was changed")
 
-    def unseen(self, path: str, what: str, recorder: str | None = "strace") -> None:
-        """Keep a doubt: something happened to this path that was not recorded."""
+    def full(self, parent: int, name: str) -> str:
+        """Return a place as a path: relative to the directory inside it, elsewhere absolute."""
+        above = "" if parent == OUTSIDE else self.builder[parent].path
+        return f"{above}/{name}" if above else name
+
+    def unseen(
+        self,
+        path: str,
+        what: str,
+        recorder: str | None = "strace",
+        *,
+        about: int | None = None,
+    ) -> None:
+        """Keep a doubt: something happened to this path, in this directory, unrecorded."""
         self.builder.doubt(
             BlindSpot(
                 f"{path!r} {what} by something that the python recorder does not see, usually "
                 f"native code or another process{_way_out(recorder)}",
                 culprit=path,
                 recorder=recorder,
-            )
+            ),
+            about=about,
         )
 
     def inode_at(self, path: Path | int, directory: int | None, follow: bool) -> int | None:
@@ -312,16 +325,16 @@ class Session:
                 known = real_one  # by way of /proc/self/fd
         elif known is None and real_one is not None:
             if parent != OUTSIDE:
-                self.unseen(f"{builder[parent].path}/{name}".lstrip("/"), "was linked")
+                self.unseen(self.full(parent, name), "was linked", about=parent)
             known = real_one
         if known is None and parent == OUTSIDE:
             # A link outside may have led inside.
             parent, name = self.place(os.path.realpath(os.fsdecode(path)))
         if known is None:
             if status.st_size > 0:
-                if parent == OUTSIDE:
+                if not builder[parent].inside:
                     return None  # an older file elsewhere: adopted if it ever matters
-                self.unseen(f"{builder[parent].path}/{name}".lstrip("/"), "was created")
+                self.unseen(self.full(parent, name), "was created", about=parent)
             at = self.moment(frame)
             known = builder.create(parent, name, at, mode=mode & _BITS, identity=identity)
             builder[known].size = status.st_size
@@ -370,6 +383,8 @@ class Session:
         if type(data) is not bytes or count != len(data):
             data = _bytes_of(data, count)
         if found.position >= 0:
+            if found.position != end - count:
+                self.moved(found)
             found.position = end
         frame = _getframe(2)
         code, line = frame.f_code, frame.f_lasti
@@ -404,6 +419,10 @@ class Session:
         )
         if not len(log) % DRAIN:
             self.drain()
+
+    def moved(self, found: Description) -> None:
+        """Doubt what was recorded of a file whose counted position is not the kernel's."""
+        self.unseen(found.node.path, "was written, or its position moved,")
 
     def wrote_at(
         self,

@@ -364,7 +364,7 @@ def compare_position(session: Session, fd: int, found: Description) -> None:
     except OSError:
         return  # the descriptor was closed beneath the object
     if actual != counted:
-        session.unseen(found.node.path, "was written, or its position moved,")
+        session.moved(found)
 
 
 def _write_otherwise(

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.apply import apply
 from pytest_statepersist.core.tree import LARGE, File, Tree, size_of
 from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.recorders import notify, selfcheck
@@ -383,3 +384,103 @@ def test_explain(events: list[tuple[int, str, int]], unexplained: str | None) ->
     found = notify.explain(builder.finish(), script, opened=lambda n: builder[n].was_opened)
     script.close()
     assert (found.path if found else None) == unexplained
+
+
+# -- directories that are made outside meanwhile ---------------------------------------------------
+
+
+def built_outside(outside: Path) -> None:
+    """A scratch directory, made while recording, in which native code leaves a file."""
+    outside.mkdir()
+    native_write(outside / "native", b"native")
+
+
+def recorded(directory: Path, work: Callable[[], object]) -> op.Trace:
+    with PythonRecorder(directory) as recorder:
+        work()
+    return recorder.trace
+
+
+def test_what_native_code_makes_in_a_new_directory_outside_does_not_matter(
+    state: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "scratch"
+
+    def work() -> None:
+        built_outside(outside)
+        with open(outside / "native", "a") as file:
+            file.write("more")
+        native_write(outside / "other", b"other")
+        os.replace(outside / "other", outside / "native")
+        os.unlink(outside / "native")
+        native_write(outside / "last", b"last")
+        os.unlink(outside / "last")
+        outside.rmdir()
+        (state / "f").write_bytes(b"new")
+
+    assert apply(recorded(state, work)).read("f") == b"new"
+
+
+@pytest.mark.parametrize("how", [os.replace, os.link])
+def test_a_native_file_in_a_new_directory_outside_is_adopted_when_it_comes_in(
+    state: Path, tmp_path: Path, how: Callable[[Path, Path], None]
+) -> None:
+    outside = tmp_path / "scratch"
+
+    def work() -> None:
+        built_outside(outside)
+        how(outside / "native", state / "in")
+
+    trace = recorded(state, work)
+    assert apply(trace).read("in") == b"native"
+    assert not any(isinstance(each, op.Fsync) for each in trace.operations)
+
+
+def test_a_new_directory_outside_that_comes_in_must_have_been_seen(
+    state: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "scratch"
+
+    def work() -> None:
+        built_outside(outside)
+        os.unlink(outside / "native")  # equal trees, and a file that a crash may bring back
+        os.rename(outside, state / "in")
+
+    assert caught(state, work).culprit == f"{outside}/native"
+
+
+# -- counted positions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_position_that_native_code_moved_without_asking_for_the_descriptor(
+    state: Path, elsewhere: bool
+) -> None:
+    def work() -> None:
+        with open(state / "f", "wb", buffering=0) as file:
+            (number,) = {
+                int(each)
+                for each in os.listdir("/proc/self/fd")
+                if os.path.realpath(f"/proc/self/fd/{each}") == str(state / "f")
+            }
+            for _ in range(3):
+                file.write(b"12345678")
+                libc.lseek(number, 0, os.SEEK_SET)
+            if elsewhere:  # a new call site asks the kernel
+                file.write(b"12345678")
+
+    assert caught(state, work).culprit == "f"
+
+
+def test_positions_that_the_subject_moves_itself_are_recorded(state: Path) -> None:
+    def work() -> None:
+        with open(state / "f", "wb", buffering=0) as file:
+            file.write(b"12345678")
+            file.seek(2)
+            file.write(b"ab")
+            os.lseek(file.fileno(), 6, os.SEEK_SET)
+            file.write(b"cd")
+            libc.lseek(file.fileno(), 4, os.SEEK_SET)
+            file.write(b"ef")
+
+    assert apply(recorded(state, work)).read("f") == b"12abefcd"
