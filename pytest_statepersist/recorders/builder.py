@@ -452,7 +452,7 @@ class TraceBuilder(Namespace):
         size = -1
         while size != len(wanted):
             size = len(wanted)
-            for cls, fields, _, _ in log:
+            for cls, _, _, _, _, *fields in log:
                 if cls in _NAMING and fields[0] in wanted:
                     wanted.update(fields[at] for at in ((1, 3) if cls is Rename else (1,)))
         wanted.discard(OUTSIDE)
