@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -196,8 +197,16 @@ def _in_python(
 ) -> Recorded:
     companions, warnings = sqlite_companions()
     recorder = PythonRecorder(directory, ignore=shared_memory_in(directory), companions=companions)
+    before = set(threading.enumerate())
     with recorder:
         _run(workload, directory, recorder.acknowledge)
+    left = [thread.name for thread in threading.enumerate() if thread not in before]
+    if left:
+        warnings = (
+            *warnings,
+            f"the workload left threads running ({', '.join(left[:3])}); what they write from now "
+            "on is not recorded, and would disturb the crash states",
+        )
     names = "python+sqlite" if companions else "python"
     if recorder.unproved:
         warnings = (*warnings, f"completeness rests on the final tree only: {recorder.unproved}")

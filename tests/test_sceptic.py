@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_statepersist import BlindSpot, CrashSimulator, UserError, raises
+from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.explorer.outcome import equal_values
 from pytest_statepersist.recorders.python import PythonRecorder
 
@@ -382,3 +385,35 @@ def test_a_store_into_a_mapping_that_changes_no_time_is_seen() -> None:
 def test_nothing_saved_yet_may_raise() -> None:
     report = explore(setup=None, before=raises(FileNotFoundError))
     assert report.verdict("posix").atomic is False
+
+
+# -- workloads that do not end tidily
+
+
+def test_a_workload_that_removes_the_directory_itself_is_told_so() -> None:
+    with pytest.raises(UserError, match="removed or renamed"):
+        explore(workload=shutil.rmtree)
+
+
+def test_a_thread_that_is_left_is_named() -> None:
+    ended = threading.Event()
+
+    def workload(directory: Path) -> None:
+        unsynced_new(directory)
+        threading.Thread(target=ended.wait, name="saver").start()
+
+    try:
+        report = explore(workload=workload)
+    finally:
+        ended.set()
+    assert any("saver" in warning for warning in report.warnings)
+    assert not any("threads" in warning for warning in explore().warnings)
+
+
+def test_a_thread_that_goes_on_writing_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def show(*_: Any) -> None:
+        raise FileExistsError(17, "File exists", "made meanwhile by a thread")
+
+    monkeypatch.setattr(Materialiser, "show", show)
+    with pytest.raises(UserError, match="goes on writing"):
+        explore()

@@ -25,7 +25,7 @@ from pytest_statepersist.core.reading import Beyond
 from pytest_statepersist.core.states import disk_of, roots
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.core.window import Choice
-from pytest_statepersist.errors import BlindSpot
+from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.explorer.observe import Observation, Observer
@@ -219,7 +219,14 @@ class Engine:
             self._results.clear()
 
     def _show(self, disk: Disk, state: CrashState, shown: Materialiser) -> None:
-        shown.show(disk, state)
+        try:
+            shown.show(disk, state)
+        except OSError as error:
+            raise UserError(
+                f"a crash state could not be shown in {self.place.directory}: {error}. Usually a "
+                "thread or process that the workload or recovery started goes on writing there; "
+                "wait for it to end, or give a workspace= with more room."
+            ) from error
         if shown.changed_directories:
             self._observer.directories(True)
             shown.changed_directories = False

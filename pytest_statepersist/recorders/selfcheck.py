@@ -15,6 +15,7 @@ recorded write to the same file at almost the same moment.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from pytest_statepersist.core.apply import apply
@@ -28,7 +29,7 @@ from pytest_statepersist.core.tree import (
     read_content,
     size_of,
 )
-from pytest_statepersist.errors import BlindSpot, TraceError
+from pytest_statepersist.errors import BlindSpot, TraceError, UserError
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import Identity, TraceBuilder
 from pytest_statepersist.recorders.notify import Notifications, explain
@@ -51,8 +52,14 @@ def verify(
 ) -> str | None:
     """Raise `BlindSpot` where the recording is not complete.
 
-    Returns ``None``, or why the kernel's notifications could not be used for the proof.
+    Returns ``None``, or why the kernel's notifications could not be used for the proof. Raises
+    `UserError` where the directory itself is gone.
     """
+    if not os.path.isdir(builder.directory):
+        raise UserError(
+            f"{builder.directory} itself was removed or renamed while it was recorded, and no "
+            "crash state could be shown in its place; record the directory above it"
+        )
     if builder.doubts:
         raise _with_database(builder.doubts[0], builder.directory)
     try:
