@@ -16,7 +16,7 @@ from pathlib import Path
 from pytest_statepersist.bundle_json import FILE_LIMIT, NAME, Bundle, dump, load
 from pytest_statepersist.errors import BundleError
 
-__all__ = ["DIRECTORY", "drop", "find", "kept", "read", "write"]
+__all__ = ["DIRECTORY", "drop", "find", "kept", "nearest", "read", "write"]
 
 DIRECTORY = Path(".statepersist") / "bundles"
 """Where bundles are kept, below the root of the project."""
@@ -61,6 +61,14 @@ def _ignore(directory: Path) -> None:
 
 
 # -- the directory
+
+
+def nearest(here: Path) -> Path:
+    """Return the directory of bundles of the project in which a directory lies."""
+    for each in (here, *here.parents):
+        if (each / DIRECTORY).is_dir():
+            return each / DIRECTORY
+    return here / DIRECTORY
 
 
 def kept(directory: Path) -> list[Path]:

@@ -74,6 +74,7 @@ _COMPRESSED_FROM = 64 << 10
 _WHOLE = 16 << 20
 _STORED = 20 << 20
 _TEXT_FIELD = 200_000
+_SOURCE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ class Bundle:
     interrupted: Tree | None = None
     step: Trace | None = None
     """What the interrupted recovery did."""
+    sources: tuple[tuple[str, str], ...] = ()
+    """The functions of the test as another test would write them; "" for one that cannot be."""
 
 
 def absent(tree: Tree) -> list[str]:
@@ -218,6 +221,7 @@ def load(data: bytes) -> Bundle:
             f"version {VERSION}; use the version of the package that wrote it"
         )
     names = {each.name for each in fields(Bundle)} | {"format", "version"}
+    document.setdefault("sources", [])  # which came later
     odd = sorted(names ^ document.keys())
     if odd:
         _fail(f"lacks, or has too much, {', '.join(map(repr, odd[:5]))}")
@@ -272,6 +276,7 @@ def _bundle(row: dict[str, Any]) -> Bundle:
     if not NAME.fullmatch(values["name"]):
         _fail(f"has a name that no bundle has: {values['name'][:60]!r}")
     _check_test(values["test"])
+    values["sources"] = tuple(_source(each) for each in _list(row, "sources"))
     for key in ("missing", "step_missing"):
         values[key] = tuple(_number(each, key) for each in _list(row, key))
     values["points"] = tuple(_span(each) for each in _list(row, "points"))
@@ -425,6 +430,14 @@ def _number(value: Any, key: str, *, least: int = 0) -> int:
     if type(value) is not int or not least <= value < 1 << 53:
         _fail(f"has a {key!r} that is not a whole number from {least}")
     return int(value)
+
+
+def _source(value: Any) -> tuple[str, str]:
+    pair = value if isinstance(value, list) and len(value) == 2 else [None]
+    for each in pair:
+        if not isinstance(each, str) or len(each) >= _SOURCE or not each.isprintable():
+            _fail("has a 'sources' that is not a list of names and lines")
+    return pair[0], pair[1]
 
 
 def _span(value: Any) -> tuple[int, int]:

@@ -125,6 +125,8 @@ class Report:
     before: str = ""
     after: str = ""
     """What recovery was expected to give before and after the workload, in words."""
+    sources: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """The functions that were given, as another test would write them; see `callables`."""
 
     @property
     def repairs(self) -> tuple[Repair, ...]:

@@ -38,7 +38,7 @@ from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.operations import Trace
 from pytest_statepersist.core.states import disk_of
 from pytest_statepersist.core.tree import File, Node, Symlink, Tree
-from pytest_statepersist.errors import BundleError, CrashConsistencyError
+from pytest_statepersist.errors import BundleError, CrashConsistencyError, UserError
 from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.materialise import Materialiser, remove
 from pytest_statepersist.explorer.outcome import (
@@ -57,7 +57,14 @@ from pytest_statepersist.findings import Finding, Report
 from pytest_statepersist.report.operations import printable
 from pytest_statepersist.report.text import render_finding
 
-__all__ = ["Replayed", "judge", "keep_bundles", "replay_bundle", "show_disk"]
+__all__ = [
+    "Replayed",
+    "judge",
+    "keep_bundles",
+    "replay_bundle",
+    "show_disk",
+    "still_there",
+]
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{4,}")
 _OURS = re.compile(r"statepersist-[A-Za-z0-9_]{8}")
@@ -131,6 +138,10 @@ def _bundle(report: Report, finding: Finding, name: str, test: str, ordinal: int
         disk=tree if step is None else stored(step.disk.tree(step.state), *traces),
         interrupted=None if step is None else tree,
         step=None if inner is None else replace(inner, base=stored(inner.base, *traces)),
+        sources=tuple(
+            (name, text if text.isprintable() and len(text) < 2_000 else "")
+            for name, text in report.sources
+        ),
     )
 
 
@@ -374,20 +385,28 @@ def replay_bundle(
     path: str | os.PathLike[str],
     *,
     recover: Recovery,
+    setup: Callable[[Path], Any] | None = None,
+    workload: Callable[..., Any] | None = None,
     before: Any = UNSET,
     after: Any = UNSET,
     invariant: Invariant | None = None,
     acknowledged: Sequence[Any] = (),
     time_limit: float | None = 10.0,
 ) -> Any:
-    """Run ``recover(directory)`` on the disk of a bundle, for a regression test of a recovery.
+    """Run ``recover(directory)`` on the disk of a bundle, for a regression test.
 
-    ``before``, ``after`` and ``invariant`` are as in `CrashSimulator.check`. Returns what recovery
-    returned. Raises `CrashConsistencyError` where that is not allowed, `BundleError` where the file
+    ``before``, ``after`` and ``invariant`` are as in `CrashSimulator.check`. Where recovery fails
+    on the disk and a ``workload`` is given, it is explored as ``check`` does it, under the model of
+    the bundle: a save that no longer leaves such a disk is repaired as well. Returns what recovery
+    returned. Raises `CrashConsistencyError` where neither is repaired, `BundleError` where the file
     is no bundle or cannot be judged.
     """
+    __tracebackhide__ = True
+    if not callable(recover):
+        raise UserError(f"recover= takes a function of the directory, not {recover!r}")
+    bundle = read(Path(path))
     done = judge(
-        read(Path(path)),
+        bundle,
         recover=recover,
         before=before,
         after=after,
@@ -395,6 +414,34 @@ def replay_bundle(
         acknowledged=lambda: acknowledged,
         time_limit=time_limit,
     )
-    if not done.fixed:
+    if done.fixed:
+        return done.outcome.value
+    if workload is None:
         raise CrashConsistencyError(str(done), done)
+    from pytest_statepersist.simulator import CrashSimulator
+
+    report = CrashSimulator().explore(
+        setup=setup,
+        workload=workload,
+        recover=recover,
+        before=before,
+        after=after,
+        invariant=invariant,
+        model=bundle.model,
+        deviations=max(2, bundle.deviations),
+        time_limit=time_limit,
+    )
+    if any(still_there(bundle, each.id, each.cause) for each in report.findings):
+        raise CrashConsistencyError(str(report), report)
+    verdict = report.verdict(bundle.model)
+    if not verdict.complete or None in (verdict.atomic, verdict.durable):
+        raise BundleError(
+            f"recovery fails on the disk of {bundle.name}, and whether the save still leaves it is "
+            f"not known: {verdict}"
+        )
     return done.outcome.value
+
+
+def still_there(bundle: Bundle, finding: str, cause: str) -> bool:
+    """Say whether a finding is that of a bundle, or may be: a function can have another name."""
+    return finding == bundle.name.split("-")[0] or cause == bundle.cause

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_statepersist.callables import written
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model, get_models
@@ -205,7 +206,8 @@ class CrashSimulator:
                 recorded, recover, directory, place, fresh, settings, before, after, invariant, True
             )
             # While the workplace is there: contents of large files are read from it.
-            return self._finish(report, name, started)
+            functions = {"setup": setup, "workload": workload, "recover": recover}
+            return self._finish(report, name, started, {**functions, "invariant": invariant})
 
     @contextmanager
     def record(self, directory: str | os.PathLike[str], **changes: Any) -> Iterator[Recording]:
@@ -331,8 +333,16 @@ class CrashSimulator:
             report.raise_for_findings()
         return report
 
-    def _finish(self, report: Report, name: str, started: float) -> Report:
+    def _finish(
+        self,
+        report: Report,
+        name: str,
+        started: float,
+        functions: dict[str, Callable[..., Any] | None],
+    ) -> Report:
         report = replace(report, name=name, seconds=time.perf_counter() - started)
+        if report.findings:
+            report = replace(report, sources=written(functions))
         report = self.keep(report)
         self.reports.append(report)
         return report
@@ -419,7 +429,8 @@ class Recording:
                 )
             finally:
                 fresh.close()
-        return self._simulator._finish(report, name, started)
+        functions = {"recover": recover, "invariant": invariant}
+        return self._simulator._finish(report, name, started, functions)
 
     def check(self, **arguments: Any) -> Report:
         """Explore and raise as `CrashSimulator.check` does."""

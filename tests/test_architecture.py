@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     ("errors",),
-    ("core", "checked"),
+    ("core", "checked", "callables"),
     ("recorders", "clock", "tamper", "leaks", "faults", "bundle_json", "bundle"),
     ("explorer",),
     ("report",),

@@ -9,7 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
-from pytest_statepersist.bundle import DIRECTORY, find, read
+from pytest_statepersist.bundle import find, nearest, read
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.replaying import show_disk
 from pytest_statepersist.report.operations import printable
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the disk; returns 0, raises `UserError` where the directory is not empty."""
-    bundle = read(find(arguments.bundle, DIRECTORY))
+    bundle = read(find(arguments.bundle, nearest(Path.cwd())))
     directory: Path = arguments.directory
     if directory.is_symlink():
         raise UserError(f"{directory} is a symbolic link; give the directory itself")

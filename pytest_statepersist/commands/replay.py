@@ -13,15 +13,16 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_statepersist.bundle import DIRECTORY, find, kept, read
+from pytest_statepersist.bundle import find, kept, nearest, read
 from pytest_statepersist.bundle_json import Bundle
 from pytest_statepersist.errors import BundleError
+from pytest_statepersist.replaying import still_there
 from pytest_statepersist.report.operations import printable
 
 __all__ = ["add_arguments", "run"]
@@ -43,24 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay, print one line a bundle, and return the exit code."""
-    directory = Path.cwd() / DIRECTORY
-    paths = [find(given, directory) for given in arguments.bundle] or kept(directory)
+    directory = nearest(Path.cwd())
+    paths = [find(given, directory).absolute() for given in arguments.bundle] or kept(directory)
     if not paths:
-        print(f"no bundles in {DIRECTORY}")
+        print(f"no bundles in {directory}")
         return 0
+    root = directory.parent.parent
     found = [(path, _read(path)) for path in paths]
     bundles = [bundle for _, bundle in found if isinstance(bundle, Bundle)]
     # Nothing that a bundle was found with may be left out when its test explores again.
     deviations = max([2, *(bundle.deviations for bundle in bundles)])
     explored: dict[str, _Explored] = {}
+    known = {(bundle.test, bundle.name.split("-")[0]) for bundle in bundles}
     worst = 0
     for path, bundle in found:
         test = bundle.test if isinstance(bundle, Bundle) else ""
-        status, text = _replayed(path, bundle, explored)
+        status, text = _replayed(root, path, bundle, explored)
         if status == _FAILED and not arguments.recovery_only and isinstance(bundle, Bundle):
             if test not in explored:
-                explored[test] = _explored(test, deviations)
-            if explored[test].lacks(bundle):
+                explored[test] = _explored(root, test, deviations)
+            if explored[test].lacks(bundle, known):
                 status, text = _FIXED, _NOT_LEFT
         shown = f"{test}{': ' if text else ''}{text}"
         print(printable(f"{status:<6} {path.name.split('.')[0]} {shown}"))
@@ -84,25 +87,34 @@ class _Explored:
 
     runs: list[dict[str, Any]]
 
-    def lacks(self, bundle: Bundle) -> bool:
-        """Say whether the save is known to leave no such disk any more."""
+    def lacks(self, bundle: Bundle, known: Container[tuple[str, str]]) -> bool:
+        """Say whether the save is known to leave no such disk any more.
+
+        A finding with the same cause is this one under another name, where no bundle that is
+        ``known`` has its id: a function may have been renamed.
+        """
         models = [v for run in self.runs for v in run["verdicts"] if v["model"] == bundle.model]
         # An exploration that failed may have ended the test before this one.
         if len(self.runs) <= bundle.ordinal or not models:
             return False
         if any(not v["complete"] or None in (v["atomic"], v["durable"]) for v in models):
             return False
-        ids = {finding["id"] for run in self.runs for finding in run["findings"]}
-        return bundle.name.split("-")[0] not in ids
+        own = bundle.name.split("-")[0]
+        return not any(
+            still_there(bundle, each["id"], each["cause"])
+            and (each["id"] == own or (bundle.test, each["id"]) not in known)
+            for run in self.runs
+            for each in run["findings"]
+        )
 
 
-def _explored(test: str, deviations: int) -> _Explored:
-    document, _ = _pytest(test, f"--statepersist-deviations={deviations}")
+def _explored(root: Path, test: str, deviations: int) -> _Explored:
+    document, _ = _pytest(root, test, f"--statepersist-deviations={deviations}")
     return _Explored([run for run in document.get("explorations", []) if run["test"] == test])
 
 
 def _replayed(
-    path: Path, bundle: Bundle | str, explored: Mapping[str, _Explored]
+    root: Path, path: Path, bundle: Bundle | str, explored: Mapping[str, _Explored]
 ) -> tuple[str, str]:
     if isinstance(bundle, str):
         return _ERROR, bundle
@@ -110,7 +122,7 @@ def _replayed(
         return _ERROR, "not made by a test; use replay_bundle()"
     if bundle.test in explored and not path.exists():
         return _FIXED, _NOT_LEFT  # its test has just explored again, and removed it
-    document, output = _pytest(f"--statepersist-replay={path}")
+    document, output = _pytest(root, f"--statepersist-replay={path}")
     rows = [row for row in document.get("replays", []) if row["bundle"] == bundle.name]
     if not rows:
         return _ERROR, output
@@ -120,13 +132,21 @@ def _replayed(
     return status, shown.removeprefix(f"{status} {bundle.name}: ")
 
 
-def _pytest(*arguments: str) -> tuple[dict[str, Any], str]:
-    """Run pytest in a process of its own; return its report as data, and its last words."""
+def _pytest(root: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Run pytest in a process of its own; return its report as data, and its last words.
+
+    Test ids and bundles are relative to the root of the project, wherever this is called.
+    """
     with tempfile.TemporaryDirectory(prefix="statepersist-replay-") as scratch:
         target = Path(scratch, "report.json")
-        command = [sys.executable, "-m", "pytest", "-q", f"--statepersist-json={target}"]
+        command = [sys.executable, "-m", "pytest", "-q", f"--rootdir={root}"]
         done = subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, check=False, errors="replace"
+            [*command, f"--statepersist-json={target}", *arguments],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+            errors="replace",
         )
         words = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         try:

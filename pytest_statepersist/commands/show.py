@@ -9,8 +9,9 @@ import argparse
 import ast
 from pathlib import Path
 
-from pytest_statepersist.bundle import DIRECTORY, find, read
+from pytest_statepersist.bundle import find, nearest, read
 from pytest_statepersist.bundle_json import Bundle
+from pytest_statepersist.callables import IMPORT
 from pytest_statepersist.core.operations import Trace
 from pytest_statepersist.errors import BundleError, UserError
 from pytest_statepersist.report.operations import printable
@@ -38,9 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
             print(printable("\n".join(table(_trace(path, error)))))
             return 0
     else:
-        path = find(arguments.what, DIRECTORY)
+        path = find(arguments.what, nearest(Path.cwd()))
         bundle = read(path)
-    print(printable(_explained(bundle, path)))
+    ours = path.absolute().parent == nearest(Path.cwd())
+    print(printable(_explained(bundle, path, ours)))
     return 0
 
 
@@ -54,7 +56,7 @@ def _trace(path: Path, error: BundleError) -> Trace:
     return Trace.from_json(text)
 
 
-def _explained(bundle: Bundle, path: Path) -> str:
+def _explained(bundle: Bundle, path: Path, ours: bool) -> str:
     test = bundle.test or "a call outside pytest"
     lines = [
         f"{bundle.name}: {bundle.cause} ({bundle.kind}), allowed by {bundle.model}",
@@ -71,27 +73,46 @@ def _explained(bundle: Bundle, path: Path) -> str:
     lines += [
         f"Look at it:      statepersist materialize {bundle.name} DIR",
         "",
-        f"A regression test of recovery, once {path.name} lies beside it:",
+        f"A regression test, once {path.name} lies beside it:",
         "",
-        *(f"    {line}".rstrip() for line in _regression_test(bundle, path.name)),
+        *(f"    {line}".rstrip() for line in _regression_test(bundle, path.name, ours)),
     ]
     return "\n".join(lines)
 
 
-def _regression_test(bundle: Bundle, file: str) -> list[str]:
+def _regression_test(bundle: Bundle, file: str, ours: bool) -> list[str]:
+    """Write a test that runs as it is, as far as the functions of the first one can be written.
+
+    What a bundle from elsewhere says of functions is not shown as code to copy.
+    """
+    rows = [row for row in bundle.sources if row[0] != IMPORT] if ours else [("recover", "")]
+    imports = [text for name, text in bundle.sources if name == IMPORT and ours]
+    given = dict(rows)
+    if not given.get("workload") or given.get("setup") == "":
+        given.pop("setup", None)
+        given.pop("workload", None)
     lines = [
+        *(line for line in imports if line.startswith("import ")),
         "from pathlib import Path",
         "",
+        *(line for line in imports if line.startswith("from ")),
         "from pytest_statepersist import replay_bundle",
         "",
         "",
         f"def test_recovery_after_crash_{bundle.name.split('-')[0]}():",
         "    replay_bundle(",
         f"        Path(__file__).with_name({file!r}),",
-        f"        recover=load,  # the recovery of {bundle.test or 'your check()'}",
     ]
+    for name in ("setup", "workload", "recover", "invariant"):
+        if given.get(name):
+            lines.append(f"        {name}={given[name]},")
+        elif name in given:
+            word = {"recover": "load"}.get(name, name)
+            lines.append(f"        {name}={word},  # that of {bundle.test or 'your check()'}")
     for which in ("before", "after"):
         text = getattr(bundle, which)
+        if "invariant" in given:
+            continue
         if _literal(text):
             lines.append(f"        {which}={text},")
         elif text:
@@ -106,8 +127,9 @@ def _regression_test(bundle: Bundle, file: str) -> list[str]:
 
 
 def _literal(text: str) -> bool:
+    """Say whether a text is a value, whole and on one line, so that it may stand in source."""
     try:
-        ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return False
-    return "\n" not in text
+    return repr(value) == text and text.isprintable()

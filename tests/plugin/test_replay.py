@@ -152,3 +152,87 @@ def test_a_bundle_whose_test_is_gone_is_an_error(
     assert code == 2
     assert shown.startswith(f"ERROR  {name} test_store.py::test_one: ")
     assert kept(pytester) == [name]
+
+
+APP = """
+    import json, os
+
+    def save(path, value, *, synced=False):
+        scratch = path.with_suffix(".tmp")
+        with open(scratch, "w") as file:
+            json.dump(value, file)
+            file.flush()
+            if synced:
+                os.fsync(file.fileno())
+        os.replace(scratch, path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def load(path, *, careful=False):
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            if not careful:
+                raise
+            return {"n": 2}
+"""
+TEST = """
+    from my_app import load, save
+
+    OLD = {"n": 1}
+
+    def test_save(crash_simulator):
+        crash_simulator.check(
+            setup=lambda d: save(d / "s", OLD), workload=lambda d: save(d / "s", {"n": 2}),
+            recover=lambda d: load(d / "s"), before=OLD, after={"n": 2},
+        )
+"""
+
+
+def test_the_printed_regression_test_runs_as_it_is(
+    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It fails as long as the bug is there, and passes once the save or the load is repaired."""
+    pytester.makepyfile(my_app=APP, test_save=TEST)
+    pytester.runpytest_inprocess("test_save.py").assert_outcomes(failed=1)
+    (name,) = kept(pytester)
+    code, shown = command(capsys, "show", name)
+    assert code == 0
+    copied = shown.partition("lies beside it:")[2]
+    target = pytester.path / "regressions"
+    target.mkdir()
+    (pytester.path / "conftest.py").write_text("")
+    source = "\n".join(line[4:] for line in copied.splitlines())
+    (target / "test_regression.py").write_text(source)
+    (pytester.path / ".statepersist" / "bundles" / f"{name}.json").rename(target / f"{name}.json")
+    assert "from my_app import load\n" in source
+    assert "import save\n" in source
+    assert "workload=lambda d: save(d / 's', {'n': 2})," in source
+
+    regression = ("regressions/test_regression.py",)
+    failed = pytester.runpytest_inprocess(*regression)
+    failed.assert_outcomes(failed=1)
+    failed.stdout.fnmatch_lines(["*missing fsync before rename*"])
+    app = pytester.path / "my_app.py"
+    for old, new in (("synced=False", "synced=True"), ("careful=False", "careful=True")):
+        app.write_text(app.read_text().replace(old, new))
+        pytester.runpytest_inprocess(*regression).assert_outcomes(passed=1)
+        app.write_text(app.read_text().replace(new, old))
+    pytester.runpytest_inprocess(*regression).assert_outcomes(failed=1)
+
+
+def test_a_function_with_another_name_is_no_repair(
+    pytester: pytest.Pytester,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ids are made of names; and the command works from any directory of the project."""
+    pytester.runpytest_inprocess("-k", "test_one")
+    (name,) = kept(pytester)
+    change(pytester, "save(", "store_it(")
+    inner = pytester.mkdir("inner")
+    monkeypatch.chdir(inner)
+    code, shown = command(capsys, "replay", "--keep")
+    assert code == 1
+    assert shown.startswith(f"FAILED {name} test_store.py::test_one: ")
