@@ -1,14 +1,14 @@
-"""Which tests run only in the soak profile, and that nothing else is skipped where all is installed.
+"""Which tests run only in the soak profile; and where all is installed, nothing else is skipped.
 
-``STATEPERSIST_PROFILE=soak`` (``make soak``) runs them all. Under ``STATEPERSIST_SKIPS=refuse``, which
-``.ci/run`` sets after it has installed what tests need, a skip is a failure, unless the machine
-itself lacks something: a kernel, a file system, a package that is not made for it.
+``STATEPERSIST_PROFILE=soak`` (``make soak``) runs them all. ``.ci/run`` installs what tests need
+and sets ``STATEPERSIST_SKIPS=refuse``: then a skip is a failure, unless the machine itself lacks
+something, such as a kernel, a file system, or a package that is not made for it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 
@@ -22,7 +22,14 @@ SOAK = (
 )
 
 REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
-GIVEN = (REASON, "this kernel", "this file system", "the file system", "the C library here", "azure")
+GIVEN = (
+    REASON,
+    "this kernel",
+    "this file system",
+    "the file system",
+    "the C library here",
+    "azure",
+)
 """How the reasons begin that no installation can take away."""
 
 
@@ -35,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Iterator[None]:
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if os.environ.get("STATEPERSIST_SKIPS") != "refuse" or not report.skipped:
         return report
