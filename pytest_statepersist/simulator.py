@@ -724,7 +724,7 @@ class _Exploration:
                 )
             )
         self.engine.check_sentinels()
-        self._confirm_passes(disks[0], coverage[0].passes)
+        self._confirm_passes(coverage, disks)
         findings = Diagnoser(self.engine, self.trace, expectation).findings(coverage)
         runs = self.engine.runs
         search_for_repairs = None
@@ -823,12 +823,17 @@ class _Exploration:
                     "what it returns; without that no verdict would mean anything."
                 )
 
-    def _confirm_passes(self, disk: Disk, passes: list[CrashState]) -> None:
-        """Run a few states again in a fresh process; a pass that is not one is worse than none."""
+    def _confirm_passes(self, coverage: list[Coverage], disks: list[Disk]) -> None:
+        """Run states that passed again in a fresh process; a false pass is worse than none."""
         if self.engine.isolated or not self.engine.fresh.available:
             return
-        for state in passes:
-            self._not_cached(disk, state, self.engine.outcome(disk, state).outcome)
+        confirmed: dict[int, Outcome] = {}
+        for disk, found in zip(disks, coverage, strict=True):
+            for state in found.passes:
+                outcome = self.engine.outcome(disk, state).outcome
+                if id(outcome) not in confirmed:
+                    confirmed[id(outcome)] = outcome
+                    self._not_cached(disk, state, outcome)
 
     # -- verdicts
 

@@ -387,6 +387,40 @@ def test_nothing_saved_yet_may_raise() -> None:
     assert report.verdict("posix").atomic is False
 
 
+# -- what a process remembers
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_last_good_value_that_the_process_remembers_is_no_recovery(seed: int) -> None:
+    """One torn disk among many sound ones: all that passed is looked at again elsewhere."""
+    good: list[bytes] = []
+
+    def setup(directory: Path) -> None:
+        (directory / "state").write_bytes(b"old")
+        for number in range(10):
+            (directory / f"old{number}").write_bytes(b"x")
+
+    def workload(directory: Path) -> None:
+        for number in range(10):
+            os.unlink(directory / f"old{number}")
+            sync_directory(directory)
+        put(directory / "tmp", "new", sync=False)
+        os.replace(directory / "tmp", directory / "state")
+        sync_directory(directory)
+
+    def recover(directory: Path) -> bytes:
+        os.listdir(directory)
+        value = (directory / "state").read_bytes()
+        if value not in (b"old", b"new"):
+            return good[-1] if good else b"nothing"
+        if value == b"new":
+            good.append(value)
+        return value
+
+    report = explore(setup=setup, workload=workload, recover=recover, seed=seed)
+    assert report.verdict("posix").atomic is False
+
+
 # -- workloads that do not end tidily
 
 

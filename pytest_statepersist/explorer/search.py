@@ -29,7 +29,7 @@ __all__ = ["Bounds", "Coverage", "Failure", "Result", "Step", "Visit", "search"]
 
 _KEPT_FAILURES = 200
 _KEPT_SKIPPED = 2000
-_KEPT_PASSES = 3
+_KEPT_PASSES = 24
 _SHARED_PER_RUN = 50
 RETURNING = 3
 """How many inodes may come back under one name in a search; see `core.states.roots`."""
@@ -149,6 +149,8 @@ class _Search:
         self.pending: dict[int, deque[Choice]] = defaultdict(deque)
         self.beyond: list[Choice | Beyond] = []
         self.passes: list[Choice] = []
+        self.drawn: dict[int, Result] = {}
+        """The runs that passed, by identity, so that each is drawn once."""
         self.random = random.Random(bounds.seed)
         self.deadline = None if bounds.seconds is None else time.monotonic() + bounds.seconds
 
@@ -236,7 +238,7 @@ class _Search:
         points, last = choice.window.points(choice.absent), choice.window.last
         judgements = self.expectation.judge(result.outcome, points, last)
         if not judgements:
-            self._draw(choice)
+            self._draw(choice, result)
             if not result.again:
                 return
         state = choice.state()
@@ -251,11 +253,15 @@ class _Search:
                 expected = f"{step.first}, which it had returned before the second crash"
                 self._fail(state, step.outcome, Judgement(step.kind, point, 0, expected), step)
 
-    def _draw(self, choice: Choice) -> None:
+    def _draw(self, choice: Choice, result: Result) -> None:
+        """Keep one state of each run that passed, or a sample of them where there are many."""
+        if id(result) in self.drawn:
+            return
+        self.drawn[id(result)] = result
         if len(self.passes) < _KEPT_PASSES:
             self.passes.append(choice)
         else:
-            place = int(self.random.random() * self.out.states)
+            place = int(self.random.random() * len(self.drawn))
             if place < _KEPT_PASSES:
                 self.passes[place] = choice
 
