@@ -433,11 +433,12 @@ def _number(value: Any, key: str, *, least: int = 0) -> int:
 
 
 def _source(value: Any) -> tuple[str, str]:
-    pair = value if isinstance(value, list) and len(value) == 2 else [None]
-    for each in pair:
+    if not isinstance(value, list) or len(value) != 2:
+        _fail("has a 'sources' that is not a list of pairs")
+    for each in value:
         if not isinstance(each, str) or len(each) >= _SOURCE or not each.isprintable():
-            _fail("has a 'sources' that is not a list of names and lines")
-    return pair[0], pair[1]
+            _fail("has a 'sources' that is not made of short lines")
+    return str(value[0]), str(value[1])
 
 
 def _span(value: Any) -> tuple[int, int]:
