@@ -25,7 +25,7 @@ from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, TraceErro
 from pytest_statepersist.explorer.materialise import Materialiser, remove
 from pytest_statepersist.explorer.outcome import Outcome
 from pytest_statepersist.explorer.runner import call
-from pytest_statepersist.recorders.builder import Moment, TraceBuilder
+from pytest_statepersist.recorders.builder import Clock, TraceBuilder
 from pytest_statepersist.recorders.python import Companion, PythonRecorder
 from pytest_statepersist.recorders.strace_sites import lend_sites
 
@@ -33,7 +33,7 @@ __all__ = ["Recorded", "RecordingSession", "record_workload"]
 
 Acknowledge = Callable[[Any], None]
 RecordRecovery = Callable[[Tree, Callable[[], Outcome]], "tuple[Trace, Outcome] | BlindSpot"]
-Companions = tuple[Callable[[TraceBuilder, Callable[[], Moment]], Companion], ...]
+Companions = tuple[Callable[[TraceBuilder, Clock], Companion], ...]
 
 
 @dataclass(slots=True)

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import os.path
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, TypeAlias
 
 from pytest_statepersist.core.operations import (
@@ -49,11 +50,13 @@ from pytest_statepersist.core.tree import Symlink as SymlinkNode
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders.namespace import Identity, Inode, Namespace, Place
 
-__all__ = ["NOWHERE", "Identity", "Inode", "Moment", "Place", "TraceBuilder"]
+__all__ = ["NOWHERE", "Clock", "Identity", "Inode", "Moment", "Place", "TraceBuilder"]
 
 Moment: TypeAlias = tuple[Site | None, int | None, int]
 """Call site, wall time in nanoseconds, task: what every operation carries."""
 NOWHERE: Moment = (None, None, 0)
+Clock: TypeAlias = "Callable[[FrameType | None], Moment]"
+"""Gives the moment of a call from the frame that made it, if that is at hand."""
 
 _Entry: TypeAlias = tuple[Any, ...]
 _FIELDS = 5
@@ -216,10 +219,11 @@ class TraceBuilder(Namespace):
     ) -> None:
         """Record bytes that reached the file at an offset; no bytes, no operation."""
         inode = self._inodes[number]
+        site, time, task = at
         end = offset + len(data)
         if end > inode.size:
             inode.size = end
-        inode.changed = at[1]
+        inode.changed = time
         if not data or inode.lost:
             return
         if not inode.inside:
@@ -227,7 +231,7 @@ class TraceBuilder(Namespace):
             if inode.kept > _OUTSIDE_LIMIT:
                 self.forget(number)
                 return
-        self.log.append((Write, inode.path, *at, number, offset, data, durability))
+        self.log.append((Write, inode.path, site, time, task, number, offset, data, durability))
 
     def truncate(self, number: int, size: int, at: Moment) -> None:
         """Record that the size was set."""

@@ -58,6 +58,10 @@ class CallSites:
         task = self.tasks.get(thread)
         if task is None:
             task = self.tasks[thread] = len(self.tasks)
+        if frame is not None:
+            known = self.sites.get((id(frame.f_code), frame.f_lasti))
+            if known is not None:
+                return known[0], now, task
         return self.site(frame), now, task
 
     def site(self, frame: FrameType | None = None) -> Site | None:
@@ -67,10 +71,6 @@ class CallSites:
         """
         if frame is None:
             frame = _getframe(1)
-        else:
-            known = self.sites.get((id(frame.f_code), frame.f_lasti))
-            if known is not None:
-                return known[0]
         internal = self._internal
         while True:
             code = frame.f_code

@@ -28,7 +28,7 @@ from pytest_statepersist.core.operations import Trace
 from pytest_statepersist.core.tree import Directory, Tree
 from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.recorders import real, selfcheck, streams
-from pytest_statepersist.recorders.builder import Moment, TraceBuilder
+from pytest_statepersist.recorders.builder import Clock, TraceBuilder
 from pytest_statepersist.recorders.calls import Calls
 from pytest_statepersist.recorders.interpose import Interposition, Table
 from pytest_statepersist.recorders.maps import Mappings, make_mmap
@@ -141,7 +141,7 @@ class PythonRecorder:
         *,
         base_tree: Tree | None = None,
         ignore: Callable[[str], bool] | None = None,
-        companions: Sequence[Callable[[TraceBuilder, Callable[[], Moment]], Companion]] = (),
+        companions: Sequence[Callable[[TraceBuilder, Clock], Companion]] = (),
     ) -> None:
         self.directory = os.path.realpath(os.fspath(directory))
         self.unproved: str | None = None

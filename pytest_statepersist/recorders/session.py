@@ -131,6 +131,11 @@ class Session:
         self.since_drain += 1
         if self.since_drain >= DRAIN:
             self.drain(1)
+        if frame is not None:
+            known = self.sites.get((id(frame.f_code), frame.f_lasti))
+            task = self.tasks.get(_get_ident())
+            if known is not None and task is not None:
+                return known[0], self.now(), task
         return self.callsites.moment(frame)
 
     def drain(self, pending: int = 0) -> None:

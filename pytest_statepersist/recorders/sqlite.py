@@ -15,16 +15,19 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from types import FrameType
 
-from pytest_statepersist.core.operations import ROOT
+from pytest_statepersist.core.operations import ROOT, Durability, Write
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
-from pytest_statepersist.recorders.builder import Moment, Place, TraceBuilder
+from pytest_statepersist.recorders.builder import NOWHERE, Clock, Moment, Place, TraceBuilder
 from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.sqlite_calls import hooks
 
 __all__ = ["SqliteRecorder", "is_shared_memory"]
 
+_UNKNOWN = -2
+_DROPPED_WITH_OWNER = stat.S_ISUID | stat.S_ISGID
 _SHARED_MEMORY = "-shm"
 _HEADER = b"SQLite format 3\0"
 
@@ -32,17 +35,20 @@ _HEADER = b"SQLite format 3\0"
 class SqliteRecorder:
     """Feeds a builder with what SQLite does between `start` and `stop`.
 
-    ``moment`` gives call site, time and task of the running call; the Python recorder lends its
-    own, so that both give one trace.
+    ``moment`` gives call site, time and task of the running call from the frame that called
+    SQLite; the Python recorder lends its own, so that both give one trace.
     """
 
-    def __init__(self, builder: TraceBuilder, moment: Callable[[], Moment] | None = None) -> None:
+    def __init__(self, builder: TraceBuilder, moment: Clock | None = None) -> None:
         self.builder = builder
+        self.acquire, self.release = builder.lock.acquire, builder.lock.release
         self.moment = moment if moment is not None else CallSites().moment
         self.files: dict[int, int | None] = {}
         """Descriptors that SQLite uses: inode number, ``None`` for files that do not matter."""
         self.written: set[int] = set()
         self.directories: set[int] = set()
+        self.frame: FrameType | None = None
+        """The call into SQLite that is under way, set while a callback runs."""
         self.unfinished_sync: Callable[[], None] | None = None
         self.failure: BaseException | None = None
 
@@ -66,6 +72,10 @@ class SqliteRecorder:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def at(self) -> Moment:
+        """Return the moment of the callback that runs."""
+        return self.moment(self.frame)
 
     # -- descriptors ---------------------------------------------------------------------------
 
@@ -105,7 +115,7 @@ class SqliteRecorder:
         elif stat.S_ISREG(status.st_mode):
             mode = stat.S_IMODE(status.st_mode)
             number = builder.create(
-                place.parent, place.name, self.moment(), mode=mode, identity=identity
+                place.parent, place.name, self.at(), mode=mode, identity=identity
             )
         else:
             number = None
@@ -119,22 +129,38 @@ class SqliteRecorder:
         if number is not None:
             written = descriptor in self.written
             self.written.discard(descriptor)
-            self.builder.close(number, self.moment(), written=written)
+            self.builder.close(number, self.at() if written else NOWHERE, written=written)
 
     # -- what the calls mean -------------------------------------------------------------------
 
-    def wrote(self, descriptor: int, offset: int, data: bytes) -> None:
-        """Note bytes that reached a file."""
-        number = self.files[descriptor] if descriptor in self.files else self.inode_of(descriptor)
-        if number is not None:
-            self.builder.write(number, offset, data, self.moment())
-            self.written.add(descriptor)
+    def wrote(
+        self, descriptor: int, offset: int, data: bytes, frame: FrameType | None = None
+    ) -> None:
+        """Note bytes that reached a file; ``frame`` is that of the call into SQLite, if known."""
+        number = self.files.get(descriptor, _UNKNOWN)
+        if number == _UNKNOWN:
+            number = self.inode_of(descriptor)
+        if number is None:
+            return
+        self.written.add(descriptor)
+        inode, at = self.builder[number], self.moment(frame)
+        if not inode.inside:
+            self.builder.write(number, offset, data, at)
+            return
+        # What `TraceBuilder.write` does for a file inside, of which there are most.
+        site, inode.changed, task = at
+        end = offset + len(data)
+        if end > inode.size:
+            inode.size = end
+        self.builder.log.append(
+            (Write, inode.path, site, inode.changed, task, number, offset, data, Durability.NONE)
+        )
 
     def truncated(self, descriptor: int, size: int) -> None:
         """Note a size that was set."""
         number = self.inode_of(descriptor)
         if number is not None:
-            self.builder.truncate(number, size, self.moment())
+            self.builder.truncate(number, size, self.at())
             self.written.add(descriptor)
 
     def allocated(self, descriptor: int, end: int) -> None:
@@ -142,32 +168,40 @@ class SqliteRecorder:
         number = self.inode_of(descriptor)
         if number is not None:
             grown = end if end > self.builder[number].size else None
-            self.builder.allocate(number, self.moment(), size=grown)
+            self.builder.allocate(number, self.at(), size=grown)
             self.written.add(descriptor)
 
-    def changed_attributes(self, descriptor: int, before: os.stat_result) -> None:
+    def changed_attributes(
+        self, descriptor: int, before: os.stat_result, *, same_owner: bool
+    ) -> None:
         """Note a mode or owner that differs from ``before``."""
-        number, now = self.inode_of(descriptor), os.fstat(descriptor)
-        mode = stat.S_IMODE(now.st_mode)
-        mode_changed = mode != stat.S_IMODE(before.st_mode)
+        number = self.inode_of(descriptor)
+        if number is None:
+            return
+        mode = stat.S_IMODE(before.st_mode)
+        if same_owner and not mode & _DROPPED_WITH_OWNER:
+            # As root SQLite gives every journal the owner that it has: only a time changes.
+            self.builder[number].changed = self.at()[1]
+            return
+        now = os.fstat(descriptor)
+        mode_changed = mode != stat.S_IMODE(now.st_mode)
         owner = (now.st_uid, now.st_gid)
         owner_changed = owner != (before.st_uid, before.st_gid)
-        if number is not None and (mode_changed or owner_changed):
+        if mode_changed or owner_changed:
             self.builder.set_attributes(
                 number,
-                self.moment(),
-                mode=mode if mode_changed else None,
+                self.at(),
+                mode=stat.S_IMODE(now.st_mode) if mode_changed else None,
                 owner=owner if owner_changed else None,
             )
-        elif number is not None:
-            # As root SQLite gives every journal the owner that it has: only a time changes.
-            self.builder[number].changed = self.moment()[1]
+        else:
+            self.builder[number].changed = self.at()[1]
 
     def unlinked(self, path: str) -> None:
         """Note that a file's name was removed."""
         place = self.locate(path)
         if place.inode is not None or not path.endswith(_SHARED_MEMORY):
-            self.builder.unlink(place.parent, place.name, self.moment())
+            self.builder.unlink(place.parent, place.name, self.at())
 
     def made_directory(self, path: str) -> None:
         """Note a new directory (a lock of 'unix-dotfile')."""
@@ -176,7 +210,7 @@ class SqliteRecorder:
         self.builder.mkdir(
             place.parent,
             place.name,
-            self.moment(),
+            self.at(),
             mode=stat.S_IMODE(status.st_mode),
             identity=identity,
         )
@@ -184,13 +218,13 @@ class SqliteRecorder:
     def removed_directory(self, path: str) -> None:
         """Note that a directory was removed."""
         place = self.locate(path)
-        self.builder.rmdir(place.parent, place.name, self.moment())
+        self.builder.rmdir(place.parent, place.name, self.at())
 
     def synced(self, descriptor: int | None, *, data_only: bool, failed: bool) -> None:
         """Note a sync of a file or directory."""
         number = None if descriptor is None else self.inode_of(descriptor)
         if number is not None:
-            self.builder.fsync(number, self.moment(), data_only=data_only, failed=failed)
+            self.builder.fsync(number, self.at(), data_only=data_only, failed=failed)
 
     def cannot_see(self, descriptor: int, what: str) -> None:
         """Note that a watched file changes in a way that calls do not show."""

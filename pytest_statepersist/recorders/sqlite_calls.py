@@ -19,6 +19,7 @@ import fcntl
 import functools
 import mmap
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Hooks", "hooks"]
 
+_getframe = sys._getframe
+_POSITIONED = frozenset({"pwrite", "pwrite64"})
+_bytes_at: Callable[[int, int], bytes] = ctypes.PYFUNCTYPE(
+    ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t
+)(("PyBytes_FromStringAndSize", ctypes.pythonapi))
+"""`ctypes.string_at` without its frame in Python."""
 _DATA_ONLY = 0x10  # SQLITE_SYNC_DATAONLY
 _F2FS_IOCTL = 0xF5  # the group of SQLite's only ioctl: F2FS atomic writes
 _IOERR_FSYNC = 10 | 4 << 8
@@ -53,11 +60,15 @@ class Hooks:
         self.thunks: dict[str, Any] = {}
         for name in PROTOTYPES:
             replacement = getattr(self, f"_{name}", None)
+            if replacement is not None:
+                replacement = self._guarded(name, replacement)
+            elif name in _POSITIONED:
+                replacement = self._positioned(name)
             if replacement is not None and sqlite.system_call(name) is not None:
                 self.real[name] = sqlite.original(name)
-                self.thunks[name] = PROTOTYPES[name](self._guarded(name, replacement))
+                self.thunks[name] = PROTOTYPES[name](replacement)
         callback: Any = self._guarded("sync", self._sync)
-        own: tuple[Any, ...] = (callback, Hooks.install, Hooks.remove)
+        own: tuple[Any, ...] = (callback, self._positioned(""), Hooks.install, Hooks.remove)
         self.signals = DeferredSignals(function.__code__ for function in own)
         self.sync_thunk = SYNC(callback)
         os.register_at_fork(after_in_child=self._forked)
@@ -120,8 +131,13 @@ class Hooks:
             if recorder is None:
                 return real(*arguments)
             try:
-                with recorder.builder.lock:
+                recorder.acquire()
+                try:
+                    recorder.frame = _getframe(1)
                     return replacement(recorder, real, *arguments)
+                finally:
+                    recorder.frame = None
+                    recorder.release()
             except BaseException as error:
                 if recorder.failure is None:
                     recorder.failure = error
@@ -136,7 +152,7 @@ class Hooks:
         self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes, flags: int, mode: int
     ) -> int:
         name = os.fsdecode(path)
-        existed = not flags & os.O_CREAT or os.path.lexists(path)
+        existed = not flags & os.O_CREAT or _exists(path)
         descriptor = real(path, flags, mode)
         if descriptor >= 0:
             recorder.opened(descriptor, name, existed)
@@ -162,14 +178,30 @@ class Hooks:
             recorder.wrote(descriptor, offset, ctypes.string_at(buffer, written))
         return written
 
-    def _pwrite(self, recorder: SqliteRecorder, real: Callable[..., int], *arguments: int) -> int:
-        descriptor, buffer, count, offset = arguments
-        written = real(descriptor, buffer, count, offset)
-        if written > 0:
-            recorder.wrote(descriptor, offset, ctypes.string_at(buffer, written))
-        return written
+    def _positioned(self, name: str) -> Callable[[int, int, int, int], int]:
+        """Return what `_guarded` makes of a write at an offset, for the call SQLite makes most."""
+        calls = self.real
 
-    _pwrite64 = _pwrite
+        def write(descriptor: int, buffer: int, count: int, offset: int) -> int:
+            recorder = self.recorder
+            if recorder is None:
+                return calls[name](descriptor, buffer, count, offset)
+            try:
+                recorder.acquire()
+                try:
+                    written = calls[name](descriptor, buffer, count, offset)
+                    if written > 0:
+                        recorder.wrote(descriptor, offset, _bytes_at(buffer, written), _getframe(1))
+                    return written
+                finally:
+                    recorder.release()
+            except BaseException as error:
+                if recorder.failure is None:
+                    recorder.failure = error
+                ctypes.set_errno(errno.EIO)
+                return -1
+
+        return write
 
     def _ftruncate(
         self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int, size: int
@@ -189,15 +221,28 @@ class Hooks:
         return result
 
     def _fchmod(
-        self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int, *wanted: int
+        self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int, mode: int
     ) -> int:
         before = os.fstat(descriptor)
-        result = real(descriptor, *wanted)
+        result = real(descriptor, mode)
         if result == 0:
-            recorder.changed_attributes(descriptor, before)
+            recorder.changed_attributes(descriptor, before, same_owner=False)
         return result
 
-    _fchown = _fchmod
+    def _fchown(
+        self,
+        recorder: SqliteRecorder,
+        real: Callable[..., int],
+        descriptor: int,
+        user: int,
+        group: int,
+    ) -> int:
+        before = os.fstat(descriptor)
+        result = real(descriptor, user, group)
+        if result == 0:
+            same = before.st_uid == user and before.st_gid == group
+            recorder.changed_attributes(descriptor, before, same_owner=same)
+        return result
 
     def _unlink(self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes) -> int:
         result = real(path)
@@ -263,6 +308,14 @@ class Hooks:
         finally:
             recorder.unfinished_sync = None
         return result
+
+
+def _exists(path: bytes) -> bool:
+    try:
+        os.lstat(path)
+    except OSError:
+        return False
+    return True
 
 
 def cannot_be_synced(descriptor: int) -> bool:

@@ -368,7 +368,7 @@ def test_failures_reach_sqlite_as_they_are(recording: Recording, tmp_path: Path)
 def test_an_exception_inside_a_callback_is_raised_at_the_end(recording: Recording) -> None:
     builder = TraceBuilder(str(recording.directory), Tree())
 
-    def broken() -> tuple[None, None, int]:
+    def broken(frame: FrameType | None) -> tuple[None, None, int]:
         raise RuntimeError("from the callback")
 
     before = _state_of_sqlite()
@@ -415,14 +415,14 @@ def test_a_signal_inside_a_callback_is_handled_outside(recording: Recording) -> 
         inside.append(active)
         raise TimeoutError
 
-    def moment() -> Moment:
+    def moment(frame: FrameType | None) -> Moment:
         nonlocal active, rung
         active = True
         if not rung:
             rung = True
             signal.raise_signal(signal.SIGUSR1)
         active = False
-        return moments.moment()
+        return moments.moment(frame)
 
     builder = TraceBuilder(str(recording.directory), Tree())
     previous = signal.signal(signal.SIGUSR1, ring)
