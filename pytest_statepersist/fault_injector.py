@@ -68,6 +68,7 @@ from pytest_statepersist.faults.locks import held_locks
 from pytest_statepersist.faults.report import FaultFinding, FaultKind, FaultReport
 from pytest_statepersist.faults.supervisor import check_supervision
 from pytest_statepersist.findings import Finding
+from pytest_statepersist.mixing import is_unordered, without_order
 from pytest_statepersist.programs import Answer, ProgramRecorder
 from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recorders.scan import Keep, scan
@@ -834,7 +835,13 @@ class _Sweep:
         problems: list[_Problem] = []
         notes: list[str] = []
         count = 0
+        if is_unordered(trace):
+            notes.append(
+                "power loss after a fault: the order of stores through a memory map was not seen"
+            )
         for model in self.options.models:
+            if without_order(trace, model) is not None:
+                continue  # that it is not covered has been noted
             number, failure, bounded = self._crash(trace, model, expectation, since)
             count += number
             if failure is not None:

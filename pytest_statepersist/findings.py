@@ -43,7 +43,8 @@ class Verdict:
         words = {True: "yes", False: "NO", None: "not covered"}
         durable = words[self.durable] if self.asked else "not asked"
         text = f"{self.model}: atomic {words[self.atomic]}, durable {durable}"
-        return f"{text} ({self.coverage}{'; ' + self.reason if self.reason else ''})"
+        told = self.reason and self.reason not in self.coverage
+        return f"{text} ({self.coverage}{'; ' + self.reason if told else ''})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class ProgramRecorder:
     """
 
     def __init__(self, directory: Path, *, ignore: Callable[[str], bool] | None = None) -> None:
-        self._strace = StraceRecorder(directory, ignore=ignore)
+        self._strace = StraceRecorder(directory, ignore=ignore, looks=False)
         self.trace: Trace
         self.began = 0
 
@@ -184,6 +184,11 @@ class ProgramRecorder:
                 self._strace.stop()
             return
         self.trace = self._strace.stop()
+        if self._strace.earlier is not None:
+            raise BlindSpot(
+                "a file was changed through memory before or after a sync of another one, and "
+                "nobody saw that order"
+            )
         # A write stands in the trace where it began, which was before anybody was asked about it.
         self.began = max(self._strace.marks.get(_FAULT, 0) - 1, 0)
 

@@ -25,6 +25,7 @@ from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, TraceErro
 from pytest_statepersist.explorer.materialise import Materialiser, remove
 from pytest_statepersist.explorer.outcome import Outcome
 from pytest_statepersist.explorer.runner import call
+from pytest_statepersist.mixing import is_unordered
 from pytest_statepersist.recorders.builder import Clock, TraceBuilder
 from pytest_statepersist.recorders.python import Companion, PythonRecorder
 from pytest_statepersist.recorders.strace_sites import lend_sites
@@ -49,6 +50,8 @@ class Recorded:
     recoveries_seen_by: str = ""
     outside: frozenset[str] = frozenset()
     """Files elsewhere, not empty, that Python code of the workload wrote, renamed or removed."""
+    earlier: Trace | None = None
+    """The trace with what memory maps changed as early as can be; see `recorders.strace_maps`."""
 
     @property
     def recorder(self) -> str:
@@ -102,6 +105,8 @@ class _Recoveries:
         except BlindSpot as blind:
             return blind
         self._recorded.recoveries_seen_by = "python+sqlite" if companions else "python"
+        if is_unordered(recorder.trace):
+            return _unordered_recovery()
         return recorder.trace, outcome
 
     def _under_strace(self, run: Callable[[], Outcome]) -> tuple[Trace, Outcome] | BlindSpot:
@@ -116,8 +121,17 @@ class _Recoveries:
             return blind
         except (RecorderUnavailable, TraceError) as error:
             return BlindSpot(f"strace could not record the recovery: {error}")
+        if recorder.earlier is not None or is_unordered(trace):
+            return _unordered_recovery()
         self._recorded.recoveries_seen_by = "strace"
         return trace, outcome
+
+
+def _unordered_recovery() -> BlindSpot:
+    return BlindSpot(
+        "the recovery writes through a memory map, in an order that nobody saw, so crashes during "
+        "it are not covered; recovery_crashes=0 leaves them out"
+    )
 
 
 def _write_tree(directory: Path, tree: Tree) -> None:
@@ -269,7 +283,14 @@ def _under_strace(
         raise
     trace = recorder.stop()
     values = _values(recorder.acknowledged, trace)
-    return Recorded(trace, values, recorder.names, choice, outside=recorder.outside)
+    return Recorded(
+        trace,
+        values,
+        recorder.names,
+        choice,
+        outside=recorder.outside,
+        earlier=recorder.earlier,
+    )
 
 
 class _StraceWithLines:
@@ -300,6 +321,11 @@ class _StraceWithLines:
         except BaseException:
             self._end_lender()
             raise
+
+    @property
+    def earlier(self) -> Trace | None:
+        """What `StraceRecorder.earlier` is."""
+        return self._strace.earlier
 
     def stop(self) -> Trace:
         """Return what strace saw, with the lines that Python knows; raises `BlindSpot`."""
@@ -381,12 +407,18 @@ class RecordingSession:
                 self._recorder.abandon()
             return
         trace = self._stop()
-        names = self._names
+        names, earlier = self._names, None
         if isinstance(self._recorder, _StraceWithLines):
-            names = self._recorder.names
+            names, earlier = self._recorder.names, self._recorder.earlier
         values = _values(self._recorder.acknowledged, trace)
         self._recording.recorded = Recorded(
-            trace, values, names, self._choice, self._warnings, outside=self._recorder.outside
+            trace,
+            values,
+            names,
+            self._choice,
+            self._warnings,
+            outside=self._recorder.outside,
+            earlier=earlier,
         )
 
     def _stop(self) -> Trace:

@@ -48,6 +48,7 @@ from pytest_statepersist.explorer.runner import Recovery, call
 from pytest_statepersist.explorer.search import Bounds, Coverage, search
 from pytest_statepersist.faults.fake import refuse_while_active
 from pytest_statepersist.findings import Report, Verdict
+from pytest_statepersist.mixing import judge_earlier, judge_mixtures, without_order
 from pytest_statepersist.recording import Recorded, RecordingSession, record_workload
 from pytest_statepersist.repairing import RUNS, AlteredTraces, redundant_syncs, with_repairs
 
@@ -714,15 +715,7 @@ class _Exploration:
         self.engine.searching = True
         coverage = []
         for disk in disks:
-            coverage.append(
-                search(
-                    disk,
-                    self.engine.visitor(disk, self.bounds.deviations),
-                    expectation,
-                    self.bounds,
-                    lambda: self.engine.runs,
-                )
-            )
+            coverage.append(self._cover(disk, expectation))
         self.engine.check_sentinels()
         self._confirm_passes(coverage, disks)
         findings = Diagnoser(self.engine, self.trace, expectation).findings(coverage)
@@ -757,6 +750,21 @@ class _Exploration:
             before=describe(expectation.before),
             after=describe(expectation.after),
         )
+
+    def _cover(self, disk: Disk, expectation: Expectation) -> Coverage:
+        """Search one model; what memory maps changed in an unknown order counts as open."""
+        nothing = without_order(self.trace, disk.model)
+        if nothing is not None:
+            return nothing
+
+        def cover(each: Disk, bounds: Bounds) -> Coverage:
+            visit = self.engine.visitor(each, bounds.deviations)
+            return search(each, visit, expectation, bounds, lambda: self.engine.runs)
+
+        found = cover(disk, self.bounds)
+        judge_earlier(self.recorded.earlier, found, cover, self.bounds)
+        judge_mixtures(self.trace, found, cover, self.bounds)
+        return found
 
     def _models_to_repair(self, coverage: list[Coverage]) -> list[Model]:
         """Leave out models that had no failure, and to which a sync can bring none."""

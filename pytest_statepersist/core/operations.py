@@ -152,12 +152,17 @@ class Rename(_Operation):
 
 @dataclass(frozen=True, slots=True)
 class Write(_Operation):
-    """Bytes were written at an offset; the file grows where they end beyond its size."""
+    """Bytes were written at an offset; the file grows where they end beyond its size.
+
+    An ``unordered`` one was found by looking at a file that memory maps: it came by then, in parts
+    or as a whole, and in an order against its neighbours that nobody saw.
+    """
 
     inode: int
     offset: int
     data: bytes = field(repr=False)
     durability: Durability = Durability.NONE
+    unordered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

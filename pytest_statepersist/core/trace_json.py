@@ -221,6 +221,7 @@ class _Reader:
             "exchange": _flag,
             "data_only": _flag,
             "failed": _flag,
+            "unordered": _flag,
             "mode": _mode,
             "offset": _natural,
             "length": _natural,

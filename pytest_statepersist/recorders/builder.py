@@ -216,6 +216,8 @@ class TraceBuilder(Namespace):
         data: bytes,
         at: Moment,
         durability: Durability = Durability.NONE,
+        *,
+        unordered: bool = False,
     ) -> None:
         """Record bytes that reached the file at an offset; no bytes, no operation."""
         inode = self._inodes[number]
@@ -231,7 +233,8 @@ class TraceBuilder(Namespace):
             if inode.kept > _OUTSIDE_LIMIT:
                 self.forget(number)
                 return
-        self.log.append((Write, inode.path, site, time, task, number, offset, data, durability))
+        entry = (Write, inode.path, site, time, task, number, offset, data, durability)
+        self.log.append((*entry, True) if unordered else entry)
 
     def truncate(self, number: int, size: int, at: Moment) -> None:
         """Record that the size was set."""

@@ -4,8 +4,9 @@ Belongs here: stores into a mapping, which are no calls. Rules:
 
 1. Stores through the object's own methods are recorded as the writes that they are.
 2. Stores through a buffer of it (memoryview, NumPy) are found by comparing with what was there: at
-   every recorded call, before a flush and at the end. They are recorded where they are found;
-   a version of a block that came and went between two calls is not seen.
+   every recorded call, before a flush and at the end. They are recorded where they are found. Of
+   several that are found together nobody saw the order, and they say so (``unordered``); a version
+   of a word that came and went between two calls is not seen.
 3. A flush is a sync of its range, and of nothing else.
 """
 
@@ -17,11 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_statepersist.core.mixtures import changed_words
 from pytest_statepersist.core.tree import BLOCK
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.session import Session, Slot
 
-__all__ = ["Mappings", "make_mmap"]
+__all__ = ["Mappings", "make_mmap", "maps_for_writing"]
 
 _LIMIT = 256 << 20
 _mmap = mmap_module.mmap
@@ -63,12 +65,17 @@ class Mappings:
 
     def sample(self) -> None:
         """Record what was stored into any mapping since the last time."""
+        changed: list[tuple[_Mapping, int, bytes, bytes]] = []
         for mapping in list(self._mappings):
             found = mapping.object()
             if found is None or found.closed:
                 self._mappings.remove(mapping)
             else:
-                self._compare(mapping, found, 0, len(mapping.last))
+                changed += self._compare(mapping, found, 0, len(mapping.last))
+        several = len(changed) > 1
+        for mapping, start, old, new in changed:
+            unordered = several or len(changed_words(old, new)) > 1
+            self._write(mapping, start, new, unordered=unordered)
         if not self._mappings:
             self._session.before_moment = None
 
@@ -76,7 +83,8 @@ class Mappings:
         """Record what the object's own methods stored in a range."""
         for known in self._mappings:
             if known.object() is mapping:
-                self._compare(known, mapping, start, stop)
+                for _, at, _, new in self._compare(known, mapping, start, stop):
+                    self._write(known, at, new)
 
     def flushed(self, mapping: Any, offset: int, size: int) -> None:
         """Record a sync of a range of the mapping."""
@@ -95,21 +103,32 @@ class Mappings:
                 self._session.builder.truncate(known.inode, known.offset + size, at)
                 known.last = bytearray(memoryview(mapping))
 
-    def _compare(self, mapping: _Mapping, found: Any, start: int, stop: int) -> None:
+    def _write(
+        self, mapping: _Mapping, start: int, data: bytes, *, unordered: bool = False
+    ) -> None:
+        at = self._session.callsites.moment()
+        offset = mapping.offset + start
+        self._session.builder.write(mapping.inode, offset, data, at, unordered=unordered)
+
+    def _compare(
+        self, mapping: _Mapping, found: Any, start: int, stop: int
+    ) -> list[tuple[_Mapping, int, bytes, bytes]]:
+        """Return what is new in a range, block by block: where, the old bytes, the new ones."""
+        changed: list[tuple[_Mapping, int, bytes, bytes]] = []
         # Behind the end of a file that was cut there is only SIGBUS.
         stop = min(stop, len(mapping.last), max(_mmap.size(found) - mapping.offset, 0))
         with memoryview(found) as view, memoryview(mapping.last) as last:
             if view[start:stop] == last[start:stop]:
                 self._session.builder[mapping.inode].changed = self._session.callsites.now()
-                return
-            at = self._session.callsites.moment()
+                return changed
             while start < stop:
                 end = min((start // BLOCK + 1) * BLOCK, stop)
                 if view[start:end] != last[start:end]:
                     data = view[start:end].tobytes()
+                    changed.append((mapping, start, last[start:end].tobytes(), data))
                     last[start:end] = data
-                    self._session.builder.write(mapping.inode, mapping.offset + start, data, at)
                 start = end
+        return changed
 
 
 def make_mmap(slot: Slot, mappings: Any) -> type:
@@ -129,7 +148,7 @@ def make_mmap(slot: Slot, mappings: Any) -> type:
         def __new__(cls, fileno: int, length: int, *args: Any, **options: Any) -> Any:
             made = super().__new__(cls, fileno, length, *args, **options)
             session = slot.session
-            if session is not None and fileno != -1 and _writes(args, options):
+            if session is not None and fileno != -1 and maps_for_writing(args, options):
                 with session.lock:
                     offset = args[3] if len(args) > 3 else options.get("offset", 0)
                     mappings().add(made, fileno, offset)
@@ -221,7 +240,8 @@ def make_mmap(slot: Slot, mappings: Any) -> type:
     return mmap
 
 
-def _writes(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+def maps_for_writing(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Say whether arguments of `mmap.mmap` after the length ask for a shared, writable map."""
     names = ("flags", "prot", "access", "offset")
     given = dict(zip(names, args, strict=False)) | options
     access = given.get("access", mmap_module.ACCESS_DEFAULT)

@@ -26,10 +26,12 @@ import tempfile
 import time
 from collections import abc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_statepersist.core.apply import apply
 from pytest_statepersist.core.operations import Trace
+from pytest_statepersist.core.tree import File
 from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, TraceError, UserError
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import TraceBuilder
@@ -37,6 +39,8 @@ from pytest_statepersist.recorders.scan import Keep, Scan, scan
 from pytest_statepersist.recorders.sqlite import is_shared_memory
 from pytest_statepersist.recorders.strace_contents import now_writable
 from pytest_statepersist.recorders.strace_held import what_is_held
+from pytest_statepersist.recorders.strace_looks import Looks
+from pytest_statepersist.recorders.strace_maps import settle
 from pytest_statepersist.recorders.strace_model import SYSTEM_CALLS, Known, StraceModel, births_in
 from pytest_statepersist.recorders.strace_order import in_order
 from pytest_statepersist.recorders.strace_parser import Call, Event, parse
@@ -50,6 +54,7 @@ _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
 _LONGEST = 1 << 25  # strace makes buffers of five times this; what is longer is looked up later
 _PATIENCE = 20.0
+_LONGEST_MAP = 256 << 20
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
@@ -86,7 +91,8 @@ class StraceRecorder:
     """Records a block of this process (`start`, `stop`) or a command (`run`).
 
     Keyword options: ``ignore`` gets relative paths and says what is no state; ``scratch`` is a
-    directory for strace's output, outside of the one that is recorded.
+    directory for strace's output, outside of the one that is recorded; ``looks`` is whether a block
+    looks at what it maps for writing, without which such a map is a blind spot where it is synced.
     """
 
     def __init__(
@@ -95,16 +101,21 @@ class StraceRecorder:
         *,
         ignore: Callable[[str], bool] | None = None,
         scratch: str | os.PathLike[str] | None = None,
+        looks: bool = True,
     ) -> None:
         self.directory = os.path.realpath(directory)
         if not os.path.isdir(self.directory):
             raise UserError(f"{os.fspath(directory)!r} is not a directory, so nothing to record")
         self._ignore = ignore
         self._scratch = scratch
+        self._looking = looks
         self._strace: subprocess.Popen[bytes] | None = None
         self._token = ""
+        self._looks: Looks | None = None
         self._acknowledged: list[str] = []
         self._affinity: dict[int, set[int]] = {}
+        self.earlier: Trace | None = None
+        """The trace with the changes of maps as early as can be, where that makes a difference."""
         self.marks: dict[str, int] = {}
         """Names of `mark` to the number of operations in the trace before them, the first time."""
 
@@ -143,10 +154,15 @@ class StraceRecorder:
         self._pin()
         self._mark("attached")
         self._held = what_is_held()
+        self._looks = Looks(self._mark, self.unseen) if self._looking else None
+        if self._looks is not None:
+            self._looks.start()
         self._mark("begin")
 
     def acknowledge(self, text: str = "") -> None:
         """Note that the subject said "saved" here."""
+        if self._looks is not None:
+            self._looks.look()
         self._mark(f"saved/{len(self._acknowledged)}")
         self._acknowledged.append(text)
 
@@ -205,6 +221,7 @@ class StraceRecorder:
         program = check_available()
         self._folder = Path(tempfile.mkdtemp(prefix="statepersist-strace-", dir=self._scratch))
         self._token = ""
+        self._looks = None
         self._acknowledged = []
         self._base = self._scan()
         # Files get the time of the last tick, which may be a little earlier than the clock's.
@@ -283,6 +300,8 @@ class StraceRecorder:
 
     def _end_strace(self) -> None:
         strace, self._strace = self._strace, None
+        if self._looks is not None:
+            self._looks.stop()
         if strace is None:
             return
         if strace.poll() is None:
@@ -389,7 +408,7 @@ class StraceRecorder:
                 file = OpenFile(inode, references=1)
                 mapping = Mapping(address, length, offset, file, shared=True, writable=True)
                 task.memory.maps.append(mapping)
-                now_writable(model, mapping, 0)
+                now_writable(model, mapping)
 
     def _build(
         self,
@@ -398,6 +417,7 @@ class StraceRecorder:
         last: int,
         begin: Callable[[StraceModel], None],
     ) -> Trace:
+        self.earlier = None
         births = births_in(events)
         threads = self._threads_at(events, first)
         ordered = in_order(events[first:last])
@@ -415,8 +435,12 @@ class StraceRecorder:
                 _, _, _, kind, *rest = path.split("/")
                 if kind == "saved":
                     builder.acknowledge(self._acknowledged[int(rest[0])])
+                    model.saved()
                 elif kind == "mark":
                     marked.setdefault(rest[0], len(builder))
+                elif kind == "look" and self._looks is not None:
+                    seen = self._looks.seen[int(rest[0])]
+                    model.looked(seen.path, seen.look)
 
             model = StraceModel(
                 builder, births=births, known=known, is_state=self._is_state, on_mark=on_mark
@@ -435,10 +459,14 @@ class StraceRecorder:
         trace = builder.finish()
         if model.findings:
             marked.clear()
-            builder, _ = once(find_out(trace, model.findings, begun=self._begun))
+            _no_map_of_unknowns(model)
+            builder, model = once(find_out(trace, model.findings, begun=self._begun))
             trace = builder.finish()
+        positions = builder.positions() if marked or model.map_events else []
+        if model.map_events:
+            lives = [replace(e, position=positions[e.position]) for e in model.map_events]
+            trace, self.earlier = settle(trace, lives, _Final(trace).content)
         self._must_explain(trace)
-        positions = builder.positions() if marked else []
         self.marks = {name: positions[at] for name, at in marked.items()}
         return trace
 
@@ -455,6 +483,45 @@ class StraceRecorder:
                 f"{differences[0]}: something changed it that strace did not see (a process that "
                 "was there before the recording, or one on another machine)",
                 culprit=differences[0].split(" ")[0],
+            )
+
+
+class _Final:
+    """The contents of files at the end of a recording, by their inode numbers in the trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._paths = {
+            inode: os.path.join(trace.directory, path)
+            for path, inode, node in apply(trace).walk()
+            if isinstance(node, File)
+        }
+
+    def content(self, inode: int) -> bytes | None:
+        """Return the content, ``None`` where the file has no name any more."""
+        path = self._paths.get(inode)
+        if path is None:
+            return None
+        if real.lstat(path).st_size > _LONGEST_MAP:
+            raise BlindSpot(
+                f"what happened on disk is not covered: {path!r} is mapped for writing and too "
+                "large to be compared: make it smaller for this test",
+                culprit=path,
+            )
+        with real.open(path, "rb", buffering=0) as file:
+            return bytes(file.readall())
+
+
+def _no_map_of_unknowns(model: StraceModel) -> None:
+    """Doubt files whose content is looked up at the end and that memory may have changed."""
+    findings = model.findings
+    unknown = {each.inode for each in findings.unknowns} | set(findings.arrivals.values())
+    for event in model.map_events:
+        if event.inode in unknown:
+            raise BlindSpot(
+                f"what happened on disk is not covered: {event.name!r} was written inside the "
+                "kernel (sendfile, splice, copy_file_range) or came from outside, and is mapped "
+                "for writing as well, so which bytes came from where is not known",
+                culprit=event.name,
             )
 
 

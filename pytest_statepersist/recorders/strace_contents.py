@@ -304,8 +304,8 @@ def _sync(model: StraceModel, task: Task, call: Call) -> None:
         return
     model.builder.sync_all(model.moment)
     model.changed(call, 0)
-    for inode in list(model.mapped):
-        model.unclear_map(inode, call.name)
+    for inode in model.mapped:
+        model.synced_map(call, inode)
 
 
 def _msync(model: StraceModel, task: Task, call: Call) -> None:
@@ -319,7 +319,7 @@ def _msync(model: StraceModel, task: Task, call: Call) -> None:
             offset = mapping.offset + begin - mapping.address
             inode = mapping.file.inode
             model.builder.sync_range(inode, offset, end - begin, model.moment)
-            model.changed(call, inode)
+            model.changed(call, inode, synced=(offset, offset + end - begin))
 
 
 # -- memory --------------------------------------------------------------------------------
@@ -343,19 +343,14 @@ def _mmap(model: StraceModel, task: Task, call: Call) -> None:
     file.references += 1
     task.memory.maps.append(mapping)
     if writable:
-        now_writable(model, mapping, call.end + 1)
+        now_writable(model, mapping)
 
 
-def now_writable(model: StraceModel, mapping: Mapping, line: int) -> None:
-    """Note that memory which shows a file can be written to from a line on."""
+def now_writable(model: StraceModel, mapping: Mapping) -> None:
+    """Note that memory which shows a file can be written to from here on."""
     mapping.writable = True
-    inode = mapping.file.inode
     mapping.file.written = True
-    model.mapped[inode] = mapping
-    if inode not in model.findings.mapped:
-        model.findings.mapped[inode] = line
-        for offset, data in model.known.mapped.get(inode, ()):
-            model.builder.write(inode, offset, data, model.moment)
+    model.now_mapped(mapping.file.inode)
 
 
 def _mprotect(model: StraceModel, task: Task, call: Call) -> None:
@@ -365,7 +360,7 @@ def _mprotect(model: StraceModel, task: Task, call: Call) -> None:
     for mapping in task.memory.maps:
         overlaps = address < mapping.address + mapping.length
         if mapping.shared and overlaps and mapping.address < address + length:
-            now_writable(model, mapping, call.end + 1)
+            now_writable(model, mapping)
 
 
 def _munmap(model: StraceModel, task: Task, call: Call) -> None:
@@ -385,9 +380,8 @@ def _forget_maps(model: StraceModel, task: Task, address: int, length: int) -> N
         inside = address <= mapping.address
         if inside and mapping.address + mapping.length <= address + _pages(length):
             task.memory.maps.remove(mapping)
-            if model.mapped.get(mapping.file.inode) is mapping:
-                del model.mapped[mapping.file.inode]
             task.descriptors.release(mapping.file)
+    model.some_unmapped()
 
 
 def _plain_descriptor(argument: str) -> int:

@@ -23,6 +23,7 @@ from pytest_statepersist.core.operations import OUTSIDE, Durability, Site
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders.builder import Moment, Place, TraceBuilder
 from pytest_statepersist.recorders.strace_contents import CONTENTS
+from pytest_statepersist.recorders.strace_maps import Look, MapEvent, MapKind
 from pytest_statepersist.recorders.strace_names import NAMES
 from pytest_statepersist.recorders.strace_order import Change, Kind, conflict, kind_of, names_in
 from pytest_statepersist.recorders.strace_parser import (
@@ -37,7 +38,6 @@ from pytest_statepersist.recorders.strace_parser import (
 )
 from pytest_statepersist.recorders.strace_tasks import (
     Descriptors,
-    Mapping,
     Memory,
     OpenFile,
     Surroundings,
@@ -69,30 +69,26 @@ class Unknown:
 class Findings:
     """What has to be found out after a first pass.
 
-    ``mapped`` is inode number to the line at which it became writable through memory, ``arrivals``
-    the line at which a file came from outside to its inode number. ``presumed`` are files outside
-    that are taken for new, which only the real file can tell.
+    ``arrivals`` is the line at which a file came from outside to its inode number. ``presumed`` are
+    files outside that are taken for new, which only the real file can tell.
     """
 
     unknowns: list[Unknown] = field(default_factory=list)
-    mapped: dict[int, int] = field(default_factory=dict)
     arrivals: dict[int, int] = field(default_factory=dict)
     presumed: set[int] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.unknowns or self.mapped or self.arrivals or self.presumed)
+        return bool(self.unknowns or self.arrivals or self.presumed)
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """What was found out.
 
-    ``contents`` are in the order of the unknowns; ``mapped`` has pieces (offset, bytes) for each
-    inode, ``arrivals`` content and mode for each line.
+    ``contents`` are in the order of the unknowns, ``arrivals`` has content and mode for each line.
     """
 
     contents: Sequence[bytes] = ()
-    mapped: abc.Mapping[int, tuple[tuple[int, bytes], ...]] = field(default_factory=dict)
     arrivals: abc.Mapping[int, tuple[bytes, int]] = field(default_factory=dict)
 
 
@@ -135,7 +131,13 @@ class StraceModel:
         self._horizon = 0
         self._unseen: set[int] = set()
         """Tasks whose calls are not the subject's for now."""
-        self.mapped: dict[int, Mapping] = {}
+        self.mapped: set[int] = set()
+        """Inodes that some memory can change now."""
+        self.map_events: list[MapEvent] = []
+        """The lives of mapped files, with positions in the builder's log."""
+        self._looked_at: set[int] = set()
+        self._syncing: set[int] = set()
+        """Tasks that look at what is mapped before and after the sync that they make."""
         self.moment: Moment = (None, None, 0)
 
     def add_task(self, pid: int, cwd: str, program: str, umask: int = 0o022) -> Task:
@@ -159,6 +161,7 @@ class StraceModel:
             task = self.tasks.pop(event.task, None)
             if task is not None:
                 task.exit()
+                self.some_unmapped()
             return
         if event.name in _MARKS:
             self._mark(event)
@@ -191,6 +194,10 @@ class StraceModel:
             self._unseen.add(call.task)
         elif path.endswith(b"/seen"):
             self._unseen.discard(call.task)
+        elif path.endswith(b"/syncing"):
+            self._syncing.add(call.task)
+        elif path.endswith(b"/synced"):
+            self._syncing.discard(call.task)
         else:
             self._on_mark(path.decode())
 
@@ -296,7 +303,14 @@ class StraceModel:
     def _closed(self, file: OpenFile) -> None:
         self.builder.close(file.inode, self.moment, written=file.written)
 
-    def changed(self, call: Call, inode: int, *, durable: bool = False) -> None:
+    def changed(
+        self,
+        call: Call,
+        inode: int,
+        *,
+        durable: bool = False,
+        synced: tuple[int, int] = (0, 1 << 62),
+    ) -> None:
         """Note a change or sync of an inode, and doubt its order against calls at the same time."""
         known = self.builder[inode]
         kind = kind_of(call.name, directory=known.entries is not None, durable=durable)
@@ -312,16 +326,65 @@ class StraceModel:
         if self._horizon <= call.end:
             self._changes.append(change)
         if inode in self.mapped and kind in (Kind.FILE_SYNC, Kind.WIDE_SYNC):
-            self.unclear_map(inode, call.name)
+            self.synced_map(call, inode, *synced)
 
-    def unclear_map(self, inode: int, name: str) -> None:
+    # -- memory that shows files ---------------------------------------------------------------
+
+    def now_mapped(self, inode: int) -> None:
+        """Note that a file can be changed through memory from here on."""
+        if inode not in self.mapped:
+            self.mapped.add(inode)
+            self._map_event(MapKind.OPENED, inode)
+
+    def some_unmapped(self) -> None:
+        """Note which files no memory can change any more."""
+        if not self.mapped:
+            return
+        still = {
+            mapping.file.inode
+            for task in self.tasks.values()
+            for mapping in task.memory.maps
+            if mapping.writable
+        }
+        for inode in sorted(self.mapped - still):
+            self.mapped.discard(inode)
+            self._map_event(MapKind.CLOSED, inode)
+
+    def synced_map(self, call: Call, inode: int, begin: int = 0, end: int = 1 << 62) -> None:
         """Note a sync of a file whose bytes can change without a call."""
-        path = self.builder[inode].path
-        self.not_known(
-            f"{path!r} was mapped into memory for writing when {name} ran on it, and which bytes "
-            "had been changed by then cannot be seen",
-            path,
+        watched = call.task in self._syncing and inode in self._looked_at
+        self.map_events.append(
+            MapEvent(
+                MapKind.SYNC,
+                inode,
+                len(self.builder),
+                name=call.name,
+                begin=begin,
+                end=end,
+                watched=watched,
+            )
         )
+
+    def looked(self, path: str, look: Look | None) -> None:
+        """Note what the file at an absolute path held when the recorded process looked at it."""
+        if not path.startswith(self.builder.directory + "/"):
+            return
+        inode = self.builder.locate(path, follow=False).inode
+        if inode is None:
+            return
+        if look is None:
+            self._looked_at.discard(inode)
+            return
+        self._looked_at.add(inode)
+        self._map_event(MapKind.LOOK, inode, look)
+
+    def saved(self) -> None:
+        """Note an acknowledgement, whose place among changes of maps matters."""
+        self._map_event(MapKind.SAVED, -1)
+
+    def _map_event(self, kind: MapKind, inode: int, look: Look | None = None) -> None:
+        name = self.builder[inode].path if inode >= 0 else ""
+        self.map_events.append(MapEvent(kind, inode, len(self.builder), name=name, look=look))
 
     def shown_path(self, place: Place) -> str:
         """Return the absolute path of a place inside."""

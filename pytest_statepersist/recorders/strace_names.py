@@ -215,6 +215,7 @@ def _execve(model: StraceModel, task: Task, call: Call) -> None:
     if len(call.arguments) > at:
         program = os.path.basename(os.fsdecode(text(call.arguments[at]))) or program
     task.exec(program)
+    model.some_unmapped()
 
 
 def _unshare(model: StraceModel, task: Task, call: Call) -> None:

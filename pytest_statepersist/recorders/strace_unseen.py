@@ -1,7 +1,7 @@
 """Finding out what strace did not print, by looking at the files afterwards.
 
-Belongs here: the bytes that the kernel moved by itself, the changes made through memory, and the
-files that came from outside. Rules:
+Belongs here: the bytes that the kernel moved by itself, and the files that came from outside (what
+memory maps changed is `strace_maps`'). Rules:
 
 1. Bytes that are still in the file, since no later call touched them, are what the call put there.
 2. Bytes that are gone are taken from the file they were copied from, as the trace has it.
@@ -14,11 +14,10 @@ import ctypes
 import os
 import stat
 import struct
-from collections.abc import Iterator
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.apply import apply
-from pytest_statepersist.core.tree import BLOCK, File, Tree, read_content, size_of
+from pytest_statepersist.core.tree import File, Tree, read_content
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.strace_model import Findings, Known, Unknown
@@ -40,11 +39,7 @@ def find_out(trace: op.Trace, findings: Findings, *, begun: float) -> Known:
         seeker.must_be_new(inode, begun)
     contents = [seeker.content(unknown) for unknown in findings.unknowns]
     arrivals = {line: seeker.arrival(line, inode) for line, inode in findings.arrivals.items()}
-    mapped = {
-        inode: tuple(seeker.changed_pieces(inode, line, findings))
-        for inode, line in findings.mapped.items()
-    }
-    return Known(contents, mapped, arrivals)
+    return Known(contents, arrivals)
 
 
 class _Seeker:
@@ -134,32 +129,6 @@ class _Seeker:
                 "it, is not known",
                 culprit=name,
             )
-
-    def changed_pieces(
-        self, inode: int, line: int, findings: Findings
-    ) -> Iterator[tuple[int, bytes]]:
-        """Yield the blocks of a mapped file that differ from what calls wrote."""
-        node, path = self.final.nodes.get(inode), self.paths.get(inode)
-        if path is None or not isinstance(node, File) or inode in findings.arrivals.values():
-            return
-        pieces = []
-        size = size_of(node.content)
-        for offset in range(0, size, BLOCK):
-            length = min(BLOCK, size - offset)
-            now = self._read(inode, offset, length)
-            if now != read_content(node.content, offset, length):
-                pieces.append((offset, now))
-        later = any(
-            _touches(o, inode, 0, 1 << 62) and _line(o) > line for o in self.trace.operations
-        )
-        if pieces and later:
-            shown = os.path.relpath(path, self.trace.directory)
-            raise BlindSpot(
-                f"what happened on disk is not covered: {shown!r} was changed through memory that "
-                "maps it and by calls as well, and the order of the two cannot be seen",
-                culprit=shown,
-            )
-        yield from pieces
 
     def _read(self, inode: int, offset: int, length: int) -> bytes:
         with real.open(self.paths[inode], "rb", buffering=0) as file:

@@ -67,7 +67,8 @@ def describe_operation(operation: Operation) -> str:
         case op.Write():
             end = operation.offset + len(operation.data)
             sync = "" if operation.durability is op.Durability.NONE else ", synced by its flags"
-            return f"write {name} bytes {operation.offset}..{end}{sync}"
+            how = ", through memory that maps it" if operation.unordered else ""
+            return f"write {name} bytes {operation.offset}..{end}{sync}{how}"
         case op.Truncate():
             return f"truncate {name} to {operation.size} bytes"
         case op.Allocate():

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pytest_statepersist.core.apply import apply
-from pytest_statepersist.core.operations import Durability, Operation, Write
+from pytest_statepersist.core.operations import Durability, Operation, Trace, Write
 from pytest_statepersist.core.tree import File, Symlink, Tree
 from pytest_statepersist.recorders.builder import TraceBuilder
+from pytest_statepersist.recorders.strace_maps import MapKind, settle
 from pytest_statepersist.recorders.strace_model import Known, StraceModel, births_in
 from pytest_statepersist.recorders.strace_order import in_order
 from pytest_statepersist.recorders.strace_parser import Call, parse
@@ -20,7 +21,8 @@ VERSIONS = ["5.10", "5.16", "6.1", "6.13"]
 DIRECTORY = "/tmp/statepersist-fixture/state"
 
 # What strace does not print, as the workload's source says it: three copies and a mapped byte.
-KNOWN = Known(contents=(b"app", b"end", b"appe"), mapped={7: ((0, b"012m456789"),)})
+KNOWN = Known(contents=(b"app", b"end", b"appe"))
+MAPPED = 7, b"012m456789"
 
 
 def replayed(version: str, known: Known | None = KNOWN) -> tuple[TraceBuilder, StraceModel]:
@@ -34,15 +36,21 @@ def replayed(version: str, known: Known | None = KNOWN) -> tuple[TraceBuilder, S
     return builder, model
 
 
+def settled(version: str) -> Trace:
+    builder, model = replayed(version)
+    positions = builder.positions()
+    events = [replace(each, position=positions[each.position]) for each in model.map_events]
+    return settle(builder.finish(), events, dict([MAPPED]).get)[0]
+
+
 def essence(operations: tuple[Operation, ...]) -> list[Operation]:
     return [replace(operation, site=None, time=None) for operation in operations]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_directory_is_what_the_workload_left(version: str) -> None:
-    builder, _ = replayed(version)
-    assert builder.doubts == []
-    tree = apply(builder.finish())
+    assert replayed(version)[0].doubts == []
+    tree = apply(settled(version))
     odd = bytearray(5000)
     odd[0:22] = b'hello\0wWXldone, "two"\n'
     odd[100:111] = b'one, "two"\n'
@@ -68,9 +76,7 @@ def test_the_directory_is_what_the_workload_left(version: str) -> None:
 
 @pytest.mark.parametrize("version", [v for v in VERSIONS if v != "6.1"])
 def test_all_versions_give_one_trace(version: str) -> None:
-    assert essence(replayed(version)[0].finish().operations) == essence(
-        replayed("6.1")[0].finish().operations
-    )
+    assert essence(settled(version).operations) == essence(settled("6.1").operations)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -82,7 +88,10 @@ def test_what_strace_does_not_print_is_asked_for(version: str) -> None:
         (3, 3, (3, 3)),
         (6, 4, None),  # from a pipe
     ]
-    assert list(findings.mapped) == [7]
+    assert [(event.kind, event.inode) for event in model.map_events] == [
+        (MapKind.OPENED, MAPPED[0]),
+        (MapKind.CLOSED, MAPPED[0]),
+    ]
 
 
 def test_writes_carry_program_call_number_and_durability() -> None:

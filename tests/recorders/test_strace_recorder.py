@@ -427,6 +427,7 @@ def test_a_map_made_before_the_block(state: Path) -> None:
             memory[10] = 65
             trace = recorder.stop()
         assert [type(o) for o in trace.operations] == [op.Write]
+        # Its own class was made before anybody could look, so that its flush is not watched.
         with StraceRecorder(state) as recorder:
             memory[10] = 66
             memory.flush()
