@@ -401,7 +401,7 @@ def test_a_native_store_in_a_file_system_in_memory_is_noticed(how: str) -> None:
 
     shared = Path("/dev/shm")
     if not shared.is_dir():
-        pytest.skip("no file system in memory")
+        pytest.skip("this kernel has no file system in memory")
     library = ctypes.CDLL(None, use_errno=True)
     library.mmap.restype = ctypes.c_void_p
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
