@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.causes import Cause
 from pytest_statepersist.core.repairs import Repair, SyncLine
 from pytest_statepersist.report.operations import describe_operation, place
@@ -22,6 +23,7 @@ _REPLACE = (
     "write the new version to a temporary file, fsync it, rename it over the old one, fsync the "
     "directory"
 )
+_ONE_FILE = f"the update takes several steps. Do it in one: {_REPLACE}"
 _PROTOCOL = {
     Cause.NOT_ATOMIC: (
         f"the update takes several steps. For one file: {_REPLACE}. For several files that must "
@@ -57,7 +59,10 @@ def advice(report: Report, finding: Finding) -> Iterator[str]:
     trace = report.trace if step is None else step.disk.trace
     where = "" if step is None else " in recovery"
     if finding.no_sync_helps:
-        protocol = _PROTOCOL.get(Cause(finding.cause), f"the update is not atomic: {_REPLACE}")
+        cause = Cause(finding.cause)
+        protocol = _PROTOCOL.get(cause, f"the update is not atomic: {_REPLACE}")
+        if cause is Cause.NOT_ATOMIC and len(_changed(trace)) == 1:
+            protocol = _ONE_FILE
         yield f"No set of sync calls repairs this: {protocol}."
         return
     if not finding.repairs:
@@ -68,6 +73,31 @@ def advice(report: Report, finding: Finding) -> Iterator[str]:
         for line in repair.lines:
             yield f"{word} {_sync(trace, line)}"
             word = "  and"
+    if _says_it_all(report):
+        yield f"({_checked(report, finding.repairs[0])})"
+
+
+def _says_it_all(report: Report) -> bool:
+    search = report.repair_search
+    return search is not None and [f.repairs for f in report.findings] == [search.repairs]
+
+
+def _checked(report: Report, repair: Repair) -> str:
+    search = report.repair_search
+    models = f" under {', '.join(search.models)}" if search is not None else ""
+    return (
+        f"checked: all was explored again with it, {repair.states:,} classes of disks{models}, and "
+        "nothing is left that a sync could mend"
+    )
+
+
+def _changed(trace: Trace) -> set[int]:
+    """Return the files and names that a trace changes, as inodes."""
+    found = set()
+    for each in trace.operations:
+        if not isinstance(each, op.Fsync | op.SyncAll | op.SyncRange | op.Close):
+            found.add(each.inode)
+    return found
 
 
 def _no_repair(report: Report, finding: Finding) -> str:
@@ -89,13 +119,15 @@ def _no_repair(report: Report, finding: Finding) -> str:
 
 
 def _sync(trace: Trace, line: SyncLine) -> str:
-    first = line.insertions[0]
-    times = f" (and at {len(line.insertions) - 1} more)" if len(line.insertions) > 1 else ""
-    after = describe_operation(trace.operations[first.after])
-    return (
-        f"{describe_operation(first.call)} after #{first.after} {after}{times} at "
-        f"{place(line.site)}"
-    )
+    """Say what to sync after which call; one line of the source may make many of them."""
+    calls = [f"#{n.after} {describe_operation(trace.operations[n.after])}" for n in line.insertions]
+    first, where = describe_operation(line.call), place(line.site)
+    if len(calls) == 1:
+        return f"{first} after {calls[0]}, at {where}"
+    if len({each.call.inode for each in line.insertions}) > 1:
+        first = "fsync the directory of the name" if line.directory else "fsync the file"
+    shown = f"{calls[0]}, {calls[1]}" + (", …" if len(calls) > 2 else "")
+    return f"{first} after each of {len(calls)} calls, at {where}: {shown}"
 
 
 def repair_lines(report: Report) -> Iterator[str]:
@@ -103,7 +135,7 @@ def repair_lines(report: Report) -> Iterator[str]:
     search = report.repair_search
     if search is None or not search.repairs:
         return
-    if [finding.repairs for finding in report.findings] == [search.repairs]:
+    if _says_it_all(report):
         return
     best = "the smallest sets" if search.smallest else "sets"
     yield (
@@ -112,13 +144,18 @@ def repair_lines(report: Report) -> Iterator[str]:
     )
     for number, repair in enumerate(search.repairs, 1):
         yield from _numbered(report, number, repair)
+    if any(finding.no_sync_helps for finding in report.findings):
+        yield (
+            "  None of them mends what no set of sync calls repairs. Where the way that is named "
+            "there is taken, explore again: these may no longer be needed."
+        )
 
 
 def _numbered(report: Report, number: int, repair: Repair) -> Iterator[str]:
     for at, line in enumerate(repair.lines):
         start = f"{number}." if at == 0 else "  "
         yield f"  {start} {_sync(report.trace, line)}"
-    yield f"     ({repair.states:,} states explored with it)"
+    yield f"     ({repair.states:,} classes of disks explored with it)"
 
 
 def redundancy_lines(report: Report) -> Iterator[str]:

@@ -119,6 +119,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
+    where = f" at {place(finding.site)}" if finding.site else ""
     return {
         "id": finding.id,
         "kind": finding.kind.value,
@@ -143,7 +144,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "no_sync_helps": finding.no_sync_helps,
         "bundle": finding.bundle,
         "accepted": finding.accepted,
-        "text": str(finding),
+        "text": f"[{finding.id}] {finding.kind.value}: {finding.cause}{where}",
     }
 
 

@@ -35,7 +35,11 @@ def render(report: Report) -> str:
     """Return the whole report as text."""
     lines: list[str] = []
     title = f"crash exploration of {report.name}" if report.name else "crash exploration"
-    lines.append(f"{title}: {len(report.trace)} operations, recorded by {report.recorder}")
+    count = len(report.findings)
+    found = f"{count or 'no'} {'finding' if count == 1 else 'findings'}"
+    lines.append(
+        f"{title}: {found} in {len(report.trace)} operations, recorded by {report.recorder}"
+    )
     lines.extend(f"  {verdict}" for verdict in report.verdicts)
     lines.extend(f"  warning: {text}" for text in report.warnings)
     if report.trace.base.nodes.keys() - {0}:
@@ -60,7 +64,7 @@ def render_finding(report: Report, finding: Finding) -> Iterator[str]:
     step = finding.failure.step
     yield from _tree(finding.tree if step is None else step.disk.tree(step.state))
     yield f"    Recovery {finding.observed}"
-    yield f"    Expected {finding.expected}"
+    yield f"    Expected {finding.expected.removeprefix('returned ')}"
     yield "  What to do:"
     yield from (f"    {line}" for line in advice(report, finding))
     yield f"  Allowed by: {', '.join(finding.allowed_by or finding.models)}"
@@ -109,15 +113,36 @@ def _history(disk: Disk, state: CrashState, missing: set[int], there: set[int]) 
             e for e in effects.of_operation[number] if effects.effects[e].kind is not Effect.TIMES
         ]
         lost = [e for e in own if e in state.missing or number > state.last]
+        part = ""
         if number not in missing:
             mark = "on disk"
         elif len(lost) == len(own) and number not in there:
             mark = "NOT on disk"
         else:
-            mark = "PARTLY on disk"
-        yield f"    {mark:>14}  #{number} {describe_operation(operation)}  {place(operation.site)}"
+            mark, part = "PARTLY on disk", _part(disk, own, lost)
+        what = f"#{number} {describe_operation(operation)}{part}"
+        yield f"    {mark:>14}  {what}  {place(operation.site)}"
     if len(shown) > _SHOWN:
         yield f"                    … and {len(shown) - _SHOWN} more operations"
+
+
+def _part(disk: Disk, own: list[int], lost: list[int]) -> str:
+    """Say which part of a write is there and which is not."""
+    effects = disk.effects.effects
+    grown = [e for e in own if effects[e].kind is Effect.RAISE]
+    written = [e for e in own if effects[e].kind is Effect.DATA]
+    lacking = [e for e in written if e in lost]
+    if grown and written and not lacking and any(e in lost for e in grown):
+        return " (its bytes, not its length)"
+    if not lacking:
+        return ""
+    if grown and lacking == written:
+        return " (its length, not its bytes)" if not any(e in lost for e in grown) else ""
+    ranges = []
+    for each in lacking[:3]:
+        begin = effects[each].unit * disk.unit + effects[each].start
+        ranges.append(f"{begin}..{begin + len(effects[each].data)}")
+    return f" (without bytes {', '.join(ranges)}{'…' if len(lacking) > 3 else ''})"
 
 
 def _tree(tree: Tree) -> Iterator[str]:
