@@ -801,6 +801,8 @@ class _Exploration:
         )
         first, last = (self.engine.outcome(disk, state).outcome for state in (start, end))
         expectation.refuse_what_raises(last)
+        for state in (start, end):
+            self.engine.check_order(disk, state)
         return expectation.accepts_loss(first)
 
     def _not_cached(self, disk: Disk, state: CrashState, here: Outcome) -> None:
@@ -842,6 +844,7 @@ class _Exploration:
                 if id(outcome) not in confirmed:
                     confirmed[id(outcome)] = outcome
                     self._not_cached(disk, state, outcome)
+                    self.engine.check_order(disk, state)
 
     # -- verdicts
 

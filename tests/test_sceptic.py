@@ -315,6 +315,41 @@ def test_change_times_are_not_covered(key: Any) -> None:
     assert "change time" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        os.listdir,
+        lambda d: [path.name for path in d.iterdir()],
+        lambda d: [entry.name for entry in os.scandir(d)],
+        lambda d: next(os.walk(d))[2],
+    ],
+)
+@pytest.mark.parametrize("sort", [list, sorted])
+def test_the_order_of_a_listing_is_not_covered(names: Any, sort: Any) -> None:
+    def recover(directory: Path) -> str:
+        found = [name for name in sort(names(directory)) if "." not in name]
+        return (directory / found[-1]).read_text()
+
+    report = explore(
+        setup=lambda d: put(d / "one", "old"), workload=next_generation, recover=recover
+    )
+    verdict = report.verdict("posix")
+    if sort is sorted:
+        assert (verdict.atomic, verdict.durable) == (True, True)
+    else:
+        assert not verdict.atomic
+        assert not verdict.durable
+
+
+def test_a_list_in_the_order_of_the_directory_is_no_doubt() -> None:
+    report = explore(
+        setup=lambda d: put(d / "one", "old"),
+        workload=lambda d: put(d / "two", "new"),
+        recover=lambda d: [path.read_text() for path in d.iterdir()],
+    )
+    assert "order" not in report.verdict("posix").reason
+
+
 def test_modification_times_of_directories_are_not_covered() -> None:
     def sound(directory: Path) -> None:
         put(directory / "t", "new")

@@ -28,9 +28,10 @@ from pytest_statepersist.core.window import Choice
 from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.materialise import Materialiser
-from pytest_statepersist.explorer.observe import Observation, Observer
-from pytest_statepersist.explorer.outcome import Ended, Kind, Outcome, same
+from pytest_statepersist.explorer.observe import Observation, Observer, Read
+from pytest_statepersist.explorer.outcome import Ended, Kind, Outcome, same, same_items
 from pytest_statepersist.explorer.questions import (
+    WHOLE,
     Asker,
     Memory,
     Questions,
@@ -46,6 +47,7 @@ from pytest_statepersist.recorders.python import interposition
 __all__ = ["Engine", "Recorded", "Workplace"]
 
 _SENTINEL_EVERY = 64
+_LISTS = (Read.LIST, Read.TREE, WHOLE)
 _STEPS_KEPT = 50
 _NESTED_STATES = 2_000
 
@@ -333,6 +335,25 @@ class Engine:
             seen = self._observer.end()
         self._heal(seen, self._shown, here=False)
         return outcome
+
+    def check_order(self, disk: Disk, state: CrashState) -> None:
+        """Doubt a recovery whose answer depends on the order in which a directory is listed.
+
+        No file system promises one, and the one that shows the states has only one to show.
+        """
+        known = self.outcome(disk, state)
+        if self.isolated or not any(read in _LISTS for read, _ in known.asked):
+            return
+        self._observer.backwards = True
+        try:
+            outcome = self._run(disk, state, self._shown).outcome
+        finally:
+            self._observer.backwards = False
+        if not same(outcome, known.outcome) and not same_items(outcome, known.outcome):
+            self._doubt(
+                "recovery gives another answer when a directory is listed in another order, which "
+                "no file system promises: sort what is listed"
+            )
 
     # -- crash during recovery
 

@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,8 @@ class Observer:
         self._inotify: Inotify | None = None
         self._events: dict[bytes, _Told] = {}
         """What the kernel's words mean: most runs of a recovery leave the same ones."""
+        self.backwards = False
+        """Whether directories are listed in the opposite order, to see whether that matters."""
         self.strayed: str | None = None
         """A path of the original directory that a recovery touched, which it must not see."""
         self._patches = Interposition(self._table(), layer=5, rebind=True)
@@ -389,7 +391,10 @@ class Observer:
                         self._note(Read.TREE, path)
                         if not _CHANGE_TIMES.isdisjoint(caller.co_names):
                             self._log.unmodelled = f"change times in {path}"
-            return original(path, *arguments, **options)
+            found = original(path, *arguments, **options)
+            if not self.backwards or self._log is None:
+                return found
+            return found[::-1] if isinstance(found, list) else _Backwards(found)
 
         return listed
 
@@ -478,6 +483,29 @@ class Observer:
 
 
 _scandir = os.scandir
+
+
+class _Backwards:
+    """What `os.scandir` gives, in the opposite order."""
+
+    def __init__(self, entries: Any) -> None:
+        with entries:
+            self._entries = iter(list(entries)[::-1])
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._entries)
+
+    def __enter__(self) -> _Backwards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._entries = iter(())
 
 
 def _is_quiet(filename: str) -> bool:

@@ -162,6 +162,13 @@ def same(one: Outcome, other: Outcome) -> bool:
     return one.text.split(":")[0] == other.text.split(":")[0]
 
 
+def same_items(one: Outcome, other: Outcome) -> bool:
+    """Say whether two outcomes are lists of the same items, in whatever order."""
+    if not (isinstance(one.value, list | tuple) and isinstance(other.value, list | tuple)):
+        return False
+    return sorted(map(repr, one.value)) == sorted(map(repr, other.value))
+
+
 def equal_values(one: Any, other: Any) -> bool:
     """Compare two recovered values by ``==``, and what has no equality by its state, all the way.
 

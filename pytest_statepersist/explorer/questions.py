@@ -29,12 +29,12 @@ from pytest_statepersist.core.states import content_cells, visible_cells
 from pytest_statepersist.core.tree import ROOT, Content, Directory, Symlink, digest_of
 from pytest_statepersist.explorer.observe import Asked, Observation, Read
 
-__all__ = ["Asker", "Memory", "Questions", "cells_read", "questions"]
+__all__ = ["WHOLE", "Asker", "Memory", "Questions", "cells_read", "questions"]
 
 Questions = tuple[tuple[Any, str], ...]
 """What a run asked, in an order that depends only on earlier answers."""
 
-_WHOLE = "whole disk"
+WHOLE = "whole disk"
 _SHAPE = "names, sizes and attributes"
 _ALL_TIMES = "modification times of all files"
 _HASHED = 4096
@@ -43,7 +43,7 @@ _HASHED = 4096
 def questions(observation: Observation) -> Questions:
     """Return what a run asked as a sequence of questions."""
     if observation.everything:
-        return ((_WHOLE, ""), (_ALL_TIMES, ""))
+        return ((WHOLE, ""), (_ALL_TIMES, ""))
     asked: list[tuple[Any, str]] = list(dict.fromkeys(observation.asked))
     if observation.native:
         asked.insert(0, (_SHAPE, ""))
@@ -55,7 +55,7 @@ def questions(observation: Observation) -> Questions:
 def cells_read(disk: Disk, state: CrashState, asked: Questions) -> Iterator[Cell]:
     """Yield the cells of a state that decide the answers; cells may come more than once."""
     for read, path in asked:
-        if read == _WHOLE:
+        if read == WHOLE:
             yield from visible_cells(disk, state)
         elif read == _SHAPE:
             yield from _shape(disk, state)
@@ -146,7 +146,7 @@ def is_link(disk: Disk, inode: int) -> bool:
 def answer(disk: Disk, state: CrashState, asked: tuple[Any, str]) -> Any:
     """Return what a state answers to one question, as a value that can be hashed."""
     read, path = asked
-    if read == _WHOLE:
+    if read == WHOLE:
         return disk.tree(state).key()
     if read == _SHAPE:
         return tuple(_shape_rows(disk, state, "", ROOT))
