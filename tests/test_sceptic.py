@@ -350,18 +350,40 @@ def test_a_list_in_the_order_of_the_directory_is_no_doubt() -> None:
     assert "order" not in report.verdict("posix").reason
 
 
-def test_modification_times_of_directories_are_not_covered() -> None:
-    def sound(directory: Path) -> None:
-        put(directory / "t", "new")
-        os.replace(directory / "t", directory / "state")
-        sync_directory(directory)
+def newest_directory(directory: Path) -> str:
+    places = sorted((p for p in directory.iterdir()), key=lambda p: p.stat().st_mtime)
+    states = [place / "state" for place in places if (place / "state").exists()]
+    return states[-1].read_text()
 
-    def recover(directory: Path) -> bytes:
-        return (directory / "state").read_bytes() if directory.stat().st_mtime > 5 else b""
 
-    verdict = explore(workload=sound, recover=recover).verdict("posix")
-    assert (verdict.atomic, verdict.durable) == (None, None)
-    assert "modification time of the directory" in verdict.reason
+def careful(directory: Path) -> str:
+    before = max(p.stat().st_mtime for p in directory.iterdir())
+    found = [(p / "state").read_text() for p in sorted(directory.iterdir()) if any(p.iterdir())]
+    assert before == max(p.stat().st_mtime for p in directory.iterdir())  # nobody else wrote
+    return found[-1]
+
+
+@pytest.mark.parametrize("recover", [newest_directory, careful])
+def test_modification_times_of_directories_count_where_they_change_the_answer(recover: Any) -> None:
+    def setup(directory: Path) -> None:
+        for name in "ab":
+            (directory / name).mkdir()
+        put(directory / "a" / "state", "old")
+
+    def workload(directory: Path) -> None:
+        put(directory / "b" / "t", "new")
+        os.rename(directory / "b" / "t", directory / "b" / "state")
+        sync_directory(directory / "b")
+
+    def whole(directory: Path) -> str:
+        (directory / "b" / "t").unlink(missing_ok=True)
+        return str(recover(directory))
+
+    verdict = explore(setup=setup, workload=workload, recover=whole).verdict("posix")
+    if recover is careful:
+        assert (verdict.atomic, verdict.durable) == (True, True)
+    else:
+        assert not (verdict.atomic and verdict.durable)
 
 
 def test_a_copy_outside_the_directory_is_not_covered() -> None:

@@ -102,6 +102,7 @@ class Engine:
         self.doubts: list[str] = []
         """What recovery looked at that no crash state is made to show: then there is no yes."""
         self._settle: Settle | None = None
+        self._other_times = False
         self._record = record
         self._observer = Observer(place.directory, place.original, place.outside)
         self._shown = Materialiser(
@@ -202,7 +203,26 @@ class Engine:
         finally:
             seen = self._observer.end()
         self._heal(seen, shown)
+        if seen.directory_times and not self._other_times and not self.isolated:
+            self._check_directory_times(disk, state, shown, outcome)
         return Result(outcome, questions(seen), wrote=seen.wrote)
+
+    def _check_directory_times(
+        self, disk: Disk, state: CrashState, shown: Materialiser, outcome: Outcome
+    ) -> None:
+        """Doubt a recovery whose answer changes with modification times of directories."""
+        self._other_times = True
+        try:
+            self._show(disk, state, shown)
+            _turn_times_around(self.place.directory)
+            again = self._run(disk, state, shown).outcome
+        finally:
+            self._other_times = False
+        if not same(again, outcome):
+            self._doubt(
+                "recovery gives another answer with other modification times of directories, "
+                "which no crash state is made to show"
+            )
 
     def _call(self) -> Outcome:
         self.runs += 1
@@ -461,6 +481,15 @@ def _read(asker: Asker, choice: Choice, result: Result) -> list[Any]:
     """Return a choice's answers to all that a run asked, and leave it narrowed to them."""
     asker.open(choice)
     return [asker.ask(question) for question in result.asked]
+
+
+def _turn_times_around(directory: str) -> None:
+    """Make the directory that was changed last the one that was changed first, and so on."""
+    found = [path for path, _, _ in os.walk(directory)]
+    times = [os.stat(path).st_mtime_ns for path in found]
+    for path, mtime in zip(found, times, strict=True):
+        turned = min(times) - 1_000_000_000 - (mtime - min(times))
+        os.utime(path, ns=(turned, turned))
 
 
 class Restart(Exception):

@@ -69,6 +69,8 @@ class Observation:
     """Whether modification times may have been read without being asked for in Python here."""
     reads: int = 0
     """How often anything was asked in Python; what was asked before counts again."""
+    directory_times: bool = False
+    """Whether modification times of directories were looked at, which are not modelled."""
     unmodelled: str = ""
     """What was looked at that no crash state is made to show, in words."""
 
@@ -341,8 +343,7 @@ class Observer:
         elif not names.isdisjoint(_WRITE_TIMES) and not isinstance(path, int):
             self._log = None
             try:
-                if os.path.isdir(path):
-                    log.unmodelled = f"the modification time of the directory {path}"
+                log.directory_times = log.directory_times or os.path.isdir(path)
             finally:
                 self._log = log
 
