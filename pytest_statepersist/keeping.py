@@ -93,9 +93,10 @@ class SimulatorOfTests(CrashSimulator):
     ) -> Report | None:
         """When replaying: judge recovery on the one disk, and end the test there."""
         self._ordinal += 1
-        bundle = self._config.stash.get(REPLAY, None)
-        if bundle is None:
+        bundles = self._config.stash.get(REPLAY, None)
+        if bundles is None or self._item is None:
             return None
+        bundle = bundles[self._item.nodeid]
         if name != bundle.exploration or not (self._generated or self._ordinal == bundle.ordinal):
             return Report(Trace(Tree()), (), (), name=name)
         self._replay(bundle, settings, acknowledged, arguments)

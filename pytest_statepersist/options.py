@@ -6,6 +6,7 @@ Belongs here: reading ini settings, options and markers into settings of a `Cras
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,7 +29,7 @@ __all__ = [
     "Baseline",
     "ReplayDone",
     "baseline_of",
-    "bundle_of",
+    "bundles_of",
     "keep_check",
     "settings_for",
 ]
@@ -41,8 +42,8 @@ CAPABILITIES: pytest.StashKey[list[Row]] = pytest.StashKey()
 """Which promises of which stores were tested, with what result; see `matrix`."""
 CURRENT: pytest.StashKey[pytest.Item] = pytest.StashKey()
 """The test that runs."""
-REPLAY: pytest.StashKey[Bundle] = pytest.StashKey()
-"""The bundle that is replayed; absent where none is."""
+REPLAY: pytest.StashKey[dict[str, Bundle]] = pytest.StashKey()
+"""The bundles that are replayed, by the id of their test; absent where none is."""
 REPLAYED: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 """What came of it, as plain data: "bundle", "test", "status" and "text"."""
 MARKER_KEYWORDS = (
@@ -104,24 +105,48 @@ def baseline_of(config: pytest.Config) -> Baseline:
         raise pytest.UsageError(str(error)) from None
 
 
-def bundle_of(config: pytest.Config) -> Bundle | None:
-    """Read the bundle that is to be replayed; raises `pytest.UsageError` where it cannot be."""
+def bundles_of(config: pytest.Config) -> dict[str, Bundle]:
+    """Read the bundles that are to be replayed; raises `pytest.UsageError` where one cannot be."""
     given = config.getoption("--statepersist-replay")
-    if given is None:
-        return None
+    if not given:
+        return {}
     from pytest_statepersist.bundle import DIRECTORY, find, read
     from pytest_statepersist.errors import UserError
 
-    try:
-        bundle = read(find(given, config.rootpath / DIRECTORY))
-    except UserError as error:
-        raise pytest.UsageError(str(error)) from None
-    if not bundle.test:
+    kept = config.rootpath / DIRECTORY
+    found: dict[str, Bundle] = {}
+    for each in given:
+        try:
+            path = find(each, kept)
+            bundle = read(path)
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from None
+        if not bundle.test:
+            raise pytest.UsageError(
+                f"the bundle {bundle.name} was not made by a test; replay it with "
+                "pytest_statepersist.replay_bundle(path, recover=…)"
+            )
+        if bundle.test in found:
+            raise pytest.UsageError(
+                f"{bundle.name} and {found[bundle.test].name} are of one test, which a run replays "
+                "once; 'statepersist replay' takes any number"
+            )
+        if path.absolute().parent != kept:
+            _refuse_other_files(config, bundle)
+        found[bundle.test] = bundle
+    return found
+
+
+def _refuse_other_files(config: pytest.Config, bundle: Bundle) -> None:
+    """A bundle from elsewhere names a file that pytest would import: only tests are asked for."""
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        return
+    name = bundle.test.split("::")[0].rpartition("/")[2]
+    if not any(fnmatch(name, pattern) for pattern in config.getini("python_files")):
         raise pytest.UsageError(
-            f"the bundle {bundle.name} was not made by a test; replay it with "
-            "pytest_statepersist.replay_bundle(path, recover=…)"
+            f"the bundle {bundle.name} names {bundle.test}, whose file is not one of tests; give "
+            "the file as an argument as well if it is"
         )
-    return bundle
 
 
 def keep_check(config: pytest.Config, checked: Checked) -> None:

@@ -36,7 +36,7 @@ from pytest_statepersist.options import (
     REPORTS,
     ReplayDone,
     baseline_of,
-    bundle_of,
+    bundles_of,
 )
 from pytest_statepersist.reference_fixtures import (
     _places,
@@ -117,6 +117,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--statepersist-replay",
         metavar="ID|FILE",
+        action="append",
         help="run the one test of a bundle, on the one disk that it holds",
     )
     group.addoption(
@@ -156,11 +157,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPLAYED] = []
     config.stash[CAPABILITIES] = []
     config.stash[BASELINE] = baseline_of(config)
-    bundle = bundle_of(config)
-    if bundle is not None:
-        config.stash[REPLAY] = bundle
+    bundles = bundles_of(config)
+    if bundles:
+        config.stash[REPLAY] = bundles
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
-            config.args = [str(config.rootpath / bundle.test)]
+            config.args = [str(config.rootpath / test) for test in bundles]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -182,16 +183,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _select_replayed(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of all tests leave the one whose bundle is replayed."""
-    bundle = config.stash.get(REPLAY, None)
-    if bundle is None:
+    """Of all tests leave those whose bundles are replayed."""
+    bundles = config.stash.get(REPLAY, None)
+    if bundles is None:
         return
-    others = [item for item in items if item.nodeid != bundle.test]
-    if len(others) == len(items):
+    missing = bundles.keys() - {item.nodeid for item in items}
+    for test in sorted(missing):
         raise pytest.UsageError(
-            f"the test {bundle.test} of the bundle {bundle.name} is not there; was it renamed?"
+            f"the test {test} of the bundle {bundles[test].name} is not there; was it renamed?"
         )
-    items[:] = [item for item in items if item.nodeid == bundle.test]
+    others = [item for item in items if item.nodeid not in bundles]
+    items[:] = [item for item in items if item.nodeid in bundles]
     if others:
         config.hook.pytest_deselected(items=others)
 
@@ -201,25 +203,29 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """End a replay where it was judged; a test that never came to it is no success."""
     if REPLAY not in item.config.stash:
         return (yield)
-    bundle, results = item.config.stash[REPLAY], item.config.stash[REPLAYED]
+    bundle, rows = item.config.stash[REPLAY][item.nodeid], item.config.stash[REPLAYED]
+    before = len(rows)
     result: object = None
     try:
         result = yield
     except ReplayDone:
         pass
     except BaseException as error:
-        if not results:
+        if len(rows) == before:
             text = f"the test did not come to the recorded exploration: {error!r}"
-            results.append(_replay_error(bundle.name, bundle.test, text))
-        raise
-    if not results:
+            rows.append(_replay_error(bundle.name, bundle.test, text))
+            raise
+        if not isinstance(error, Exception):
+            raise
+    if len(rows) == before:
         text = (
             f"the test ended without the exploration of the bundle {bundle.name}: its exploration "
             f"number {bundle.ordinal + 1}, named {bundle.exploration!r}"
         )
-        results.append(_replay_error(bundle.name, bundle.test, text))
-    if results[-1]["status"] != "FIXED":
-        pytest.fail(results[-1]["text"], pytrace=False)
+        rows.append(_replay_error(bundle.name, bundle.test, text))
+    if rows[-1]["status"] != "FIXED":
+        # The text holds all that there is to see; a traceback would show the way to the recovery.
+        pytest.fail(rows[-1]["text"], pytrace=False)
     return result
 
 
@@ -323,8 +329,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         Path(target).write_text(json.dumps(data, indent=2) + "\n")
     _show_capabilities(terminalreporter)
     if not reports and not checks:
-        for each in config.stash[REPLAYED]:
+        replays = config.stash[REPLAYED]
+        if replays:
             terminalreporter.section("statepersist")
+        for each in sorted(replays, key=lambda row: str(row["bundle"])):
             terminalreporter.line(f"{each['bundle']}: {each['status']} ({each['test']})")
         return
     from pytest_statepersist.report import summary

@@ -13,9 +13,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ __all__ = ["add_arguments", "run"]
 
 _FIXED, _FAILED, _ERROR = "FIXED", "FAILED", "ERROR"
 _NOT_LEFT = "the save no longer leaves such a disk"
+_Answer = tuple[str, str]
+"""A status, and why."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,22 +51,20 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"no bundles in {directory}")
         return 0
     root = directory.parent.parent
-    found = [(path, _read(path)) for path in paths]
-    bundles = [bundle for _, bundle in found if isinstance(bundle, Bundle)]
-    # Nothing that a bundle was found with may be left out when its test explores again.
-    deviations = max([2, *(bundle.deviations for bundle in bundles)])
-    explored: dict[str, _Explored] = {}
-    known = {(bundle.test, bundle.name.split("-")[0]) for bundle in bundles}
+    found = {path: _read(path) for path in dict.fromkeys(paths)}
+    bundles = {path: each for path, each in found.items() if isinstance(each, Bundle)}
+    answers = _replayed(root, bundles)
+    if not arguments.recovery_only:
+        kept_bytes = {path: path.read_bytes() for path in bundles} if arguments.keep else {}
+        answers |= _explored(root, bundles, answers)
+        for path, data in kept_bytes.items():
+            if not path.exists():  # a test that explores removes what it no longer finds
+                path.write_bytes(data)
     worst = 0
-    for path, bundle in found:
+    for path, bundle in found.items():
+        status, text = answers[path] if isinstance(bundle, Bundle) else (_ERROR, bundle)
         test = bundle.test if isinstance(bundle, Bundle) else ""
-        status, text = _replayed(root, path, bundle, explored)
-        if status == _FAILED and not arguments.recovery_only and isinstance(bundle, Bundle):
-            if test not in explored:
-                explored[test] = _explored(root, test, deviations)
-            if explored[test].lacks(bundle, known):
-                status, text = _FIXED, _NOT_LEFT
-        shown = f"{test}{': ' if text else ''}{text}"
+        shown = f"{test}{': ' if test and text else ''}{text}"
         print(printable(f"{status:<6} {path.name.split('.')[0]} {shown}"))
         worst = max(worst, {_FIXED: 0, _FAILED: 1, _ERROR: 2}[status])
         if status == _FIXED and not arguments.keep and path.parent == directory:
@@ -81,55 +80,92 @@ def _read(path: Path) -> Bundle | str:
         return str(error)
 
 
-@dataclass(frozen=True, slots=True)
-class _Explored:
-    """What the explorations of a test say now, in order."""
-
-    runs: list[dict[str, Any]]
-
-    def lacks(self, bundle: Bundle, known: Container[tuple[str, str]]) -> bool:
-        """Say whether the save is known to leave no such disk any more.
-
-        A finding with the same cause is this one under another name, where no bundle that is
-        ``known`` has its id: a function may have been renamed.
-        """
-        models = [v for run in self.runs for v in run["verdicts"] if v["model"] == bundle.model]
-        # An exploration that failed may have ended the test before this one.
-        if len(self.runs) <= bundle.ordinal or not models:
-            return False
-        if any(not v["complete"] or None in (v["atomic"], v["durable"]) for v in models):
-            return False
-        own = bundle.name.split("-")[0]
-        return not any(
-            still_there(bundle, each["id"], each["cause"])
-            and (each["id"] == own or (bundle.test, each["id"]) not in known)
-            for run in self.runs
-            for each in run["findings"]
-        )
+# -- the disks
 
 
-def _explored(root: Path, test: str, deviations: int) -> _Explored:
-    document, _ = _pytest(root, test, f"--statepersist-deviations={deviations}")
-    return _Explored([run for run in document.get("explorations", []) if run["test"] == test])
+def _replayed(root: Path, bundles: Mapping[Path, Bundle]) -> dict[Path, _Answer]:
+    """Run each bundle's test on its disk: one run of pytest has one bundle of each test."""
+    rounds: list[dict[str, Path]] = []
+    answers: dict[Path, _Answer] = {}
+    for path, bundle in bundles.items():
+        if not bundle.test:
+            answers[path] = _ERROR, "not made by a test; use replay_bundle()"
+            continue
+        free = next((each for each in rounds if bundle.test not in each), None)
+        if free is None:
+            rounds.append(free := {})
+        free[bundle.test] = path
+    for each in rounds:
+        together = _judged(root, {path: bundles[path] for path in each.values()})
+        for path in each.values():
+            # One test that cannot be collected stops a run: then each has one of its own.
+            alone = together if len(each) == 1 or together[path][0] != _ERROR else None
+            answers[path] = (alone or _judged(root, {path: bundles[path]}))[path]
+    return answers
 
 
-def _replayed(
-    root: Path, path: Path, bundle: Bundle | str, explored: Mapping[str, _Explored]
-) -> tuple[str, str]:
-    if isinstance(bundle, str):
-        return _ERROR, bundle
-    if not bundle.test:
-        return _ERROR, "not made by a test; use replay_bundle()"
-    if bundle.test in explored and not path.exists():
-        return _FIXED, _NOT_LEFT  # its test has just explored again, and removed it
-    document, output = _pytest(root, f"--statepersist-replay={path}")
-    rows = [row for row in document.get("replays", []) if row["bundle"] == bundle.name]
-    if not rows:
-        return _ERROR, output
-    status, text = rows[-1]["status"], rows[-1]["text"]
-    lines = text.splitlines()
-    shown = " ".join(line.strip() for line in (lines[:1] if status == _FIXED else lines[:2]))
-    return status, shown.removeprefix(f"{status} {bundle.name}: ")
+def _judged(root: Path, bundles: Mapping[Path, Bundle]) -> dict[Path, _Answer]:
+    document, output = _pytest(root, *(f"--statepersist-replay={path}" for path in bundles))
+    rows = {row["bundle"]: row for row in document.get("replays", [])}
+    answers = {}
+    for path, bundle in bundles.items():
+        row = rows.get(bundle.name, {"status": _ERROR, "text": output})
+        lines = str(row["text"]).splitlines()
+        kept_lines = lines[:1] if row["status"] == _FIXED else lines[:2]
+        text = "; ".join(line.strip() for line in kept_lines)
+        answers[path] = row["status"], text.removeprefix(f"{row['status']} {bundle.name}: ")
+    return answers
+
+
+# -- the saves
+
+
+def _explored(
+    root: Path, bundles: Mapping[Path, Bundle], answers: Mapping[Path, _Answer]
+) -> dict[Path, _Answer]:
+    """Explore again where recovery still fails; return what the saves no longer leave."""
+    failed = {path: bundles[path] for path, (status, _) in answers.items() if status == _FAILED}
+    if not failed:
+        return {}
+    # Nothing that a bundle was found with may be left out.
+    deviations = max([2, *(bundle.deviations for bundle in failed.values())])
+    tests = list(dict.fromkeys(bundle.test for bundle in failed.values()))
+    document, _ = _pytest(root, *tests, f"--statepersist-deviations={deviations}")
+    known = {(bundle.test, bundle.name.split("-")[0]) for bundle in bundles.values()}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for run in document.get("explorations", []):
+        runs.setdefault(run["test"], []).append(run)
+    return {
+        path: (_FIXED, _NOT_LEFT)
+        for path, bundle in failed.items()
+        if _lacks(runs.get(bundle.test, []), bundle, known)
+    }
+
+
+def _lacks(
+    runs: Sequence[Mapping[str, Any]], bundle: Bundle, known: Container[tuple[str, str]]
+) -> bool:
+    """Say whether the save is known to leave no such disk any more.
+
+    A finding with the same cause is this one under another name, where no bundle that is ``known``
+    has its id: a function may have been renamed.
+    """
+    models = [v for run in runs for v in run["verdicts"] if v["model"] == bundle.model]
+    # An exploration that failed may have ended the test before this one.
+    if len(runs) <= bundle.ordinal or not models:
+        return False
+    if any(not v["complete"] or None in (v["atomic"], v["durable"]) for v in models):
+        return False
+    own = bundle.name.split("-")[0]
+    return not any(
+        still_there(bundle, each["id"], each["cause"])
+        and (each["id"] == own or (bundle.test, each["id"]) not in known)
+        for run in runs
+        for each in run["findings"]
+    )
+
+
+# -- pytest
 
 
 def _pytest(root: Path, *arguments: str) -> tuple[dict[str, Any], str]:

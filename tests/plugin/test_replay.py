@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from pytest_statepersist.bundle_json import bundle_name
 from pytest_statepersist.cli import main
 
 STORE = """
@@ -126,32 +128,52 @@ def test_a_repaired_recovery_is_fixed(
 
 
 def test_a_repaired_save_takes_its_bundles_along(
-    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+    pytester: pytest.Pytester,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytester.runpytest_inprocess("-k", "test_one")
-    (name,) = kept(pytester)
+    pytester.runpytest_inprocess()
+    one, two = kept(pytester)
+    runs: list[object] = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: (runs.append(a), run(*a, **k))[1])
     code, shown = command(capsys, "replay")
     assert code == 1
-    assert shown.startswith(f"FAILED {name} test_store.py::test_one: ")
+    assert [line[:22] for line in shown.splitlines()] == [f"FAILED {one}", f"FAILED {two}"]
+    assert len(runs) == 2, "all disks in one run, all saves in another"
     change(pytester, "SAFE = False", "SAFE = True")
     assert command(capsys, "replay", "--recovery-only")[0] == 1
-    code, shown = command(capsys, "replay")
+    code, shown = command(capsys, "replay", "--keep")
     assert code == 0
-    why = "the save no longer leaves such a disk"
-    assert shown == f"FIXED  {name} test_store.py::test_one: {why}\n"
-    assert kept(pytester) == []
+    assert shown.count(": the save no longer leaves such a disk\n") == 2
+    assert kept(pytester) == [one, two]
+    code, shown = command(capsys, "replay", one[:-1])
+    assert (code, len(kept(pytester))) == (0, 1)
 
 
 def test_a_bundle_whose_test_is_gone_is_an_error(
     pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytester.runpytest_inprocess("-k", "test_one")
-    (name,) = kept(pytester)
+    """And it is the only one: a run that it stops says nothing of others."""
+    pytester.runpytest_inprocess()
+    names = kept(pytester)
     change(pytester, "def test_one", "def test_renamed")
-    code, shown = command(capsys, "replay")
+    code, shown = command(capsys, "replay", "--recovery-only")
     assert code == 2
-    assert shown.startswith(f"ERROR  {name} test_store.py::test_one: ")
-    assert kept(pytester) == [name]
+    by_test = dict(reversed(line.split(": ")[0].split(maxsplit=1)) for line in shown.splitlines())
+    assert sorted(by_test.values()) == ["ERROR", "FAILED"]
+    assert by_test[next(each for each in by_test if "test_one" in each)] == "ERROR"
+    assert kept(pytester) == names
+
+    # A bundle from elsewhere brings no file that is not one of tests to be imported.
+    path = pytester.path / ".statepersist" / "bundles" / f"{names[0]}.json"
+    row = json.loads(path.read_text()) | {"test": "deploy.py::test_one"}
+    row["name"] = bundle_name("00000000", row["test"], row["exploration"], row["ordinal"])
+    (pytester.path / "sent.json").write_text(json.dumps(row))
+    pytester.makepyfile(deploy="raise SystemExit('deployed')")
+    refused = pytester.runpytest_inprocess("--statepersist-replay", "sent.json")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(["*whose file is not one of tests*"])
 
 
 APP = """
