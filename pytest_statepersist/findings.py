@@ -77,6 +77,8 @@ class Finding:
     culprit: Operation | None = None
     repairs: tuple[Repair, ...] = ()
     """Of each repair of the whole report the lines that this finding needs."""
+    repaired_under: tuple[str, ...] = ()
+    """The models under which the repairs were checked; under others they may not be enough."""
     no_sync_helps: bool | None = None
     """True: a plain stop of the program leaves this disk, whatever is synced; None: unknown."""
     allowed_by: tuple[str, ...] = ()

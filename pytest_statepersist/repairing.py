@@ -263,7 +263,8 @@ def redundant_syncs(
     """Say, model by model, which recorded sync calls could be left out."""
     found = []
     for model in models:
-        bound = engine.runs + RUNS * (2 + len(recorded_syncs(trace)))
+        calls = sum(len(sync.operations) for sync in recorded_syncs(trace))
+        bound = engine.runs + RUNS * (2 + calls)
         oracle = WithRecoveryCrashes(engine, (model,), expectation, deviations, bound)
         found.append(find_redundant(trace, model.name, oracle))
     return tuple(found)
@@ -325,7 +326,12 @@ def _part_of(
             line for line in repair.lines if not oracle.survives(inserted(trace, [line]), witness)
         )
         found.setdefault(lines, replace(repair, lines=lines or repair.lines))
-    return replace(finding, repairs=tuple(found.values()), no_sync_helps=False if found else None)
+    return replace(
+        finding,
+        repairs=tuple(found.values()),
+        repaired_under=search.models,
+        no_sync_helps=False if found else None,
+    )
 
 
 def _of_recovery(oracle: AlteredTraces, finding: Finding) -> Finding:
@@ -335,12 +341,16 @@ def _of_recovery(oracle: AlteredTraces, finding: Finding) -> Finding:
     stop = first_absent(failure.disk, failure.state)
     if finding.diagnosis.in_order and any(begin <= stop for begin, _ in failure.state.points):
         return replace(finding, no_sync_helps=True)
-    models = [model for model in map(get_model, finding.models) if not model.waives_order]
-    if finding.diagnosis.in_order or not models:
+    if finding.diagnosis.in_order:
         return finding
-    inner = AlteredRecovery(oracle, failure, models)
-    search = find_repairs(step.disk.trace, inner)
-    return replace(finding, repairs=search.repairs, no_sync_helps=False if search.repairs else None)
+    inner = AlteredRecovery(oracle, failure, [get_model(name) for name in finding.models])
+    search = _search(step.disk.trace, inner)
+    return replace(
+        finding,
+        repairs=search.repairs,
+        repaired_under=search.models,
+        no_sync_helps=False if search.repairs else None,
+    )
 
 
 def _ghost_is_legal(disk: Disk, ghost: Ghost, gone: Sequence[int]) -> bool:

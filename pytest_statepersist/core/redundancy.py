@@ -8,6 +8,7 @@ not fail before. Rules:
 2. Lines are redundant one at a time: each may be what makes the other so. ``together`` is a set
    that was explored with all of its lines gone; no further line can be added to it.
 3. What was not explored to the end is not redundant.
+4. A line that is needed may be passed more often than it is: then each of its calls is tried alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pytest_statepersist.core import operations as op
+
+_CALLS = 40
+"""Calls of needed lines that are tried alone."""
 
 __all__ = ["RecordedSync", "Redundancy", "find_redundant", "recorded_syncs", "without"]
 
@@ -39,12 +43,14 @@ class RecordedSync:
 class Redundancy:
     """What one model says: lines redundant each by itself, and a largest set of them together.
 
-    ``reason`` says why nothing is claimed, where that is so.
+    ``calls`` has, of lines that are passed several times and needed, the calls that could be left
+    out, each by itself. ``reason`` says why nothing is claimed, where that is so.
     """
 
     model: str
     each: tuple[RecordedSync, ...] = ()
     together: tuple[RecordedSync, ...] = ()
+    calls: tuple[tuple[RecordedSync, tuple[int, ...]], ...] = ()
     reason: str = ""
 
 
@@ -112,7 +118,16 @@ def find_redundant(trace: op.Trace, model: str, oracle: Oracle) -> Redundancy:
         if not together or _clean(trace, oracle, [*together, sync]):
             together.append(sync)
     together.sort(key=lambda sync: sync.operations)
-    return Redundancy(model, each, tuple(together))
+    calls, left = [], _CALLS
+    for sync in syncs:
+        if sync in each or len(sync.operations) == 1 or left < len(sync.operations):
+            continue
+        left -= len(sync.operations)
+        each_call = [replace(sync, operations=(number,)) for number in sync.operations]
+        alone = [one.operations[0] for one in each_call if _clean(trace, oracle, [one])]
+        if alone:
+            calls.append((sync, tuple(alone)))
+    return Redundancy(model, each, tuple(together), tuple(calls))
 
 
 def _clean(trace: op.Trace, oracle: Oracle, gone: Sequence[RecordedSync]) -> bool:

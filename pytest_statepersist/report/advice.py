@@ -75,6 +75,10 @@ def advice(report: Report, finding: Finding) -> Iterator[str]:
             word = "  and"
     if _says_it_all(report):
         yield f"({_checked(report, finding.repairs[0])})"
+    asked = {verdict.model for verdict in report.verdicts} - set(finding.repaired_under)
+    others = [name for name in finding.models if name in asked]
+    if others:
+        yield f"(not under {', '.join(others)}: there every set that was tried leaves a failure)"
 
 
 def _says_it_all(report: Report) -> bool:
@@ -162,7 +166,7 @@ def redundancy_lines(report: Report) -> Iterator[str]:
     """Yield which recorded sync calls could go, model by model; redundant one at a time."""
     for found in report.redundant_syncs:
         title = f"Sync calls that are not needed under {found.model}"
-        if not found.each:
+        if not found.each and not found.calls:
             yield f"{title}: {f'not covered; {found.reason}' if found.reason else 'none'}."
             continue
         yield f"{title}, one at a time:"
@@ -170,3 +174,8 @@ def redundancy_lines(report: Report) -> Iterator[str]:
             with_others = sync in found.together or len(found.each) == 1
             mark = "" if with_others else " (not together with the others)"
             yield f"  {describe_operation(sync.call)} at {place(sync.site)}{mark}"
+        for sync, alone in found.calls:
+            which = ", ".join(f"#{number}" for number in alone)
+            count = f"{len(alone)} of {len(sync.operations)} calls"
+            what = f"{describe_operation(sync.call)} at {place(sync.site)}"
+            yield f"  {count} of {what}, each by itself: {which}"

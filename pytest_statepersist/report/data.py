@@ -140,6 +140,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
             [f"{describe_operation(line.call)} at {place(line.site)}" for line in repair.lines]
             for repair in finding.repairs
         ],
+        "repaired_under": list(finding.repaired_under),
         "kinds": [kind.value for kind in finding.kinds],
         "no_sync_helps": finding.no_sync_helps,
         "bundle": finding.bundle,

@@ -239,6 +239,26 @@ def test_a_directory_sync_is_needed_by_durability_alone() -> None:
     assert found.each[0].call.inode == op.ROOT  # type: ignore[union-attr]
 
 
+def test_of_a_line_that_is_passed_too_often_the_calls_are_named() -> None:
+    """Three writes into one temporary, synced each time: only the last sync is needed."""
+    site = op.Site("store.py", 7)
+    workload = Workload({"f": b"old"}).create("t")
+    for text in (b"n", b"e", b"w"):
+        workload.append("t", text).fsync("t")
+    trace = workload.rename("t", "f").fsync("").trace
+    trace = trace.with_operations(
+        tuple(
+            replace(each, site=site) if isinstance(each, op.Fsync) and each.inode else each
+            for each in trace.operations
+        )
+    )
+    found = redundancy.find_redundant(trace, "posix", EveryState("posix", lost))
+    assert found.each == ()
+    ((line, calls),) = found.calls
+    assert line.operations == (2, 4, 6)
+    assert calls == (2, 4)
+
+
 def test_nothing_is_called_redundant_where_something_fails() -> None:
     broken = UNSYNCED.trace.insert(3, op.Fsync(op.ROOT))
     found = redundancy.find_redundant(broken, "posix", EveryState("posix", lost))
