@@ -386,7 +386,13 @@ def _baseline_lines(
         write_baseline(Path(baseline.path), accepted)
         yield f"baseline {name}: {len(accepted)} accepted findings written"
         return
+    if any(
+        reporter.config.getoption(f"--statepersist-{each}") is not None
+        for each in ("model", "budget", "deviations")
+    ):
+        return  # this run may have looked at less than the one that found them
     passed = {each.nodeid for each in reporter.stats.get("passed", []) if each.when == "call"}
     for gone in vanished(baseline.accepted, reports, passed):
         text = f": {gone.text}" if gone.text else ""
-        yield f"baseline {name}: {gone.id} is gone{text}; take it out"
+        test = f" ({gone.test})" if gone.test else ""
+        yield f"baseline {name}: {gone.id} is gone{text}{test}; take it out"

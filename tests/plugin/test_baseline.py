@@ -50,8 +50,16 @@ def test_a_team_adopts_it_on_an_imperfect_store(pytester: pytest.Pytester) -> No
     known = pytester.runpytest_inprocess()
     known.assert_outcomes(passed=1)
     known.stdout.fnmatch_lines(
-        ["*posix: atomic NO*", "*(accepted: ticket 7)*", "*00000000 is gone*take it out"]
+        [
+            "*posix: atomic NO*",
+            "*(accepted: ticket 7)*",
+            "*00000000 is gone (test_store.py::test_one); take it out",
+        ]
     )
+    # A run that was told to look at less cannot know what is gone.
+    less = pytester.runpytest_inprocess("--statepersist-model=kill")
+    less.assert_outcomes(passed=1)
+    assert "is gone" not in less.stdout.str()
 
     data["findings"] = data["findings"][1:]
     path.write_text(json.dumps(data))
