@@ -60,15 +60,18 @@ class Diagnoser:
         return replace(finding, models=models, allowed_by=allowed)
 
     def _explain(self, coverage: Coverage) -> None:
-        diagnosed = 0
+        # Each kind of failure has its share: the many of one must not hide the few of another.
+        kinds = {failure.judgement.kind for failure in coverage.failures}
+        share = max(1, _DIAGNOSED // max(1, len(kinds)))
+        diagnosed = dict.fromkeys(kinds, 0)
         failures = sorted(coverage.failures, key=lambda f: (f.state.deviations, f.judgement.point))
         for failure in failures:
             signature = _signature(failure)
             key = self._known.get(signature)
             if key is not None:
                 self._count(key, failure)
-            elif diagnosed < _DIAGNOSED:
-                diagnosed += 1
+            elif diagnosed[failure.judgement.kind] < share:
+                diagnosed[failure.judgement.kind] += 1
                 self._known[signature] = self._add(self._finding(failure))
 
     def _count(self, key: tuple[Any, ...], failure: Failure) -> None:

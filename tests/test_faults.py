@@ -80,7 +80,7 @@ def test_a_broken_store_is_caught(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOUND, ids=lambda path: path.stem)
 def test_a_sound_store_passes(path: Path) -> None:
-    report = sweep(path)
+    report = sweep(path, time_limit=10.0)  # none of them hangs, however slow the machine is
     assert report.findings == (), str(report)
     assert report.ok is True, str(report)
     assert report.cases > 50

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -527,3 +528,28 @@ def test_check_does_not_pass_where_a_question_stayed_open() -> None:
         recover=lambda d: load(d / "state"),
     )
     assert safe.safe
+
+
+def test_many_failures_of_one_kind_do_not_hide_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict that says NO to both questions has a finding for each of them."""
+    monkeypatch.setattr("pytest_statepersist.diagnosing._DIAGNOSED", 1)
+
+    def workload(directory: Path, acknowledge: Callable[[object], None]) -> None:
+        for text in ("1", "2"):
+            with open(directory / "log", "a") as file:
+                file.write(text)
+            acknowledge((directory / "log").read_text())
+        with open(directory / "log", "r+") as file:
+            for text in ("4", "5"):
+                file.write(text)
+                file.flush()
+
+    report = CrashSimulator().explore(
+        setup=lambda d: (d / "log").write_text(""),
+        workload=workload,
+        recover=lambda d: (d / "log").read_text(),
+        repairs=False,
+    )
+    assert (report.verdicts[0].atomic, report.verdicts[0].durable) == (False, False)
+    kinds = {kind for finding in report.findings for kind in finding.kinds}
+    assert kinds == {Kind.ATOMICITY, Kind.DURABILITY}

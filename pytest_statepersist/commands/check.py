@@ -25,7 +25,7 @@ from pytest_statepersist.programs import Commands, Matches, look_at_times, must_
 from pytest_statepersist.report.data import as_json
 from pytest_statepersist.simulator import CrashSimulator, Settings
 
-__all__ = ["add_arguments", "add_commands", "commands_of", "models_of", "run"]
+__all__ = ["add_arguments", "add_commands", "commands_of", "models_of", "run", "workspace_of"]
 
 _SOUND, _UNSOUND = 0, 1
 
@@ -55,6 +55,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     add("--before", metavar="PATTERN", help="regular expression of the output before the save")
     add("--after", metavar="PATTERN", help="regular expression of the output after the save")
     add("--model", metavar="NAMES", default="posix", help="comma-separated, or all (%(default)s)")
+    add("--workspace", metavar="DIR", help="where disks are shown; left out: in memory")
 
 
 def commands_of(arguments: argparse.Namespace) -> Commands:
@@ -75,6 +76,14 @@ def models_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     """Return the names of the models asked for."""
     names = arguments.model.split(",")
     return tuple(MODELS) if names == ["all"] else tuple(name.strip() for name in names)
+
+
+def workspace_of(arguments: argparse.Namespace) -> str | None:
+    """Return where disks are to be shown; raises `UserError` for what is no directory."""
+    where: str | None = arguments.workspace
+    if where is not None and not Path(where).is_dir():
+        raise UserError(f"--workspace {where} is not a directory")
+    return where
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -123,6 +132,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         seed=arguments.seed,
         repairs=not arguments.no_repairs,
         recorder="strace",
+        workspace=workspace_of(arguments),
     )
 
 

@@ -17,7 +17,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from pytest_statepersist.commands.check import add_commands, commands_of, models_of
+from pytest_statepersist.commands.check import (
+    add_commands,
+    commands_of,
+    models_of,
+    workspace_of,
+)
 from pytest_statepersist.commands.progress import Progress
 from pytest_statepersist.fault_injector import FaultInjector
 from pytest_statepersist.faults.calls import ERRORS, Operation
@@ -61,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         time_limit=arguments.time_limit,
         cases=arguments.cases,
         seed=arguments.seed,
+        workspace=workspace_of(arguments),
         progress=progress.of,
     )
     progress.say("rehearsing")

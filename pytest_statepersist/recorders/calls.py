@@ -22,6 +22,7 @@ from typing import Any
 
 from pytest_statepersist.core.operations import OUTSIDE, Durability
 from pytest_statepersist.recorders import real
+from pytest_statepersist.recorders.acl import ACCESS, mode_of_acl
 from pytest_statepersist.recorders.real import system
 from pytest_statepersist.recorders.session import Description, Session, Slot, durability_of
 
@@ -576,7 +577,8 @@ class Calls:
             name = os.fsdecode(attribute)
             # Trees hold what programs may set; other name spaces belong to the kernel.
             xattrs = ((name, value),) if name.startswith("user.") else ()
-            session.builder.set_attributes(number, session.moment(), xattrs=xattrs)
+            mode = mode_of_acl(value) if value is not None and name == ACCESS else None
+            session.builder.set_attributes(number, session.moment(), mode=mode, xattrs=xattrs)
 
 
 def _options(dir_fd: int | None, follow_symlinks: bool) -> dict[str, Any]:

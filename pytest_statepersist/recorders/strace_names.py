@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pytest_statepersist.core.operations import OUTSIDE
+from pytest_statepersist.recorders.acl import ACCESS, mode_of_acl
 from pytest_statepersist.recorders.builder import Place
 from pytest_statepersist.recorders.strace_parser import (
     Call,
@@ -196,7 +197,9 @@ def _xattr(model: StraceModel, task: Task, call: Call) -> None:
         name = os.fsdecode(text(call.arguments[1]))
         removed = "remove" in call.name
         value = None if removed else text(call.arguments[2])
-        model.builder.set_attributes(inode, model.moment, xattrs=((name, value),))
+        mode = mode_of_acl(value) if value is not None and name == ACCESS else None
+        xattrs = ((name, value),) if name.startswith("user.") else ()
+        model.builder.set_attributes(inode, model.moment, mode=mode, xattrs=xattrs)
         model.changed(call, inode)
 
 

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,9 @@ from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, UserError
 from pytest_statepersist.recorders import sqlite_library, strace
+from pytest_statepersist.recorders.acl import mode_of_acl
 from pytest_statepersist.recorders.builder import TraceBuilder
+from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recorders.sqlite import SqliteRecorder
 from pytest_statepersist.recorders.strace import StraceRecorder, check_available
 from pytest_statepersist.recorders.strace_sites import lend_sites
@@ -217,6 +220,51 @@ for call in (lambda: os.unlink("absent"), lambda: os.rename("absent", "f"),
 """
     trace, *_ = StraceRecorder(state).run(python(code), cwd=state)
     assert kinds(trace) == []
+
+
+ACL = """
+import os, struct
+f = open("f", "w")
+os.fchmod(f.fileno(), 0o600)
+rows = [(1, 6), (4, 4), (32, 4)]
+acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", t, p, 2**32 - 1) for t, p in rows)
+os.setxattr(f.fileno(), "system.posix_acl_access", acl)
+f.close()
+"""
+
+
+@needs_strace
+def test_an_access_list_that_is_a_mode(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sed -i gives its new file the mode of the old one in this way."""
+    try:
+        os.setxattr(state, "system.posix_acl_access", mode_as_acl(0o755))
+    except OSError:
+        pytest.skip("this file system has no access control lists")
+    trace, code, output = StraceRecorder(state).run(python(ACL), cwd=state)
+    assert code == 0, output
+    assert [o.mode for o in trace.operations if isinstance(o, op.SetAttributes)] == [0o600, 0o644]
+    monkeypatch.chdir(state)
+    (state / "f").unlink()
+    with PythonRecorder(state) as recorder:
+        exec(ACL)
+    assert [o.mode for o in recorder.trace.operations if isinstance(o, op.SetAttributes)] == [
+        0o600,
+        0o644,
+    ]
+
+
+def mode_as_acl(mode: int) -> bytes:
+    rows = ((1, mode >> 6), (4, mode >> 3), (32, mode))
+    entries = (struct.pack("<HHI", tag, bits & 7, 2**32 - 1) for tag, bits in rows)
+    return struct.pack("<I", 2) + b"".join(entries)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o751])
+def test_the_mode_of_an_access_list(mode: int) -> None:
+    assert mode_of_acl(mode_as_acl(mode)) == mode
+    masked = mode_as_acl(mode) + struct.pack("<HHI", 16, 1, 2**32 - 1)
+    assert mode_of_acl(masked) == mode & 0o707 | 0o010
+    assert mode_of_acl(b"") is mode_of_acl(b"\1\0\0\0") is mode_of_acl(b"\2\0\0\0") is None
 
 
 @needs_strace
