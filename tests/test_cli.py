@@ -273,6 +273,35 @@ def test_git_add_and_commit(
     assert ext4["durable"] is False
 
 
+@needs_strace
+def test_disks_are_shown_where_it_was_asked(
+    template: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disks").mkdir()
+    where = ("--workspace", str(tmp_path / "disks"))
+    seen = tmp_path / "seen"
+    assert check(template, SAFE, *where, recover=f"echo {{dir}} >> {seen}; {LOAD}") == 0
+    # The rehearsal is elsewhere; every crash state is below the place that was given.
+    assert sum(str(tmp_path / "disks") in line for line in seen.read_text().splitlines()) > 3
+    assert list((tmp_path / "disks").iterdir()) == []
+    capsys.readouterr()
+    for command in ("check", "faults"):
+        arguments = ("--workload", SAFE, "--recover", LOAD, "--workspace", "/nowhere/at/all")
+        assert main([command, *arguments]) == 2
+        assert "--workspace /nowhere/at/all is not a directory" in capsys.readouterr().err
+
+
+@needs_strace
+def test_a_workload_that_fails_only_where_disks_are_shown_is_told_once(
+    template: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the rehearsal it works: it looks at where it is."""
+    assert check(template, "case {dir} in *rehearsal*) true;; *) exit 5;; esac") == 2
+    told = capsys.readouterr().err
+    assert told.count("Nothing was judged") == 1
+    assert "failed with exit code 5" in told
+
+
 GIT_RECOVER = "git log --format=%s && git cat-file blob HEAD:f"
 
 
