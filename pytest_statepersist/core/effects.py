@@ -128,6 +128,15 @@ class Effects:
                 found[needed].append(index)
         return found
 
+    @cached_property
+    def freed_by(self) -> dict[int, list[int]]:
+        """The inodes whose data units each effect frees."""
+        found: dict[int, list[int]] = {}
+        for inode, freeing in self.frees.items():
+            for index in freeing:
+                found.setdefault(index, []).append(inode)
+        return found
+
     def first_of(self, operation: int) -> int:
         """Return the index of the first effect at or after an operation."""
         if operation >= len(self.of_operation):

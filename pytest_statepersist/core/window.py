@@ -13,7 +13,6 @@ decided). Rules:
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -148,8 +147,10 @@ class Window:
         self.last = last
         self.since = since
         self.ids = ids
+        self.end = disk.effects.first_of(last + 1)
+        """The first effect that is later than all of this."""
         self._beyond = beyond
-        self._alternatives: dict[Cell, list[Alternative] | None] = {}
+        self._alternatives: dict[Cell, list[Alternative]] = {}
         self._sources: dict[int, list[int]] = {}
         self.values: dict[
             tuple[int, int, int | str], tuple[list[Alternative] | None, list[Any]]
@@ -350,15 +351,14 @@ class Window:
 
     def alternatives(self, cell: Cell) -> list[Alternative] | None:
         """Return what each value of a cell takes, fullest first; ``None`` if it is fixed."""
-        if cell not in self._alternatives:
-            chain = self.cells().get(cell)
-            if not chain:
-                self._alternatives[cell] = None
-            elif cell.part is Part.SIZE:
-                self._alternatives[cell] = self._sizes(chain)
-            else:
-                self._alternatives[cell] = self._versions(chain)
-        return self._alternatives[cell]
+        chain = self.cells().get(cell)
+        if chain is None:
+            return None
+        known = self._alternatives.get(cell)
+        if known is None:
+            known = self._sizes(chain) if cell.part is Part.SIZE else self._versions(chain)
+            self._alternatives[cell] = known
+        return known
 
     def _versions(self, chain: list[int]) -> list[Alternative]:
         found = []
@@ -395,12 +395,11 @@ class Window:
     def _freeing(self) -> dict[int, list[int]]:
         if not self.disk.model.reuse_freed_blocks:
             return {}
-        found = defaultdict(list)
-        for inode, freeing in self.disk.effects.frees.items():
-            for index in freeing:
-                bit = self.bit.get(index)
-                if bit is not None:
-                    found[inode].append(bit)
+        found: dict[int, list[int]] = {}
+        freed_by = self.disk.effects.freed_by
+        for bit, index in enumerate(self.ids):
+            for inode in freed_by.get(index, ()):
+                found.setdefault(inode, []).append(bit)
         return found
 
     def shows(self, freeing: int, cell: Cell) -> bool:
