@@ -1,13 +1,14 @@
 """What a crash state costs, as ratios in one run: the floor is a bare run of the same recovery.
 
-Run with ``make bench``. Figures are attached to each benchmark as ``extra_info`` and printed.
+Run with ``make bench``, or alone: ``pytest benchmarks/bench_explorer.py --benchmark-only -s``.
+Figures are attached to each benchmark as ``extra_info`` and printed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,8 +48,22 @@ def anything(recovered: Any, acknowledged: Any) -> bool:
     return True
 
 
+def anything_goes(path: Path) -> Any:
+    """Load a document that a crash may have damaged."""
+    try:
+        return load(path)
+    except ValueError:
+        return None
+
+
+def document(value: Any, rows: int) -> str:
+    """A JSON document of a few KB as applications keep them: 60 rows are 4.7 KB."""
+    row = {"name": "a name of some length", "tags": ["one", "two"], "weight": 1.5}
+    return json.dumps({"value": value, "rows": [{"id": n, **row} for n in range(rows)]})
+
+
 def explore(workload: Any, **changes: Any) -> Any:
-    return CrashSimulator().explore(
+    return CrashSimulator(repairs=False).explore(
         setup=lambda d: save(d / "state", 0),
         workload=workload,
         recover=lambda d: load(d / "state"),
@@ -57,18 +72,146 @@ def explore(workload: Any, **changes: Any) -> Any:
     )
 
 
-def bare_seconds(runs: int = 3000) -> float:
-    """One bare recovery on a prepared directory: the best of five rounds."""
-    with tempfile.TemporaryDirectory(dir=_memory()) as name:
-        path = Path(name) / "state"
-        save(path, 1)
-        best = float("inf")
-        for _ in range(5):
-            begun = time.perf_counter()
-            for _ in range(runs):
-                load(path)
-            best = min(best, (time.perf_counter() - begun) / runs)
-    return best
+# -- what a crash state costs ----------------------------------------------------------------------
+
+
+def write_in_place(path: Path, value: Any, rows: int) -> None:
+    path.write_text(document(value, rows))
+
+
+def write_beside(path: Path, value: Any, rows: int) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(document(value, rows))
+    os.replace(temporary, path)
+
+
+def write_durably(path: Path, value: Any, rows: int) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w") as file:
+        file.write(document(value, rows))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def append(path: Path, value: Any, rows: int) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps({"value": value, "text": "x" * 200}) + "\n")
+
+
+def load_log(path: Path) -> Any:
+    last = None
+    with open(path) as file:
+        for line in file:
+            try:
+                last = json.loads(line)["value"]
+            except ValueError:
+                break
+    return last
+
+
+def one_file(save_one: Any, saves: int, read: Any = anything_goes) -> tuple[Any, Any, Any]:
+    """Return (setup, workload, recover) of a store in one file; each takes directory and rows."""
+
+    def setup(directory: Path, rows: int) -> None:
+        save_one(directory / "state", -1, rows)
+
+    def workload(directory: Path, rows: int) -> None:
+        for number in range(saves):
+            save_one(directory / "state", number, rows)
+
+    return setup, workload, lambda directory: read(directory / "state")
+
+
+def many_files() -> tuple[Any, Any, Any]:
+    def setup(directory: Path, rows: int) -> None:
+        for number in range(10):
+            write_in_place(directory / f"part{number}", -1, rows)
+
+    def workload(directory: Path, rows: int) -> None:
+        for number in range(8):
+            write_in_place(directory / f"part{number}", number, rows)
+
+    def recover(directory: Path) -> Any:
+        return [anything_goes(path) for path in sorted(directory.iterdir())]
+
+    return setup, workload, recover
+
+
+WORKLOADS: dict[str, tuple[Any, Any, Any]] = {
+    "written durably": one_file(write_durably, 30),
+    "replaced without fsync": one_file(write_beside, 20),
+    "cut and written in place": one_file(write_in_place, 12),
+    "appended without fsync": one_file(append, 40, load_log),
+    "ten files": many_files(),
+}
+
+
+def bare(recover: Any, directory: Path, clock: Any, runs: int) -> float:
+    begun = clock()
+    for _ in range(runs):
+        recover(directory)
+    return float(clock() - begun) / runs
+
+
+@pytest.mark.parametrize("models", ["posix", "all"])
+@pytest.mark.parametrize("rows", [25, 60])
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_crash_state(benchmark: Any, name: str, rows: int, models: str) -> None:
+    """Both readings, per state judged and per recovery really run, against a bare recovery.
+
+    Bare runs and explorations alternate, and the middle one of the rounds counts: then a machine
+    that others use slows both alike. ``search`` is wall time, ``whole`` processor time, children
+    and recording included.
+    """
+    setup, workload, recover = WORKLOADS[name]
+    wall: list[float] = []
+    whole: list[float] = []
+    reports: list[Any] = []
+    with tempfile.TemporaryDirectory(dir=_memory()) as made:
+        prepared = Path(made)
+        setup(prepared, rows)
+        workload(prepared, rows)
+        held = sum(path.stat().st_size for path in prepared.iterdir())
+
+        def once() -> None:
+            elapsed = bare(recover, prepared, time.perf_counter, 100)
+            spent = bare(recover, prepared, _processor, 100)
+            begun = _processor()
+            report = CrashSimulator(repairs=False).explore(
+                setup=lambda d: setup(d, rows),
+                workload=lambda d: workload(d, rows),
+                recover=recover,
+                invariant=anything,
+                model=list(MODELS) if models == "all" else "posix",
+            )
+            whole.append((_processor() - begun) / spent)
+            elapsed = (elapsed + bare(recover, prepared, time.perf_counter, 100)) / 2
+            wall.append(sum(c.seconds for c in report.coverage) / elapsed)
+            reports.append(report)
+
+        benchmark.pedantic(once, rounds=5)
+    report = reports[-1]
+    states = sum(c.states + c.sampled for c in report.coverage)
+    report_line(
+        benchmark,
+        kilobytes=held / 1024,
+        states=states,
+        recoveries=report.runs,
+        search_a_state=statistics.median(wall) / states,
+        search_a_recovery=statistics.median(wall) / report.runs,
+        whole_a_state=statistics.median(whole) / states,
+        whole_a_recovery=statistics.median(whole) / report.runs,
+    )
+
+
+def _processor() -> float:
+    """Processor time of this process and of the children that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _memory() -> str | None:
@@ -81,47 +224,7 @@ def report_line(benchmark: Any, **figures: float) -> None:
     print(f"\n{benchmark.name}: {shown}")
 
 
-def test_a_state_that_shares_a_verdict(benchmark: Any) -> None:
-    """200 correct saves: about 1,000 classes, one run for each save."""
-    bare = bare_seconds()
-    seconds: list[float] = []
-
-    def once() -> None:
-        report = explore(lambda d: [save(d / "state", n) for n in range(200)])
-        (coverage,) = report.coverage
-        seconds.append(coverage.seconds / coverage.states)
-
-    benchmark.pedantic(once, rounds=5)
-    report_line(
-        benchmark,
-        microseconds_a_state=min(seconds) * 1e6,
-        times_a_bare_recovery=min(seconds) / bare,
-    )
-
-
-def test_a_state_that_is_run(benchmark: Any) -> None:
-    """Unsynced overwrites of one file, whose every version is another content: each is run."""
-    bare = bare_seconds()
-    seconds: list[float] = []
-
-    def workload(directory: Path) -> None:
-        for number in range(200):
-            (directory / "state").write_text(json.dumps({"value": number, "pad": PAD}))
-
-    def once() -> None:
-        report = CrashSimulator(deviations=0).explore(
-            setup=lambda d: save(d / "state", 0),
-            workload=workload,
-            recover=lambda d: (d / "state").read_text(),
-            invariant=anything,
-        )
-        (coverage,) = report.coverage
-        seconds.append(coverage.seconds / max(coverage.runs, 1))
-
-    benchmark.pedantic(once, rounds=5)
-    report_line(
-        benchmark, microseconds_a_run=min(seconds) * 1e6, times_a_bare_recovery=min(seconds) / bare
-    )
+# -- how it grows ----------------------------------------------------------------------------------
 
 
 def test_ten_saves_without_fsync(benchmark: Any) -> None:
@@ -157,14 +260,60 @@ def test_time_grows_linearly_with_the_trace(benchmark: Any, saves: int) -> None:
     )
     report = min(reports, key=lambda r: r.seconds)
     operations = len(report.trace)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report_line(
         benchmark,
         operations=operations,
         seconds=report.seconds,
         milliseconds_an_operation=report.seconds / operations * 1e3,
-        megabytes=memory,
     )
+
+
+MEASURED = """
+import os, resource, sys
+from pathlib import Path
+from pytest_statepersist import CrashSimulator
+sys.path.insert(0, {benchmarks!r})
+import bench_explorer as bench
+{body}
+print(len(report.trace), report.seconds,
+      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def measured(body: str) -> tuple[int, float, float]:
+    """Run an exploration in a process of its own: operations, seconds, most megabytes held."""
+    script = MEASURED.format(benchmarks=os.path.dirname(__file__), body=body)
+    command = [sys.executable, "-c", script]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return int(shown[0]), float(shown[1]), float(shown[2])
+
+
+def test_memory_of_a_long_trace(benchmark: Any) -> None:
+    """12,000 operations stay below 300 MB."""
+    body = "report = bench.explore(lambda d: [bench.save(d / 'state', n) for n in range(2000)])"
+    found = benchmark.pedantic(lambda: measured(body), rounds=1)
+    report_line(benchmark, operations=found[0], seconds=found[1], megabytes=found[2])
+
+
+def test_memory_of_a_large_base(benchmark: Any) -> None:
+    """A file of 1 GiB in the base tree, of which the workload writes one block."""
+    body = """
+def setup(d):
+    bench.save(d / 'state', 0)
+    with open(d / 'large', 'wb') as file:
+        file.truncate(1 << 30)
+def workload(d):
+    with open(d / 'large', 'r+b') as file:
+        file.write(b'x' * 4096)
+    bench.save(d / 'state', 1)
+report = CrashSimulator().explore(
+    setup=setup, workload=workload, recover=lambda d: bench.load(d / 'state'), before=0, after=1)
+"""
+    found = benchmark.pedantic(lambda: measured(body), rounds=1)
+    report_line(benchmark, operations=found[0], seconds=found[1], megabytes=found[2])
+
+
+# -- loading ---------------------------------------------------------------------------------------
 
 
 def test_loading_the_plugin(benchmark: Any, tmp_path: Path) -> None:

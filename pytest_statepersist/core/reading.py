@@ -47,6 +47,7 @@ class Beyond:
     present: int
     absent: int
     rest: list[Alternative]
+    note: Any = None
 
     def choices(self) -> list[Choice]:
         """Return all of them."""
@@ -54,7 +55,11 @@ class Beyond:
         for more, less, _ in self.rest:
             wanted, unwanted = self.present | more, self.absent | less
             if not wanted & unwanted:
-                found.append(Choice(whole.window, wanted, unwanted, whole.ghosts, whole.returned))
+                found.append(
+                    Choice(
+                        whole.window, wanted, unwanted, whole.ghosts, whole.returned, self.note
+                    )
+                )
         return found
 
 
@@ -74,6 +79,8 @@ class Reader:
         self.others: list[Choice] = []
         self.beyond: list[Beyond] = []
         self.ghosts: tuple[Ghost, ...] = ()
+        self.note: Any = None
+        """What the choices that are made now are given along."""
         self._whole: Choice
         self._window: Window
         self._present = self._absent = 0
@@ -155,11 +162,12 @@ class Reader:
                 first = at
                 self._present, self._absent = wanted, unwanted
                 continue
-            other = Choice(window, wanted, unwanted, self.ghosts, self._whole.returned)
+            returned = self._whole.returned
+            other = Choice(window, wanted, unwanted, self.ghosts, returned, self.note)
             if limit is not None and other.deviations_up_to(limit) > limit:
                 # What is absent for one value is absent for every value that follows.
                 rest = alternatives[at:]
-                self.beyond.append(Beyond(self._whole, present, absent, rest))
+                self.beyond.append(Beyond(self._whole, present, absent, rest, self.note))
                 break
             self.others.append(other)
         value = values[first]

@@ -65,6 +65,8 @@ class Choice:
     absent: int
     ghosts: tuple[Ghost, ...] = ()
     returned: Returned | None = None
+    note: Any = None
+    """What the reader that made it knows of all its states; no part of the choice."""
 
     @property
     def deviations(self) -> int:

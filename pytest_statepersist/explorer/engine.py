@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
@@ -166,24 +166,23 @@ class Engine:
     def _visit(self, asker: Asker, choice: Choice, shown: Materialiser, depth: int) -> Result:
         """Return the answer on a choice's fullest state; the asker has read what decides it."""
         asker.open(choice)
-        known: Result | None = self._memory(asker.disk, depth).find(asker.ask)
-        if known is not None:
-            return known
-        state = choice.state()
-        asker.open(choice)
-        result: Result | None = self._outcomes.find(asker.ask)
-        answers: list[Any] | None = None
-        if result is None:
-            result = self._run(asker.disk, state, shown)
-            answers = _read(asker, choice, result)
-            self._outcomes.remember(result.asked, answers, result)
-        if result.wrote and depth > 0 and result.outcome.ok:
-            result = self._crash_again(asker.disk, state, shown, depth, result)
-            answers = None
-        if answers is None:
-            answers = _read(asker, choice, result)
-        self._memory(asker.disk, depth).remember(result.asked, answers, result)
-        return result
+        first: Result | None = self._outcomes.find(asker.ask)
+        state: CrashState | None = None
+        if first is None:
+            state = choice.state()
+            first = self._run(asker.disk, state, shown)
+            answers = asker.ask_all(choice, first.asked)
+            self._outcomes.remember(first.asked, answers, first)
+        if not first.wrote or depth <= 0 or not first.outcome.ok:
+            return first
+        # What came of crashes inside it depends on the model too.
+        again: Result | None = self._memory(asker.disk, depth).find(asker.ask)
+        if again is None:
+            state = choice.state() if state is None else state
+            again = self._crash_again(asker.disk, state, shown, depth, first)
+            answers = asker.ask_all(choice, again.asked)
+            self._memory(asker.disk, depth).remember(again.asked, answers, again)
+        return again
 
     def _memory(self, disk: Disk, depth: int) -> Memory:
         key = (disk.model.name, depth)
@@ -475,12 +474,6 @@ class Engine:
     def _note(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
-
-
-def _read(asker: Asker, choice: Choice, result: Result) -> list[Any]:
-    """Return a choice's answers to all that a run asked, and leave it narrowed to them."""
-    asker.open(choice)
-    return [asker.ask(question) for question in result.asked]
 
 
 def _turn_times_around(directory: str) -> None:

@@ -21,6 +21,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from pytest_statepersist.errors import RecorderUnavailable
@@ -114,7 +115,9 @@ class Observer:
         self._outside = outside
         self._outside_names = {os.path.basename(path) for path in outside}
         self._inside: dict[str, bool] = {}
-        self._plain_paths: dict[str, str] = {}
+        self._plain_paths: dict[str | None, str] = {}
+        """Absolute paths below the directory, and what is left of them relative to it."""
+        self._plain_opens: dict[str | None, Asked] = {}
         self._log: Observation | None = None
         self._opened: set[str] = set()
         self._seen: set[Asked] = set()
@@ -371,10 +374,24 @@ class Observer:
 
     def _open(self, original: Any) -> Callable[..., Any]:
         def opened(file: Any, *arguments: Any, **options: Any) -> Any:
-            if self._log is not None:
-                relative = self._note(Read.CONTENT, file, options.get("dir_fd"))
-                if relative is not None:
-                    self._opened.add(relative)
+            log = self._log
+            if log is not None:
+                text = file if file.__class__ is str else None
+                if isinstance(file, PurePath):
+                    text = os.fspath(file)
+                asked = self._plain_opens.get(text)
+                if asked is not None and not options:
+                    log.reads += 1
+                    if asked not in self._seen:
+                        self._seen.add(asked)
+                        log.asked.append(asked)
+                    self._opened.add(asked[1])
+                else:
+                    relative = self._note(Read.CONTENT, file, options.get("dir_fd"))
+                    if relative is not None:
+                        self._opened.add(relative)
+                        if text in self._plain_paths:
+                            self._plain_opens[text] = (Read.CONTENT, relative)
             return original(file, *arguments, **options)
 
         return opened

@@ -12,6 +12,7 @@ answers that can be compared between states without touching a disk (`Memory`). 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pytest_statepersist.core import operations as op
@@ -27,6 +28,7 @@ from pytest_statepersist.core.reading import (
 )
 from pytest_statepersist.core.states import content_cells, visible_cells
 from pytest_statepersist.core.tree import ROOT, Content, Directory, Symlink, digest_of
+from pytest_statepersist.core.window import Choice
 from pytest_statepersist.explorer.observe import Asked, Observation, Read
 
 __all__ = ["WHOLE", "Asker", "Memory", "Questions", "cells_read", "questions"]
@@ -60,6 +62,8 @@ def cells_read(disk: Disk, state: CrashState, asked: Questions) -> Iterator[Cell
         elif read == _SHAPE:
             yield from _shape(disk, state)
         elif read == _ALL_TIMES:
+            # Which files there are is part of the answer.
+            yield from (c for c in visible_cells(disk, state) if c.part is Part.ENTRY)
             yield from _times(disk, state)
         else:
             yield from _cells(disk, state, read, path)
@@ -214,16 +218,48 @@ class Asker(Reader):
     """Asks questions about the fullest state of a choice, and narrows the choice by what it saw.
 
     The answers are those of `answer`, the narrowing is that of `cells_read`; what most recoveries
-    ask is answered without making a `CrashState`.
+    ask is answered without making a `CrashState`. A question is worked out once for a choice, and
+    the choices that a later question splits off take along what was answered before it.
     """
 
     def __init__(self, disk: Disk, limit: int | None = None) -> None:
         super().__init__(disk, limit)
         self._parts: dict[str, tuple[str, ...]] = {}
         self._contents: dict[tuple[Any, ...], Any] = {}
+        self._said: dict[tuple[Any, str], Any] = {}
+        self._trail: list[tuple[tuple[Any, str], Any]] = []
+
+    def open(self, choice: Choice) -> None:
+        """Begin to ask about a choice."""
+        super().open(choice)
+        if choice.note is None:
+            self._trail = []
+            self._said = {}
+        else:
+            trail, length = choice.note
+            self._trail = trail[:length]
+            self._said = dict(self._trail)
 
     def ask(self, asked: tuple[Any, str]) -> Any:
         """Return what the fullest state answers to one question, and decide what it depends on."""
+        known = self._said.get(asked, _UNASKED)
+        if known is not _UNASKED:
+            return known
+        self.note = (self._trail, len(self._trail))
+        known = self._said[asked] = self._ask(asked)
+        self._trail.append((asked, known))
+        return known
+
+    def ask_all(self, choice: Choice, asked: Questions) -> list[Any]:
+        """Return a choice's answers to all that a run asked, and leave it narrowed to them.
+
+        ``choice`` is the one that is open, of which some of it may have been asked already.
+        """
+        if tuple(question for question, _ in self._trail) != asked[: len(self._trail)]:
+            self.open(replace(choice, note=None))
+        return [self.ask(question) for question in asked]
+
+    def _ask(self, asked: tuple[Any, str]) -> Any:
         read, path = asked
         if read.__class__ is not Read or read is _TREE:
             return self._ask_plainly(asked)
@@ -274,6 +310,7 @@ class Asker(Reader):
         return answer(self.disk, state, asked)
 
 
+_UNASKED: Any = object()
 _LOOKUP, _TIMES, _LIST, _CONTENT, _TREE = (
     Read.LOOKUP,
     Read.TIMES,
