@@ -116,6 +116,8 @@ class Bundle:
     """What the interrupted recovery did."""
     sources: tuple[tuple[str, str], ...] = ()
     """The functions of the test as another test would write them; "" for one that cannot be."""
+    history: str = ""
+    """What a machine did, as the JSON text of its history; "" where no machine made the bundle."""
 
 
 def absent(tree: Tree) -> list[str]:
@@ -222,6 +224,7 @@ def load(data: bytes) -> Bundle:
         )
     names = {each.name for each in fields(Bundle)} | {"format", "version"}
     document.setdefault("sources", [])  # which came later
+    document.setdefault("history", "")  # bundles had none before machines kept theirs
     odd = sorted(names ^ document.keys())
     if odd:
         _fail(f"lacks, or has too much, {', '.join(map(repr, odd[:5]))}")
@@ -271,7 +274,7 @@ def _bundle(row: dict[str, Any]) -> Bundle:
     values: dict[str, Any] = {}
     for key in ("name", "test", "exploration", "model", "kind", "cause", "text", "before"):
         values[key] = _text(row, key)
-    for key in ("after", "observed", "expected", "package", "python"):
+    for key in ("after", "observed", "expected", "package", "python", "history"):
         values[key] = _text(row, key)
     if not NAME.fullmatch(values["name"]):
         _fail(f"has a name that no bundle has: {values['name'][:60]!r}")

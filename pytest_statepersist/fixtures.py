@@ -46,11 +46,16 @@ def state_dir(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def crash_simulator(request: pytest.FixtureRequest) -> CrashSimulator:
     """Explores every disk that a crash may leave: check(), explore(), record()."""
-    from pytest_statepersist.keeping import SimulatorOfTests
+    return simulator_of(request.config)
 
-    simulator = SimulatorOfTests(request.config)
-    request.config.stash[SIMULATOR] = simulator
-    return simulator
+
+def simulator_of(config: pytest.Config) -> SimulatorOfTests:
+    """Return the one simulator of a run, which is made when it is first asked for."""
+    if SIMULATOR not in config.stash:
+        from pytest_statepersist.keeping import SimulatorOfTests
+
+        config.stash[SIMULATOR] = SimulatorOfTests(config)
+    return config.stash[SIMULATOR]
 
 
 def collect_reports(item: pytest.Item) -> None:

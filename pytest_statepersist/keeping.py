@@ -39,6 +39,8 @@ class SimulatorOfTests(CrashSimulator):
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._ordinal = -1
+        self.following = False
+        """Whether a machine's history is explored, which is the same each time."""
         super().__init__()
 
     @property
@@ -57,7 +59,8 @@ class SimulatorOfTests(CrashSimulator):
     @property
     def _generated(self) -> bool:
         """Whether Hypothesis calls the test: then the n-th exploration is not always the same."""
-        return bool(getattr(getattr(self._item, "obj", None), "is_hypothesis_test", False))
+        function = getattr(self._item, "obj", None)
+        return not self.following and bool(getattr(function, "is_hypothesis_test", False))
 
     def test_ends(self) -> None:
         """Count the explorations of the next test from the start."""
@@ -92,6 +95,8 @@ class SimulatorOfTests(CrashSimulator):
         **arguments: Any,
     ) -> Report | None:
         """When replaying: judge recovery on the one disk, and end the test there."""
+        if self.following:
+            return None
         self._ordinal += 1
         bundles = self._config.stash.get(REPLAY, None)
         if bundles is None or self._item is None:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,21 @@ def _select_replayed(config: pytest.Config, items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """End a replay where it was judged; a test that never came to it is no success."""
+    with _failures_kept(item):
+        return (yield from _replayed(item))
+
+
+def _failures_kept(item: pytest.Item) -> AbstractContextManager[None]:
+    """Keep what a machine finds; for other tests nothing is done, and nothing imported."""
+    if not hasattr(getattr(item, "obj", None), "statepersist_machine"):
+        return nullcontext()
+    from pytest_statepersist.machine_keeping import MachineKeeper
+    from pytest_statepersist.machines.kept import keeping
+
+    return keeping(MachineKeeper(item))
+
+
+def _replayed(item: pytest.Item) -> Generator[None, object, object]:
     if REPLAY not in item.config.stash:
         return (yield)
     bundle, rows = item.config.stash[REPLAY][item.nodeid], item.config.stash[REPLAYED]
@@ -274,8 +290,7 @@ def pytest_runtest_makereport(
 def _is_about_one_store(item: pytest.Item) -> bool:
     """Whether the item is a machine or a conformance test: others may expect a machine to fail."""
     function = getattr(item, "obj", None)
-    machine = getattr(function, "_hypothesis_state_machine_class", None)
-    return machine is not None or "bench" in getattr(item, "fixturenames", ())
+    return hasattr(function, "statepersist_machine") or "bench" in getattr(item, "fixturenames", ())
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -59,6 +59,7 @@ from pytest_statepersist.report.text import render_finding
 
 __all__ = [
     "Replayed",
+    "installed_version",
     "judge",
     "keep_bundles",
     "replay_bundle",
@@ -132,7 +133,7 @@ def _bundle(report: Report, finding: Finding, name: str, test: str, ordinal: int
         missing=tuple(sorted(state.missing)),
         step_missing=tuple(sorted(step.state.missing)) if step is not None else (),
         stable=step is None or step.kind is None,
-        package=_version(),
+        package=installed_version(),
         python=platform.python_version(),
         trace=replace(report.trace, base=stored(report.trace.base, *traces)),
         disk=tree if step is None else stored(step.disk.tree(step.state), *traces),
@@ -145,7 +146,8 @@ def _bundle(report: Report, finding: Finding, name: str, test: str, ordinal: int
     )
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """Return the version of this package, "unknown" where it is not installed."""
     try:
         return metadata.version("pytest-statepersist")
     except metadata.PackageNotFoundError:

@@ -387,18 +387,21 @@ class Recording:
         after: Any = UNSET,
         invariant: Invariant | None = None,
         name: str = "",
+        place: Workplace | None = None,
         **changes: Any,
     ) -> Report:
         """Run ``recover(directory)`` on every disk that a crash may leave; see `CrashSimulator`.
 
-        States appear in a directory of their own, which ``recover`` is given.
+        States appear in a directory of their own, which ``recover`` is given; or in ``place``,
+        which may be where the recording was made if nothing there is needed any more.
         """
         settings = changed_settings(self._settings, changes)
         _check_callables(recover, recover, None, invariant)
         started = time.perf_counter()
         if self.recorded is None:
             raise UserError("the recording cannot be explored before its block has ended")
-        _refuse_links_back(self.trace, self.directory)
+        if place is None:
+            _refuse_links_back(self.trace, self.directory)
         values = tuple(value for _, value in self.recorded.acknowledged)
         instead = self._simulator.instead(
             recover=recover,
@@ -411,16 +414,18 @@ class Recording:
         )
         if instead is not None:
             return instead
-        with workplace(settings.workspace) as place:
+        with ExitStack() as stack:
+            if place is None:
+                place = stack.enter_context(workplace(settings.workspace))
+                place = replace(place, original=str(self.directory))
+            place = replace(place, outside=self.recorded.outside)
             fresh = FreshProcess(recover, Path(place.directory))
             try:
                 report = _explore(
                     self.recorded,
                     recover,
                     Path(place.directory),
-                    replace(
-                        place, original=str(self.directory), outside=self.recorded.outside
-                    ),
+                    place,
                     fresh,
                     settings,
                     before,

@@ -44,10 +44,12 @@ from pytest_statepersist.tamper import Damage, Tampering
 __all__ = [
     "ClockMove",
     "Crash",
+    "Recipe",
     "Save",
     "clock_moves",
     "clocks",
     "crash_states",
+    "damages",
     "documents",
     "histories",
     "hostile_names",
@@ -247,7 +249,8 @@ def _lost(draw: st.DrawFn, window: Window) -> CrashState:
     match draw(st.sampled_from(_WAYS)):
         case "operations":
             # Whole operations are lost, and what cannot be there without them.
-            numbers = sorted({window.operation[bit] for bit in free})
+            # The latest first: hardly anything needs it, so that one loss stays one loss.
+            numbers = sorted({window.operation[bit] for bit in free}, reverse=True)
             for number in draw(st.lists(st.sampled_from(numbers), max_size=3, unique=True)):
                 for bit in bits(window.of_operation[number] & ~root.present):
                     absent |= window.up[bit]
@@ -260,7 +263,8 @@ def _lost(draw: st.DrawFn, window: Window) -> CrashState:
             done = draw(st.sampled_from(list(bits(under_way)) or free))
             absent = everything & ~window.down[done] & under_way
         case "effects":
-            for bit in draw(st.lists(st.sampled_from(free), max_size=3, unique=True)):
+            some = st.lists(st.sampled_from(free), min_size=1, max_size=3, unique=True)
+            for bit in draw(some):
                 absent |= window.up[bit]
         case _:
             # All that no sync forced is lost but these, and what they need.
@@ -271,7 +275,7 @@ def _lost(draw: st.DrawFn, window: Window) -> CrashState:
     return _state(root, absent)
 
 
-_WAYS = ("operations", "names", "under way", "effects", "all but some")
+_WAYS = ("nothing", "operations", "names", "under way", "effects", "all but some")
 
 
 def _state(root: Choice, absent: int) -> CrashState:
@@ -343,91 +347,158 @@ def _moments() -> st.SearchStrategy[datetime]:
 # -- damage
 
 
-@st.composite
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How files are damaged, apart from their bytes: the same can be done to a later version.
+
+    ``name`` is the file, ``at`` the offset of the damage; what else is used depends on ``damage``.
+    ``donor`` is a file, ``past`` an index of the older states, -1 for the present one.
+    """
+
+    damage: Damage
+    name: str
+    at: int = 0
+    number: int = 0
+    """A bit to flip, or the size of a block."""
+    other: int = 0
+    """The second block that is exchanged."""
+    field: bytes = b""
+    """Bytes that are written or appended; empty for an extension by the file itself."""
+    donor: str = ""
+    past: int = -1
+
+    def on(
+        self, files: Mapping[str, bytes], older: Sequence[Mapping[str, bytes]] = ()
+    ) -> Tampering:
+        """Return the damaged state of these files; raises `LookupError` where one is not there."""
+        changed, what = self._done(files, older)
+        return Tampering(f"{self.name}: {what}", self.damage, changed)
+
+    def _done(self, files: Mapping[str, bytes], older: Sequence[Mapping[str, bytes]]) -> Changed:
+        name, data, at = self.name, files[self.name], self.at
+        match self.damage:
+            case Damage.MISSING:
+                return {name: None}, "removed"
+            case Damage.EMPTY:
+                return {name: b""}, f"emptied (it had {len(data)} bytes)"
+            case Damage.EXTEND:
+                tail = self.field or data
+                return {name: data + tail}, f"{len(tail)} bytes appended"
+            case Damage.ROLL_BACK:
+                return {name: older[self.past][name]}, "replaced by an older valid version"
+            case Damage.ROLL_BACK_ALL:
+                old = older[self.past]
+                changed = {each: old.get(each) for each in sorted({*files, *old})}
+                return changed, "and all others replaced by an older valid state"
+            case Damage.SWAP_NAMES:
+                return {name: files[self.donor], self.donor: data}, f"exchanged with {self.donor}"
+            case Damage.FLIP:
+                flipped = data[:at] + bytes([data[at] ^ (1 << self.number)]) + data[at + 1 :]
+                return {name: flipped}, f"bit {self.number} of byte {at} (of {len(data)}) flipped"
+            case Damage.TRUNCATE:
+                return {name: data[:at]}, f"cut off after {at} of {len(data)} bytes"
+            case Damage.EXTREME:
+                changed_field = data[:at] + self.field + data[at + len(self.field) :]
+                return {name: changed_field}, f"bytes from {at} set to {self.field.hex(' ')}"
+            case Damage.SWAP_BLOCKS:
+                size, one, two = self.number, at, self.other
+                count = len(data) // size
+                blocks = [data[n * size : (n + 1) * size] for n in range(count)]
+                blocks[one], blocks[two] = blocks[two], blocks[one]
+                mixed = b"".join(blocks) + data[count * size :]
+                return {name: mixed}, f"{size}-byte blocks {one} and {two} exchanged"
+            case _:
+                donor = (files if self.past < 0 else older[self.past])[self.donor]
+                return {name: data[:at] + donor[at:]}, f"its bytes up to {at}, then another's"
+
+
+Changed = tuple[dict[str, bytes | None], str]
+
+
 def tamperings(
-    draw: st.DrawFn,
     files: Mapping[str, bytes],
     *,
     older: Sequence[Mapping[str, bytes]] = (),
     kinds: Sequence[Damage] = tuple(Damage),
-) -> Tampering:
+) -> st.SearchStrategy[Tampering]:
     """Draw one damaged state of these files; each differs from them.
 
     ``older`` are earlier valid states, for splices and roll-backs. Kinds that cannot be made from
     these files are not drawn. Raises nothing; an assumption fails where no kind is possible.
     """
+    return damages(files, older=older, kinds=kinds).map(lambda recipe: recipe.on(files, older))
+
+
+@st.composite
+def damages(
+    draw: st.DrawFn,
+    files: Mapping[str, bytes],
+    *,
+    older: Sequence[Mapping[str, bytes]] = (),
+    kinds: Sequence[Damage] = tuple(Damage),
+) -> Recipe:
+    """Draw how to damage these files, as `tamperings` does, without doing it."""
     from hypothesis import assume
 
     names = sorted(name for name, data in files.items() if data) or sorted(files)
     assume(bool(names))
     damage = draw(st.sampled_from(list(kinds)))
     name = draw(st.sampled_from(names))
-    changed, what = _damaged(draw, damage, name, files, older)
+    recipe = _recipe(draw, damage, name, files, older)
+    changed = recipe.on(files, older).files
     assume(any(files.get(each) != data for each, data in changed.items()))
-    return Tampering(f"{name}: {what}", damage, changed)
+    return recipe
 
 
-Changed = tuple[dict[str, bytes | None], str]
-
-
-def _damaged(
+def _recipe(
     draw: st.DrawFn, damage: Damage, name: str, files: Mapping[str, bytes],
     older: Sequence[Mapping[str, bytes]],
-) -> Changed:  # fmt: skip
+) -> Recipe:  # fmt: skip
     from hypothesis import assume
 
     data = files[name]
     others = [each for each in sorted(files) if each != name and files[each] != data]
     match damage:
-        case Damage.MISSING:
-            return {name: None}, "removed"
-        case Damage.EMPTY:
-            return {name: b""}, f"emptied (it had {len(data)} bytes)"
+        case Damage.MISSING | Damage.EMPTY:
+            return Recipe(damage, name)
         case Damage.EXTEND:
-            tail = draw(st.sampled_from([b"\0", b"\n", b" ", bytes(16), data[-16:], data]))
-            return {name: data + tail}, f"{len(tail)} bytes appended"
+            tails = [b"\0", b"\n", b" ", bytes(16), data[-16:], b""]
+            return Recipe(damage, name, field=draw(st.sampled_from(tails)))
         case Damage.ROLL_BACK:
-            valid = [old[name] for old in older if name in old and old[name] != data]
+            valid = [n for n, old in enumerate(older) if name in old and old[name] != data]
             assume(bool(valid))
-            return {name: draw(st.sampled_from(valid))}, "replaced by an older valid version"
+            return Recipe(damage, name, past=draw(st.sampled_from(valid)))
         case Damage.ROLL_BACK_ALL:
-            past = [dict(old) for old in older if dict(old) != dict(files)]
-            assume(bool(past))
-            old = draw(st.sampled_from(past))
-            changed = {each: old.get(each) for each in sorted({*files, *old})}
-            return changed, "and all others replaced by an older valid state"
+            valid = [n for n, old in enumerate(older) if dict(old) != dict(files)]
+            assume(bool(valid))
+            return Recipe(damage, name, past=draw(st.sampled_from(valid)))
         case Damage.SWAP_NAMES:
             assume(bool(others))
-            other = draw(st.sampled_from(others))
-            return {name: files[other], other: data}, f"exchanged with {other}"
+            return Recipe(damage, name, donor=draw(st.sampled_from(others)))
     assume(bool(data))
     at = draw(st.integers(min_value=0, max_value=len(data) - 1))
     match damage:
         case Damage.FLIP:
-            bit = draw(st.integers(min_value=0, max_value=7))
-            flipped = data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :]
-            return {name: flipped}, f"bit {bit} of byte {at} (of {len(data)}) flipped"
+            return Recipe(damage, name, at, draw(st.integers(min_value=0, max_value=7)))
         case Damage.TRUNCATE:
-            return {name: data[:at]}, f"cut off after {at} of {len(data)} bytes"
+            return Recipe(damage, name, at)
         case Damage.EXTREME:
             field = draw(st.sampled_from([b"\0", b"\xff", b"\xff" * 4, bytes(8), b"\x7f" * 2]))
-            changed_field = data[:at] + field + data[at + len(field) :]
-            return {name: changed_field}, f"bytes from {at} set to {field.hex(' ')}"
+            return Recipe(damage, name, at, field=field)
         case Damage.SWAP_BLOCKS:
             size = draw(st.sampled_from([16, 64, 512]))
             count = len(data) // size
             assume(count >= 2)
             one, two = sorted(draw(_pairs(count)))
-            blocks = [data[n * size : (n + 1) * size] for n in range(count)]
-            blocks[one], blocks[two] = blocks[two], blocks[one]
-            mixed = b"".join(blocks) + data[count * size :]
-            return {name: mixed}, f"{size}-byte blocks {one} and {two} exchanged"
+            return Recipe(damage, name, one, size, two)
         case _:
-            donors = [files[each] for each in others]
-            donors += [old[key] for old in older for key in sorted(old) if old[key] != data]
+            donors = [(each, -1) for each in others]
+            donors += [
+                (key, n) for n, old in enumerate(older) for key in sorted(old) if old[key] != data
+            ]
             assume(bool(donors))
-            donor = draw(st.sampled_from(donors))
-            return {name: data[:at] + donor[at:]}, f"its bytes up to {at}, then another's"
+            donor, past = draw(st.sampled_from(donors))
+            return Recipe(damage, name, at, donor=donor, past=past)
 
 
 def _pairs(count: int) -> st.SearchStrategy[tuple[int, int]]:

@@ -26,13 +26,14 @@ LAYERS = (
     ("options", "baseline", "keeping"),
     ("strategies",),
     ("machines", "conformance"),
-    ("fixtures", "reference_fixtures"),
+    ("fixtures", "reference_fixtures", "machine_keeping"),
     ("plugin", "commands", "cli", "__main__"),
 )
 """From the bottom up. A module may import its own layer and every one below."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-PYTEST = {"plugin", "fixtures", "reference_fixtures", "options", "keeping", "conformance"}
+PYTEST = {"plugin", "fixtures", "reference_fixtures", "options", "keeping", "machine_keeping"}
+PYTEST.add("conformance")
 HYPOTHESIS = {"strategies", "machines", "conformance"}
 REFERENCE = {"strategies", "machines", "conformance", "fixtures", "reference_fixtures", "snapshots"}
 """Who may use the reference implementation."""

@@ -124,7 +124,12 @@ def _explored(
     root: Path, bundles: Mapping[Path, Bundle], answers: Mapping[Path, _Answer]
 ) -> dict[Path, _Answer]:
     """Explore again where recovery still fails; return what the saves no longer leave."""
-    failed = {path: bundles[path] for path, (status, _) in answers.items() if status == _FAILED}
+    # The history of a machine has been done again with the save as it is now.
+    failed = {
+        path: bundles[path]
+        for path, (status, _) in answers.items()
+        if status == _FAILED and not bundles[path].history
+    }
     if not failed:
         return {}
     # Nothing that a bundle was found with may be left out.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_statepersist.bundle import find, nearest, read
@@ -70,6 +71,8 @@ def _explained(bundle: Bundle, path: Path, ours: bool) -> str:
     ]
     if bundle.test:
         lines.append(f"Replay it:       pytest --statepersist-replay {bundle.name}")
+    if bundle.history:
+        return "\n".join([*lines, *_of_a_machine(bundle)])
     lines += [
         f"Look at it:      statepersist materialize {bundle.name} DIR",
         "",
@@ -78,6 +81,18 @@ def _explained(bundle: Bundle, path: Path, ours: bool) -> str:
         *(f"    {line}".rstrip() for line in _regression_test(bundle, path.name, ours)),
     ]
     return "\n".join(lines)
+
+
+def _of_a_machine(bundle: Bundle) -> Iterator[str]:
+    from pytest_statepersist.machines.kept import regression_test
+
+    yield f"Look at the disk: statepersist materialize {bundle.name} DIR"
+    yield ""
+    yield "A regression test that needs neither this bundle nor one version of Hypothesis:"
+    yield ""
+    name = next(iter(bundle.test.split("::")[1:]), "")
+    name = name if name.isidentifier() else "TestOfYourMachine"
+    yield from (f"    {line}".rstrip() for line in regression_test(name, bundle.history))
 
 
 def _regression_test(bundle: Bundle, file: str, ours: bool) -> list[str]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_statepersist.machines.atomicity import AtomicityMachine
     from pytest_statepersist.machines.backup import BackupMachine
-    from pytest_statepersist.machines.base import StoreMachine
+    from pytest_statepersist.machines.base import StoreMachine, replay_history
     from pytest_statepersist.machines.concurrency import ConcurrencyMachine
+    from pytest_statepersist.machines.history import initialize, rule
     from pytest_statepersist.machines.integrity import IntegrityMachine
     from pytest_statepersist.machines.migration import MigrationMachine
     from pytest_statepersist.machines.retention import RetentionMachine
@@ -29,6 +30,9 @@ __all__ = [
     "RetentionMachine",
     "RoundTripMachine",
     "StoreMachine",
+    "initialize",
+    "replay_history",
+    "rule",
 ]
 
 _WHERE = {
@@ -39,15 +43,21 @@ _WHERE = {
     "BackupMachine": "backup",
     "MigrationMachine": "migration",
     "ConcurrencyMachine": "concurrency",
-    "StoreMachine": "base",
 }
-MACHINES = tuple(name for name in _WHERE if name != "StoreMachine")
+MACHINES = tuple(_WHERE)
 """The names of all machines."""
+_BESIDE = {
+    "StoreMachine": "base",
+    "initialize": "history",
+    "replay_history": "base",
+    "rule": "history",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    where = _WHERE.get(name) or _BESIDE.get(name)
+    if where is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(import_module(f"{__name__}.{where}"), name)

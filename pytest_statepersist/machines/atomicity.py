@@ -12,24 +12,25 @@ of a store that does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.core.crash_state import CrashState
 from pytest_statepersist.explorer.outcome import Kind, Outcome
 from pytest_statepersist.explorer.runner import run_recovery
-from pytest_statepersist.machines.base import Content, StoreMachine, as_text, content_of
+from pytest_statepersist.machines.base import Content, Lazy, StoreMachine, as_text, content_of
 from pytest_statepersist.machines.expected import Changes, Expected, Fading, Worlds, changed
+from pytest_statepersist.machines.exploring import explored, told
+from pytest_statepersist.machines.history import Drawing, initialize, rule
 from pytest_statepersist.machines.lives import Life, Past, put_on_disk
-from pytest_statepersist.machines.timeline import Lazy, explanation, timeline
+from pytest_statepersist.machines.timeline import explanation, timeline
 from pytest_statepersist.recorders.python import interposition
-from pytest_statepersist.strategies import Crash, crash_states, documents, keys
+from pytest_statepersist.strategies import Crash, documents, keys
 
 __all__ = ["AtomicityMachine", "CrashingMachine"]
 
@@ -72,13 +73,13 @@ class CrashingMachine(StoreMachine):
 
     @precondition(lambda self: self.can("crash_recovery") and self.idle < 2)
     @rule(data=st.data())
-    def power_loss(self, data: st.DataObject) -> None:
+    def power_loss(self, data: Drawing) -> None:
         """Lose power at any operation of this life."""
         self.crash(data, self.model)
 
     @precondition(lambda self: self.can("crash_recovery") and self.idle < 2)
     @rule(data=st.data())
-    def kill(self, data: st.DataObject) -> None:
+    def kill(self, data: Drawing) -> None:
         """Kill the process at any operation of this life; the page cache survives."""
         self.crash(data, "kill")
 
@@ -147,8 +148,9 @@ class CrashingMachine(StoreMachine):
         self.live = changed(self.live, changes)
         self.idle = 0
 
-    def then(self, data: st.DataObject) -> None:
+    def then(self, data: Drawing) -> None:
         """Go on after a change, or crash in it or right after it."""
+        __tracebackhide__ = True
         what = _GO_ON
         if self.can("crash_recovery"):
             what = data.draw(st.sampled_from(_THEN), label="then")
@@ -176,21 +178,28 @@ class CrashingMachine(StoreMachine):
             raise AssertionError(f"the store cannot be opened again: {outcome}") from outcome.error
         assert outcome.value == self.live, f"reopened, it holds {outcome.value}, not {self.live}"
 
-    def crash(self, data: st.DataObject, model: str, *, late: bool = False) -> tuple[Past, Crash]:
+    def crash(self, data: Drawing, model: str, *, late: bool = False) -> None:
         """End this life by a crash that is drawn, and begin the next one by recovery.
 
         A ``late`` one comes in the last rule that wrote, or after it.
         """
+        __tracebackhide__ = True
         assert self.life is not None
         self.idle += 1
         past = self.life.end()
         wrote = [mark.begin for mark in past.marks if mark.end > mark.begin]
         since = wrote[-1] if late and wrote else 0
-        crash: Crash = data.draw(crash_states(past.trace, model, since=since), label="crash")
-        self.happened(f"crash under {model}, {'something' if crash.lost else 'nothing'} lost")
+        for crash in data.crashes(past.trace, model, since):
+            self.life.give_up()
+            self.recover_from(past, crash)
+
+    def recover_from(self, past: Past, crash: Crash) -> None:
+        """Put a crash of a life on disk and begin the next one by recovery."""
+        __tracebackhide__ = True
+        lost = "something" if crash.lost else "nothing"
+        self.happened(f"crash under {crash.model.name}, {lost} lost")
         if past.mark_at(crash.point) is not None:
             self.happened("crash inside a call")
-        note(Lazy(lambda: timeline(past, crash)))
         self._abandon()
         put_on_disk(self.watched, self.aside, crash.disk, crash.state)
         expected = past.expected_at(crash.point)
@@ -205,19 +214,54 @@ class CrashingMachine(StoreMachine):
             outcome = self.open_and_read()
         if not outcome.ok or not expected.allows(outcome.value):
             self._fail(past, crash, outcome)
+        self.tell(Lazy(lambda: timeline(past, crash)))
         self.live = dict(outcome.value)
-        return past, crash
 
     # -- what goes wrong
 
     def _fail(self, past: Past, crash: Crash, outcome: Outcome) -> None:
+        __tracebackhide__ = True
         assert self.life is not None
         self.life.give_up()
         self._abandon()
-        expected = past.expected_at(crash.point)
         kind = self._kind(past, outcome, crash.point)
         assert kind is not None
+        self.tell(Lazy(lambda: self._explained(past, crash, outcome, kind)))
+        what = "recovery" if outcome.ok else "opening after the crash"
+        raise AssertionError(
+            f"{kind.value}: {what} {outcome}; expected {past.expected_at(crash.point)}"
+        ) from outcome.error
 
+    def _explained(
+        self, past: Past, crash: Crash, outcome: Outcome, kind: Kind
+    ) -> Iterator[str]:
+        """Yield what happened on disk, the finding, and how to replay it."""
+
+        def recover(directory: Any) -> Content:
+            store = self.open_store()
+            try:
+                return self.read(store)
+            finally:
+                store.abandon()
+
+        report = explored(
+            past, crash.model, name=f"{self._machine_name()} of {self.adapter.name}, {self.digest}",
+            recover=recover, directory=self.watched, aside=self.aside, time_limit=self.time_limit,
+        )  # fmt: skip
+        finding, words = told(past, report, kind)
+        if finding is None:
+            # A crash with more deviations than are explored, or one that needs this very history.
+            lines = [*timeline(past, crash), *self._diagnosed(past, crash, outcome, kind)]
+        else:
+            lines = list(words)
+        yield from lines
+        cause = str(finding) if finding is not None else f"{kind.value} after a crash"
+        yield from self.keep(kind=kind.value, cause=cause, text="\n".join(lines),
+                             report=report if finding is not None else None)  # fmt: skip
+
+    def _diagnosed(
+        self, past: Past, crash: Crash, outcome: Outcome, kind: Kind
+    ) -> Iterator[str]:
         def judge(state: CrashState, point: int) -> bool:
             if not any(begin <= point <= end for begin, end in state.points):
                 return False
@@ -226,11 +270,7 @@ class CrashingMachine(StoreMachine):
             self._abandon()
             return self._kind(past, found, point) is kind
 
-        note(Lazy(lambda: explanation(past, crash, judge, outcome, kind)))
-        what = "recovery" if outcome.ok else "opening after the crash"
-        raise AssertionError(
-            f"{kind.value}: {what} {outcome}; expected {expected}"
-        ) from outcome.error
+        yield from explanation(past, crash, judge, outcome, kind)
 
     def _kind(self, past: Past, outcome: Outcome, point: int) -> Kind | None:
         if outcome.ok and past.expected_at(point).allows(outcome.value):
@@ -245,7 +285,7 @@ class CrashingMachine(StoreMachine):
             try:
                 self.opened.abandon()
             except Exception as error:
-                note(f"giving up the dead store raised {error!r}")
+                self.tell(f"giving up the dead store raised {error!r}")
             self.opened = None
 
     def teardown(self) -> None:
@@ -272,7 +312,7 @@ class AtomicityMachine(CrashingMachine):
             self.opened = self.open_store()
 
     @rule(data=st.data(), key=keys(), value=documents(max_leaves=3))
-    def save(self, data: st.DataObject, key: str, value: dict[str, Any]) -> None:
+    def save(self, data: Drawing, key: str, value: dict[str, Any]) -> None:
         """Save one value."""
         act = lambda: self.now.save(key, value)  # noqa: E731
         self.do(f"save({key!r}, {_short(value)})", {key: as_text(value)}, act)
@@ -280,9 +320,9 @@ class AtomicityMachine(CrashingMachine):
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), value=documents(max_leaves=3))
-    def overwrite(self, data: st.DataObject, value: dict[str, Any]) -> None:
+    def overwrite(self, data: Drawing, value: dict[str, Any]) -> None:
         """Replace a value that is there."""
-        key = data.draw(st.sampled_from(sorted(self.live)), label="key")
+        key = data.pick(sorted(self.live), label="key")
         self.do(
             f"overwrite({key!r}, {_short(value)})",
             {key: as_text(value)},
@@ -297,7 +337,7 @@ class AtomicityMachine(CrashingMachine):
             keys(), documents(max_leaves=3, large=False), min_size=2, max_size=3
         ),
     )
-    def save_many(self, data: st.DataObject, values: dict[str, dict[str, Any]]) -> None:
+    def save_many(self, data: Drawing, values: dict[str, dict[str, Any]]) -> None:
         """Save several values in one step."""
         changes = {key: as_text(value) for key, value in values.items()}
         self.do(f"save_many({sorted(values)})", changes, lambda: self.now.save_many(values))
@@ -305,9 +345,9 @@ class AtomicityMachine(CrashingMachine):
 
     @precondition(lambda self: self.live and self.can("delete"))
     @rule(data=st.data())
-    def delete(self, data: st.DataObject) -> None:
+    def delete(self, data: Drawing) -> None:
         """Delete a key."""
-        key = data.draw(st.sampled_from(sorted(self.live)), label="key")
+        key = data.pick(sorted(self.live), label="key")
         self.do(f"delete({key!r})", {key: None}, lambda: self.now.delete(key))
         self.then(data)
 

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.machines.atomicity import CrashingMachine
 from pytest_statepersist.machines.base import Content, as_text, content_of
 from pytest_statepersist.machines.expected import Changes
 from pytest_statepersist.machines.files import copy_tree, files_of, remove_tree, write_changes
+from pytest_statepersist.machines.history import Drawing, initialize, rule
 from pytest_statepersist.machines.lives import Life, Past
-from pytest_statepersist.strategies import Crash, documents, keys, tamperings
-from pytest_statepersist.tamper import Damage, Tampering
+from pytest_statepersist.strategies import Crash, documents, keys
+from pytest_statepersist.tamper import Damage
 
 __all__ = ["BackupMachine"]
 
@@ -52,6 +53,8 @@ class BackupMachine(CrashingMachine):
         # The backups crash with the store: they have to be durable too.
         self.scratch = self.make_scratch()
         self.backups: list[_Backup] = []
+        self._before: list[_Backup] = []
+        self._ended: Life | None = None
         self.made = 0
 
     @initialize()
@@ -63,21 +66,21 @@ class BackupMachine(CrashingMachine):
             self.opened = self.open_store()
 
     @rule(data=st.data(), key=keys(), value=documents(max_leaves=3, large=False))
-    def save(self, data: st.DataObject, key: str, value: dict[str, Any]) -> None:
+    def save(self, data: Drawing, key: str, value: dict[str, Any]) -> None:
         """Save a value."""
         self.do(f"save({key!r})", {key: as_text(value)}, lambda: self.now.save(key, value))
         self.then(data)
 
     @precondition(lambda self: self.live and self.can("delete"))
     @rule(data=st.data())
-    def delete(self, data: st.DataObject) -> None:
+    def delete(self, data: Drawing) -> None:
         """Delete a key."""
-        key = data.draw(st.sampled_from(sorted(self.live)), label="key")
+        key = data.pick(sorted(self.live), label="key")
         self.do(f"delete({key!r})", {key: None}, lambda: self.now.delete(key))
         self.then(data)
 
     @rule(data=st.data())
-    def back_up(self, data: st.DataObject) -> None:
+    def back_up(self, data: Drawing) -> None:
         """Make a backup beside the store; the store does not change."""
         assert self.life is not None
         self.made += 1
@@ -89,9 +92,9 @@ class BackupMachine(CrashingMachine):
 
     @precondition(lambda self: self.backups)
     @rule(data=st.data())
-    def restore(self, data: st.DataObject) -> None:
+    def restore(self, data: Drawing) -> None:
         """Restore a backup: exactly what was there then."""
-        number = data.draw(st.integers(0, len(self.backups) - 1), label="backup")
+        number = data.pick(range(len(self.backups)), label="backup")
         place, content = self.backups[number].place, self.backups[number].content
         self.do(
             f"restore(backup {number})",
@@ -102,9 +105,9 @@ class BackupMachine(CrashingMachine):
 
     @precondition(lambda self: self.backups)
     @rule(data=st.data())
-    def restore_elsewhere(self, data: st.DataObject) -> None:
+    def restore_elsewhere(self, data: Drawing) -> None:
         """A backup restores into a new store as well."""
-        number = data.draw(st.integers(0, len(self.backups) - 1), label="backup")
+        number = data.pick(range(len(self.backups)), label="backup")
         place, content = self.backups[number].place, self.backups[number].content
         with self._elsewhere() as store:
             self.adapter.restore(store.handle, place)
@@ -113,14 +116,15 @@ class BackupMachine(CrashingMachine):
 
     @precondition(lambda self: self.backups and self.can("tamper_evident"))
     @rule(data=st.data())
-    def restore_a_damaged_backup(self, data: st.DataObject) -> None:
+    def restore_a_damaged_backup(self, data: Drawing) -> None:
         """A damaged backup is refused, or it gives what was backed up all the same."""
-        number = data.draw(st.integers(0, len(self.backups) - 1), label="backup")
+        number = data.pick(range(len(self.backups)), label="backup")
         place, content = self.backups[number].place, self.backups[number].content
         damaged = self.scratch / "damaged"
         copy_tree(place, damaged)
         root = damaged if damaged.is_dir() else self.scratch
-        done: Tampering = data.draw(tamperings(files_of(root), kinds=_KINDS), label="tampering")
+        files = files_of(root)
+        done = data.damage(files, (), _KINDS).on(files)
         write_changes(root, done.files)
         with self._elsewhere() as store:
             store.save("here", {"was": "before"})
@@ -139,29 +143,32 @@ class BackupMachine(CrashingMachine):
                 ) from error
             assert found == allowed, f"a damaged backup ({done.label}) {what}: {found}"
 
-    def crash(self, data: st.DataObject, model: str, *, late: bool = False) -> tuple[Past, Crash]:
-        """Crash the store and its backups: an acknowledged backup is there as a whole."""
-        life = self.life
-        past, crash = super().crash(data, model, late=late)
-        kept = []
-        for each in self.backups:
-            done = each.life is not life or past.marks[each.mark].end <= crash.point
+    def crash(self, data: Drawing, model: str, *, late: bool = False) -> None:
+        """Crash the store and its backups, which all belong to the life that ends."""
+        self._before, self._ended = list(self.backups), self.life
+        super().crash(data, model, late=late)
+
+    def recover_from(self, past: Past, crash: Crash) -> None:
+        """After a crash an acknowledged backup is there as a whole."""
+        super().recover_from(past, crash)
+        found = []
+        for each in self._before:
+            done = each.life is not self._ended or past.marks[each.mark].end <= crash.point
             if not each.place.exists():
                 assert not (done and self.can("durable")), (
                     f"the backup {each.place.name} was acknowledged and is gone after a crash"
                 )
             else:
                 # One that is there must be whole, acknowledged or not.
-                kept.append(each)
-        self.backups = kept
-        for each in kept:
+                found.append(each)
+        self.backups = found
+        for each in found:
             with self._elsewhere() as store:
                 self.adapter.restore(store.handle, each.place)
-                found = content_of(store, tuple(each.content))
-                assert found == each.content, (
-                    f"after a crash {each.place.name} holds {found}, not {each.content}"
+                content = content_of(store, tuple(each.content))
+                assert content == each.content, (
+                    f"after a crash {each.place.name} holds {content}, not {each.content}"
                 )
-        return past, crash
 
     @contextmanager
     def _elsewhere(self) -> Iterator[OpenStore]:

@@ -1,6 +1,6 @@
 """What all machines share: a store under test, a place on disk, what is skipped and why.
 
-Belongs here: `StoreMachine`. Rules:
+Belongs here: `StoreMachine`, and how it runs a step, fails, and does a history again. Rules:
 
 1. A machine that needs a capability which the store does not declare is skipped as a whole; a rule
    that needs one is left out. Both are in the capability matrix with the reason.
@@ -10,25 +10,35 @@ Belongs here: `StoreMachine`. Rules:
 
 from __future__ import annotations
 
+import copy
+import functools
+import hashlib
 import json
 import unittest
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from hypothesis import event
-from hypothesis.stateful import RuleBasedStateMachine
+from hypothesis import currently_in_test_context, event, note
+from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
+from hypothesis.stateful import RULE_MARKER, RuleBasedStateMachine
 
 from pytest_statepersist import matrix
 from pytest_statepersist.adapter import OpenStore, StoreAdapter, Value
+from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import UserError
-from pytest_statepersist.machines import profiles
+from pytest_statepersist.machines import kept, profiles
+from pytest_statepersist.machines.history import Diverged, Drawing, History, Scripted, Step
 from pytest_statepersist.simulator import workplace
 
-__all__ = ["Content", "StoreMachine", "as_text", "content_of"]
+__all__ = ["Content", "Lazy", "StoreMachine", "as_text", "content_of", "replay_history"]
 
 Content = dict[str, str]
 """What is stored: keys to values, as JSON text with sorted names."""
+
+_LONG = 200_000
 
 M = TypeVar("M", bound="StoreMachine")
 
@@ -52,6 +62,19 @@ def content_of(store: OpenStore, keys: tuple[str, ...] = ()) -> Content:
         assert value is not None, f"{key!r} is listed and missing"
         found_all[key] = as_text(value)
     return found_all
+
+
+class Lazy:
+    """Text that is made when it is shown, which Hypothesis does for the smallest failure only."""
+
+    def __init__(self, make: Callable[[], Iterator[str]]) -> None:
+        self._make = make
+
+    def __repr__(self) -> str:
+        return "\n".join(self._make())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -81,6 +104,17 @@ class StoreMachine(RuleBasedStateMachine):
         case: Any = cls.TestCase
         case.setUpClass = classmethod(lambda case: cls.begin())
         case.tearDownClass = classmethod(lambda case: cls.end())
+        inner = case.runTest
+
+        @functools.wraps(inner)
+        def run_test(case: Any) -> None:
+            __tracebackhide__ = True
+            keeper = kept.current()
+            if keeper is None or not keeper.before(cls):
+                inner(case)
+
+        case.runTest = run_test
+        case.runTest.statepersist_machine = cls
 
     @classmethod
     def for_store(
@@ -101,6 +135,11 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.adapter = self._checked()
+        self._steps: list[Step] = []
+        self._inside = False
+        self._told: list[object] = []
+        self._kept = False
+        self.scripted = False
         self._stack = ExitStack()
         place = self._stack.enter_context(workplace(None))
         self.directory = Path(place.directory)
@@ -111,9 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
         adapter: StoreAdapter | None = getattr(kind, "store", None)
         if adapter is None:
             raise UserError(f"{kind.__name__} has no store: use {kind.__name__}.for_store(adapter)")
-        by = next(c.__name__ for c in kind.__mro__ if c.__module__.startswith(__package__ or ""))
-        if by.startswith(adapter.name):
-            by = by.removeprefix(adapter.name)
+        by = kind._machine_name()
         reason = adapter.lacks(*kind.needs)
         if kind.needs_one_of and not any(adapter.has(name) for name in kind.needs_one_of):
             reason = f"{adapter.name} declares none of {', '.join(kind.needs_one_of)}"
@@ -132,10 +169,164 @@ class StoreMachine(RuleBasedStateMachine):
         """Say whether the store has a capability: the precondition of a rule."""
         return self.adapter.has(capability)
 
+    # -- one step
+
+    def run_step(
+        self, function: Callable[..., None], positional: tuple[Any, ...], arguments: dict[str, Any]
+    ) -> None:
+        """Run a rule and write it down; a rule that a rule calls is part of that step."""
+        __tracebackhide__ = True
+        if self._inside:
+            function(self, *positional, **arguments)
+            return
+        draws: list[Any] = []
+        drawing, plain = "", {}
+        for name, value in arguments.items():
+            if isinstance(value, st.DataObject):
+                drawing, arguments[name] = name, Drawing(value, draws)
+            elif isinstance(value, Drawing):
+                drawing, draws = name, value.draws
+            else:
+                plain[name] = copy.deepcopy(value)
+        self._steps.append(Step(function.__name__, plain, draws, drawing))
+        self._inside = True
+        try:
+            function(self, *positional, **arguments)
+            self.after_step()
+        except (UnsatisfiedAssumption, unittest.SkipTest, Diverged):
+            raise
+        except Exception as error:
+            failure = error
+            self.tell(Lazy(lambda: self._keep_failure(failure)))
+            raise
+        finally:
+            self._inside = False
+
+    def after_step(self) -> None:
+        """Check what must hold after every step."""
+
+    def tell(self, what: object) -> None:
+        """Show something with the smallest failure."""
+        if currently_in_test_context():
+            note(what)
+        else:
+            self._told.append(what)
+
     def happened(self, what: str) -> None:
         """Tell Hypothesis' statistics what an example met."""
-        event(f"{self.adapter.name}: {what}")
+        if currently_in_test_context():
+            event(f"{self.adapter.name}: {what}")
+
+    # -- failures
+
+    @property
+    def history(self) -> History:
+        """What this machine did so far. Raises `UserError` where not all of it is written down."""
+        kind = type(self)
+        foreign = sorted(
+            name
+            for name in dir(kind)
+            if hasattr(member := getattr(kind, name, None), RULE_MARKER)
+            and not hasattr(member, "__statepersist_rule__")
+        )
+        if foreign:
+            raise UserError(
+                f"the rule {foreign[0]} is not written down: make it with "
+                "pytest_statepersist.machines.rule instead of Hypothesis'"
+            )
+        return History(self._machine_name(), self.adapter.name, tuple(self._steps))
+
+    @property
+    def digest(self) -> str:
+        """A short name of the history, whatever its last step drew."""
+        *before, last = self._steps
+        told = [*((s.rule, s.arguments, s.draws) for s in before), (last.rule, last.arguments)]
+        return hashlib.sha256(repr(told).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+    def keep(self, **words: Any) -> Iterator[str]:
+        """Keep this failure, and yield how to do it again; see `kept.Told` for the words."""
+        if self._kept:
+            return
+        self._kept = True
+        try:
+            history = self.history.to_json()
+            if len(history) > _LONG:
+                raise UserError(f"its history is {len(history)} letters long")
+        except UserError as error:
+            yield f"This failure cannot be replayed without Hypothesis: {error}"
+            return
+        keeper = kept.current()
+        if keeper is None:
+            yield "Do it again, with any version of Hypothesis:"
+            test = kept.regression_test(type(self).__name__, history)
+            yield from (f"    {line}" for line in test)
+            return
+        tree = Tree.read(self.directory)
+        name = keeper.keep(kept.Told(self._machine_name(), history, tree=tree, **words))
+        if words.get("report") is None:  # it says so itself
+            yield f"Replay it: pytest --statepersist-replay {name}"
+        yield f"A test of it to copy, and what was on disk: statepersist show {name}"
+
+    def _keep_failure(self, error: Exception) -> Iterator[str]:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        steps = [f"  {line}" for line in str(History("", "", tuple(self._steps))).splitlines()]
+        text = "\n".join([f"{type(error).__name__}: {error}", "after:", *steps])
+        yield from self.keep(kind="machine", cause=lines[0][:200], text=text)
+
+    @classmethod
+    def _machine_name(cls) -> str:
+        package = __package__ or ""
+        name = next(c.__name__ for c in cls.__mro__ if c.__module__.startswith(package))
+        store = getattr(cls, "store", None)
+        return name.removeprefix(store.name) if store is not None else name
+
+    @classmethod
+    def replay(cls, history: History) -> None:
+        """Do a history again, step by step, with the store as it is now.
+
+        Raises what fails, with its explanation as notes, and `Diverged` where the history cannot
+        be followed: then nothing is known.
+        """
+        machine = cls()
+        machine.scripted = True
+        try:
+            for number, step in enumerate(history.steps):
+                function = getattr(cls, step.rule, None)
+                if not hasattr(function, "__statepersist_rule__"):
+                    raise Diverged(f"{cls.__name__} has no rule {step.rule!r}")
+                arguments = dict(step.arguments)
+                if step.drawing:
+                    is_last = number == len(history.steps) - 1
+                    arguments[step.drawing] = Scripted(step.draws, is_last=is_last)
+                getattr(machine, step.rule)(**arguments)
+        except Exception as error:
+            for each in machine._told:
+                error.add_note(str(each))
+            raise
+        finally:
+            machine.teardown()
 
     def teardown(self) -> None:
         """Close what is open and remove the directory."""
         self._stack.close()
+
+
+def replay_history(machine: Any, history: str) -> None:
+    """Do a history that failed again: a regression test that no version of Hypothesis changes.
+
+    ``machine`` is a machine of a store, or its ``TestCase``; ``history`` what a failure printed.
+    Where the history ends in a crash and the store makes other file-system calls than then, every
+    crash with up to two deviations is tried. Raises what fails, and `UserError` where the history
+    cannot be followed any more.
+    """
+    case = getattr(machine, "runTest", None)
+    kind: type[StoreMachine] = getattr(case, "statepersist_machine", machine)
+    if not (isinstance(kind, type) and issubclass(kind, StoreMachine)):
+        raise UserError(f"{machine!r} is no machine of a store, and no TestCase of one")
+    kind.begin()
+    try:
+        kind.replay(History.from_json(history))
+    except Diverged as error:
+        raise UserError(f"the history cannot be followed any more: {error}") from error
+    finally:
+        kind.end()

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore, Value
 from pytest_statepersist.concurrency import interleave
 from pytest_statepersist.machines.base import Content, StoreMachine, as_text, content_of
+from pytest_statepersist.machines.history import Drawing, initialize, rule
 from pytest_statepersist.simulator import workplace
 from pytest_statepersist.strategies import Save, documents, keys
 
@@ -70,9 +71,9 @@ class ConcurrencyMachine(StoreMachine):
 
     @precondition(lambda self: self.expected and self.can("delete"))
     @rule(number=st.integers(0, _OPENERS - 1), data=st.data())
-    def delete(self, number: int, data: st.DataObject) -> None:
+    def delete(self, number: int, data: Drawing) -> None:
         """One opener deletes what perhaps another one saved."""
-        key = data.draw(st.sampled_from(sorted(self.expected)), label="key")
+        key = data.pick(sorted(self.expected), label="key")
         self._opener(number).delete(key)
         del self.expected[key]
 

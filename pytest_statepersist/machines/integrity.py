@@ -14,19 +14,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.leaks import scan_leaks, scan_nonces, scan_permissions
-from pytest_statepersist.machines.base import Content, StoreMachine, as_text, content_of
+from pytest_statepersist.machines.base import Content, Lazy, StoreMachine, as_text, content_of
 from pytest_statepersist.machines.expected import Worlds
 from pytest_statepersist.machines.files import Files, files_of, put_files, write_changes
-from pytest_statepersist.machines.lives import Life, put_on_disk
-from pytest_statepersist.machines.timeline import Lazy, timeline
+from pytest_statepersist.machines.history import Drawing, initialize, rule
+from pytest_statepersist.machines.lives import Life, Past, put_on_disk
+from pytest_statepersist.machines.timeline import timeline
 from pytest_statepersist.recorders.python import interposition
-from pytest_statepersist.strategies import Crash, crash_states, documents, keys, tamperings
+from pytest_statepersist.strategies import Crash, documents, keys
 from pytest_statepersist.tamper import Damage, Tampering
 
 __all__ = ["IntegrityMachine"]
@@ -95,9 +95,9 @@ class IntegrityMachine(StoreMachine):
 
     @precondition(lambda self: self.expected and self.can("delete"))
     @rule(data=st.data())
-    def delete(self, data: st.DataObject) -> None:
+    def delete(self, data: Drawing) -> None:
         """Delete a value."""
-        key = data.draw(st.sampled_from(sorted(self.expected)), label="key")
+        key = data.pick(sorted(self.expected), label="key")
         self.now.delete(key)
         del self.expected[key]
         self._keep_files()
@@ -120,14 +120,14 @@ class IntegrityMachine(StoreMachine):
 
     @precondition(lambda self: self.expected and self.can("tamper_evident"))
     @rule(data=st.data())
-    def tamper(self, data: st.DataObject) -> None:
+    def tamper(self, data: Drawing) -> None:
         """Damage the files: what is loaded is right, or an error."""
         self._close()
         files = files_of(self.directory)
         evident = self.can("rollback_evident")
         kinds = (*_KINDS, *_ROLL_BACKS) if evident else _KINDS
         older = [past for past in self.pasts if past != files]
-        done: Tampering = data.draw(tamperings(files, older=older, kinds=kinds), label="tampering")
+        done = data.damage(files, older, kinds).on(files, older)
         if not evident and _is_roll_back(done, older):
             self.happened("roll-back by chance, not given")
         else:
@@ -157,7 +157,7 @@ class IntegrityMachine(StoreMachine):
     @precondition(lambda self: self.can("key_change") and self.can("crash_recovery"))
     @precondition(lambda self: self.expected and self.can("durable"))
     @rule(data=st.data(), model=st.sampled_from(["posix", "kill"]))
-    def crash_while_the_key_changes(self, data: st.DataObject, model: str) -> None:
+    def crash_while_the_key_changes(self, data: Drawing, model: str) -> None:
         """After a crash exactly one of two keys opens everything."""
         old, new = self.key, f"{self.key}+"
         life = Life(self.directory, Worlds())
@@ -167,18 +167,23 @@ class IntegrityMachine(StoreMachine):
             past = life.end()
         finally:
             life.give_up()
-        crash: Crash = data.draw(crash_states(past.trace, model), label="crash")
-        note(Lazy(lambda: timeline(past, crash)))
+        for crash in data.crashes(past.trace, model):
+            self._recover_from(past, crash, (old, new))
+
+    def _recover_from(self, past: Past, crash: Crash, keys: tuple[str, str]) -> None:
+        self.tell(Lazy(lambda: timeline(past, crash)))
         self.now.abandon()
         put_on_disk(self.directory, self.aside, crash.disk, crash.state)
-        opens = [key for key in (old, new) if self._opens(key)]
+        opens = [key for key in keys if self._opens(key)]
         assert len(opens) == 1, (
             f"after a crash while the key was changed {'both keys' if opens else 'neither key'} "
             "opened everything"
         )
         (self.key,) = opens
         changed = crash.point >= len(past.trace)
-        assert not changed or self.key == new, "the change of the key was acknowledged and is lost"
+        assert not changed or self.key == keys[1], (
+            "the change of the key was acknowledged and is lost"
+        )
         self.pasts.clear()
         self.opened = self._open(self.key)
         self._all_is_there()

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.machines.atomicity import CrashingMachine
 from pytest_statepersist.machines.base import as_text
 from pytest_statepersist.machines.files import files_of, remove_tree
+from pytest_statepersist.machines.history import Drawing, initialize, rule
 from pytest_statepersist.strategies import documents, keys
 
 __all__ = ["MigrationMachine"]
@@ -36,9 +37,9 @@ class MigrationMachine(CrashingMachine):
         data=st.data(),
         values=st.dictionaries(keys(), documents(max_leaves=3, large=False), max_size=3),
     )
-    def open(self, data: st.DataObject, values: dict[str, dict[str, Any]]) -> None:
+    def open(self, data: Drawing, values: dict[str, dict[str, Any]]) -> None:
         """Open what an older version wrote; a crash may come during that already."""
-        self.version = data.draw(st.sampled_from(self.adapter.old_versions), label="version")
+        self.version = data.pick(self.adapter.old_versions, label="version")
         self.adapter.write_old(self.directory, self.version, values)
         expected = self.adapter.expected_of_old
         self.live = {key: as_text(expected(self.version, v)) for key, v in values.items()}
@@ -57,13 +58,13 @@ class MigrationMachine(CrashingMachine):
         )
 
     @rule(data=st.data())
-    def migrate(self, data: st.DataObject) -> None:
+    def migrate(self, data: Drawing) -> None:
         """Bring everything to the present version; nothing that can be loaded changes."""
         self.do("migrate", {}, lambda: self.adapter.migrate(self.now.handle))
         self.then(data)
 
     @rule(data=st.data(), key=keys(), value=documents(max_leaves=3, large=False))
-    def save(self, data: st.DataObject, key: str, value: dict[str, Any]) -> None:
+    def save(self, data: Drawing, key: str, value: dict[str, Any]) -> None:
         """Save beside or over old values."""
         self.do(f"save({key!r})", {key: as_text(value)}, lambda: self.now.save(key, value))
         self.then(data)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.clock import StateClock
 from pytest_statepersist.machines.atomicity import CrashingMachine
 from pytest_statepersist.machines.base import Content
+from pytest_statepersist.machines.history import Drawing, initialize, rule
 from pytest_statepersist.strategies import ClockMove, clock_moves
 
 __all__ = ["RetentionMachine"]
@@ -63,7 +63,7 @@ class RetentionMachine(CrashingMachine):
             self.opened = self.open_store()
 
     @rule(data=st.data(), name=st.text("abc", max_size=3))
-    def take_snapshot(self, data: st.DataObject, name: str) -> None:
+    def take_snapshot(self, data: Drawing, name: str) -> None:
         """Take a snapshot; its age begins now."""
         self._take(name)
         self.then(data)
@@ -84,7 +84,7 @@ class RetentionMachine(CrashingMachine):
         self._changed(changes)
 
     @rule(data=st.data(), number=st.integers(2, 3))
-    def clean_up_several(self, data: st.DataObject, number: int) -> None:
+    def clean_up_several(self, data: Drawing, number: int) -> None:
         """Several snapshots grow old and are due at the same clean-up."""
         for _ in range(number):
             self._take("")
@@ -94,9 +94,9 @@ class RetentionMachine(CrashingMachine):
 
     @precondition(lambda self: self.live and self._stars)
     @rule(data=st.data(), starred=st.booleans())
-    def star(self, data: st.DataObject, starred: bool) -> None:
+    def star(self, data: Drawing, starred: bool) -> None:
         """Set or take back a star."""
-        chosen = data.draw(st.sampled_from(sorted(self.live, key=self._age)), label="snapshot")
+        chosen = data.pick(sorted(self.live, key=self._age), label="snapshot")
         self.do(
             f"star(…, {starred})",
             {chosen: _STARRED if starred else _PLAIN},
@@ -105,7 +105,7 @@ class RetentionMachine(CrashingMachine):
         self.then(data)
 
     @rule(data=st.data())
-    def time(self, data: st.DataObject) -> None:
+    def time(self, data: Drawing) -> None:
         """Let time pass, or set the wall clock forward or back."""
         move: ClockMove = data.draw(clock_moves(limits=[self.adapter.max_age]), label="clock")
         move.apply(self.clock)
@@ -113,7 +113,7 @@ class RetentionMachine(CrashingMachine):
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
-    def clean_up(self, data: st.DataObject) -> None:
+    def clean_up(self, data: Drawing) -> None:
         """Exactly what the policy does not keep goes."""
         self._clean_up()
         self.then(data)
@@ -125,7 +125,7 @@ class RetentionMachine(CrashingMachine):
             if not self.adapter.keeps(self.clock.now() - self.taken[each], star == _STARRED)
         }
         ages = {each: str(self.clock.now() - self.taken[each]) for each in self.live}
-        note(f"at this clean-up {len(due)} of {len(self.live)} are due; ages: {ages}")
+        self.tell(f"at this clean-up {len(due)} of {len(self.live)} are due; ages: {ages}")
         self.happened("something due" if due else "nothing due")
         self.do(
             f"clean_up, {len(due)} due",

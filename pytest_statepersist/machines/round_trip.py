@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant, precondition, rule
+from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.machines.base import Content, StoreMachine, as_text, content_of
+from pytest_statepersist.machines.history import Drawing, initialize, rule
 from pytest_statepersist.strategies import documents, hostile_names, keys
 
 __all__ = ["RoundTripMachine"]
@@ -55,7 +55,7 @@ class RoundTripMachine(StoreMachine):
         try:
             self.now.save(key, value)
         except self.adapter.refusal as error:
-            note(f"refused: {error}")
+            self.tell(f"refused: {error}")
             self.happened("key refused")
         else:
             self.expected[key] = as_text(value)
@@ -73,18 +73,18 @@ class RoundTripMachine(StoreMachine):
 
     @precondition(lambda self: self.expected)
     @rule(data=st.data(), value=documents())
-    def overwrite(self, data: st.DataObject, value: dict[str, Any]) -> None:
+    def overwrite(self, data: Drawing, value: dict[str, Any]) -> None:
         """Replace a value."""
-        key = data.draw(st.sampled_from(sorted(self.expected)), label="key")
+        key = data.pick(sorted(self.expected), label="key")
         self.now.save(key, value)
         self.expected[key] = as_text(value)
         self._loads(key)
 
     @precondition(lambda self: self.expected and self.can("delete"))
     @rule(data=st.data())
-    def delete(self, data: st.DataObject) -> None:
+    def delete(self, data: Drawing) -> None:
         """Delete a key; it is missing then."""
-        key = data.draw(st.sampled_from(sorted(self.expected)), label="key")
+        key = data.pick(sorted(self.expected), label="key")
         self.now.delete(key)
         del self.expected[key]
         found = self.now.get(key)
@@ -114,8 +114,7 @@ class RoundTripMachine(StoreMachine):
         self.now.close()
         self.open()
 
-    @invariant()
-    def everything_is_there(self) -> None:
+    def after_step(self) -> None:
         """The store holds what the dictionary holds."""
         if self.opened is not None:
             found = content_of(self.opened, tuple(self.expected))

@@ -6,8 +6,7 @@ shows it, since a diagnosis runs recovery many times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from pytest_statepersist.core.diagnosis import Judge, diagnose
 from pytest_statepersist.core.effects import Kind as Effect
@@ -19,22 +18,9 @@ from pytest_statepersist.report.operations import describe_operation, place
 from pytest_statepersist.report.text import render_finding
 from pytest_statepersist.strategies import Crash
 
-__all__ = ["Lazy", "explanation", "timeline"]
+__all__ = ["explanation", "timeline"]
 
 _SHOWN = 40
-
-
-class Lazy:
-    """Text that is made when it is shown, which Hypothesis does for the smallest failure only."""
-
-    def __init__(self, make: Callable[[], Iterator[str]]) -> None:
-        self._make = make
-
-    def __repr__(self) -> str:
-        return "\n".join(self._make())
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(repr(self))
 
 
 def timeline(past: Past, crash: Crash) -> Iterator[str]:
