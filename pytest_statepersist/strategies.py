@@ -3,7 +3,7 @@
 Belongs here: drawing, and nothing that judges. Rules:
 
 1. What is drawn shrinks to what a reader grasps first: the empty document, the key "a", the crash
-   with the fewest effects lost at the earliest operation.
+   with the fewest effects lost, at the end of what was recorded.
 2. Every drawn crash state is legal under its model, since `core` makes it.
 3. Importing this registers the reference implementation's items, clocks and persistence models
    with Hypothesis, so that `st.from_type` knows them.
@@ -221,14 +221,17 @@ def crash_states(
 
 
 def _crash_points(trace: Trace, since: int) -> st.SearchStrategy[int]:
-    """Earliest first; oftener where much can be lost: at the end, and just before each sync."""
+    """The end first; then just before each sync, where much can be lost; then anywhere.
+
+    Counted from the end, so that a shorter trace that ends alike shrinks to the same crash.
+    """
     end = len(trace)
     since = min(since, end)
     before_syncs = [n for n in range(since, end) if isinstance(trace.operations[n], _SYNCS)]
     return st.one_of(
-        st.integers(min_value=since, max_value=end),
         st.just(end),
-        st.sampled_from(before_syncs or [end]),
+        st.sampled_from(before_syncs[::-1] or [end]),
+        st.integers(min_value=0, max_value=end - since).map(lambda back: end - back),
     )
 
 
@@ -272,20 +275,41 @@ def _lost(draw: st.DrawFn, window: Window) -> CrashState:
             for bit in draw(st.lists(st.sampled_from(free), max_size=2, unique=True)):
                 kept |= window.down[bit]
             absent = everything & ~kept
-    return _state(root, absent)
+    return _state(root, _some_put_back(draw, window, _closed(root, absent)))
 
 
 _WAYS = ("nothing", "operations", "names", "under way", "effects", "all but some")
 
 
+def _some_put_back(draw: st.DrawFn, window: Window, absent: int) -> int:
+    """Draw for each lost operation whether it is there after all: shrinking needs this."""
+    lost = sorted({window.operation[bit] for bit in bits(absent)}, reverse=True)
+    if not 1 < len(lost) <= _FEW:
+        return absent
+    for number in lost:
+        own = [bit for bit in bits(absent) if window.operation[bit] == number]
+        if own and draw(_ONE_IN_EIGHT) == 0:
+            for bit in own:
+                absent &= ~window.down[bit]
+    return absent
+
+
+_FEW = 12
+_ONE_IN_EIGHT = st.integers(min_value=0, max_value=7)
+
+
 def _state(root: Choice, absent: int) -> CrashState:
+    return Choice(root.window, root.present, _closed(root, absent)).state()
+
+
+def _closed(root: Choice, absent: int) -> int:
     """Close what is absent upwards, and take back what must be present."""
     window = root.window
     closed = 0
     for bit in bits(absent & ~root.present):
         if not window.up[bit] & root.present:
             closed |= window.up[bit]
-    return Choice(window, root.present, closed).state()
+    return closed
 
 
 # -- time

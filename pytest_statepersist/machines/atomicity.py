@@ -66,8 +66,13 @@ class CrashingMachine(StoreMachine):
         self.live: Content = {}
         self.nothing: Expected = Worlds() if durable else Fading({})
         self.touched: set[str] = set()
-        self.idle = 0
-        """How often the store was only opened, since the last change."""
+        self._failed: tuple[Past, Crash, Outcome, Kind] | None = None
+        self.idle = 2
+        """How often the store was only opened, since the last change.
+
+        The first step of all is a change: what Hypothesis draws there belongs to the whole history,
+        and a step that does nothing could not be shrunk away.
+        """
 
     # -- rules of all of them
 
@@ -189,7 +194,10 @@ class CrashingMachine(StoreMachine):
         past = self.life.end()
         wrote = [mark.begin for mark in past.marks if mark.end > mark.begin]
         since = wrote[-1] if late and wrote else 0
+        told = len(self.told)
         for crash in data.crashes(past.trace, model, since):
+            # Where every crash is tried, only the one that fails is worth telling.
+            del self.told[told:]
             self.life.give_up()
             self.recover_from(past, crash)
 
@@ -226,16 +234,23 @@ class CrashingMachine(StoreMachine):
         self._abandon()
         kind = self._kind(past, outcome, crash.point)
         assert kind is not None
-        self.tell(Lazy(lambda: self._explained(past, crash, outcome, kind)))
+        self._failed = (past, crash, outcome, kind)
         what = "recovery" if outcome.ok else "opening after the crash"
         raise AssertionError(
             f"{kind.value}: {what} {outcome}; expected {past.expected_at(crash.point)}"
         ) from outcome.error
 
-    def _explained(
-        self, past: Past, crash: Crash, outcome: Outcome, kind: Kind
-    ) -> Iterator[str]:
+    def pause(self) -> None:
+        """Stop recording."""
+        if self.life is not None:
+            self.life.give_up()
+
+    def own_words(self, error: Exception) -> Iterator[str]:
         """Yield what happened on disk, the finding, and how to replay it."""
+        if self._failed is None:
+            yield from super().own_words(error)
+            return
+        past, crash, outcome, kind = self._failed
 
         def recover(directory: Any) -> Content:
             store = self.open_store()

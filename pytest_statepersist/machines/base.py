@@ -17,6 +17,7 @@ import json
 import unittest
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -137,7 +138,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.adapter = self._checked()
         self._steps: list[Step] = []
         self._inside = False
-        self._told: list[object] = []
+        self.told: list[object] = []
         self._kept = False
         self.scripted = False
         self._stack = ExitStack()
@@ -197,7 +198,7 @@ class StoreMachine(RuleBasedStateMachine):
             raise
         except Exception as error:
             failure = error
-            self.tell(Lazy(lambda: self._keep_failure(failure)))
+            self.tell(Lazy(lambda: self.explained(failure)))
             raise
         finally:
             self._inside = False
@@ -207,14 +208,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     def tell(self, what: object) -> None:
         """Show something with the smallest failure."""
-        if currently_in_test_context():
-            note(what)
+        if self.scripted or not currently_in_test_context():
+            self.told.append(what)
         else:
-            self._told.append(what)
+            note(what)
 
     def happened(self, what: str) -> None:
         """Tell Hypothesis' statistics what an example met."""
-        if currently_in_test_context():
+        if currently_in_test_context() and not self.scripted:
             event(f"{self.adapter.name}: {what}")
 
     # -- failures
@@ -267,11 +268,51 @@ class StoreMachine(RuleBasedStateMachine):
             yield f"Replay it: pytest --statepersist-replay {name}"
         yield f"A test of it to copy, and what was on disk: statepersist show {name}"
 
-    def _keep_failure(self, error: Exception) -> Iterator[str]:
+    def explained(self, error: Exception) -> Iterator[str]:
+        """Yield what a failure is and how to do it again, from the fewest steps that show it."""
+        if self._kept:
+            return
+        self.pause()
+        short = self._shortened(error)
+        if short is None:
+            yield from self.own_words(error)
+            return
+        self._kept = True
+        yield "The same failure in fewer steps:"
+        yield from (f"  {line}" for line in str(short).splitlines())
+        machine, _ = self._follow(short)
+        try:
+            yield from map(str, machine.told)
+        finally:
+            machine.teardown()
+
+    def own_words(self, error: Exception) -> Iterator[str]:
+        """Yield what a failure is; here no more than what the exception says."""
         lines = str(error).strip().splitlines() or [type(error).__name__]
         steps = [f"  {line}" for line in str(History("", "", tuple(self._steps))).splitlines()]
         text = "\n".join([f"{type(error).__name__}: {error}", "after:", *steps])
         yield from self.keep(kind="machine", cause=lines[0][:200], text=text)
+
+    def pause(self) -> None:
+        """Stop what other machines of this process would be disturbed by."""
+
+    def _shortened(self, error: Exception) -> History | None:
+        """Leave out steps while it fails alike; Hypothesis cannot take every step out."""
+        if self.scripted:
+            return None
+        try:
+            history = History.from_json(self.history.to_json())
+        except UserError:
+            return None
+        sign = _sign(error)
+
+        def fails(steps: tuple[Step, ...]) -> bool:
+            machine, failure = self._follow(replace(history, steps=steps))
+            machine.teardown()
+            return failure is not None and _sign(failure) == sign
+
+        steps = _fewest(history.steps, fails)
+        return replace(history, steps=steps) if len(steps) < len(history.steps) else None
 
     @classmethod
     def _machine_name(cls) -> str:
@@ -287,8 +328,22 @@ class StoreMachine(RuleBasedStateMachine):
         Raises what fails, with its explanation as notes, and `Diverged` where the history cannot
         be followed: then nothing is known.
         """
+        machine, failure = cls._follow(history)
+        try:
+            if failure is not None:
+                if not isinstance(failure, Diverged):
+                    for each in machine.told:
+                        failure.add_note(str(each))
+                raise failure
+        finally:
+            machine.teardown()
+
+    @classmethod
+    def _follow(cls: type[M], history: History) -> tuple[M, Exception | None]:
+        """Do a history again; return the machine, which is still open, and what failed."""
         machine = cls()
         machine.scripted = True
+        last = len(history.steps) - 1
         try:
             for number, step in enumerate(history.steps):
                 function = getattr(cls, step.rule, None)
@@ -296,19 +351,39 @@ class StoreMachine(RuleBasedStateMachine):
                     raise Diverged(f"{cls.__name__} has no rule {step.rule!r}")
                 arguments = dict(step.arguments)
                 if step.drawing:
-                    is_last = number == len(history.steps) - 1
-                    arguments[step.drawing] = Scripted(step.draws, is_last=is_last)
+                    arguments[step.drawing] = Scripted(step.draws, is_last=number == last)
                 getattr(machine, step.rule)(**arguments)
         except Exception as error:
-            for each in machine._told:
-                error.add_note(str(each))
-            raise
-        finally:
-            machine.teardown()
+            return machine, error
+        return machine, None
 
     def teardown(self) -> None:
         """Close what is open and remove the directory."""
         self._stack.close()
+
+
+def _fewest(
+    steps: tuple[Step, ...], fails: Callable[[tuple[Step, ...]], bool]
+) -> tuple[Step, ...]:
+    """Leave out steps, several at a time and then one by one; never the first and the last."""
+    size = len(steps) - 2
+    while size > 0:
+        begin = len(steps) - 1 - size
+        while begin > 0:
+            fewer = (*steps[:begin], *steps[begin + size :])
+            if fails(fewer):
+                steps = fewer
+            begin -= 1 if size <= _ONE_BY_ONE else size // 2
+        size = min(size - 1, len(steps) - 2) if size <= _ONE_BY_ONE else size // 2
+    return steps
+
+
+_ONE_BY_ONE = 8
+
+
+def _sign(error: Exception) -> tuple[type, str]:
+    """Return what two failures have in common that are the same one."""
+    return type(error), str(error).split(":")[0][:60]
 
 
 def replay_history(machine: Any, history: str) -> None:

@@ -67,3 +67,14 @@ class Files(StoreAdapter):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def steps_of(error: BaseException) -> list[str]:
+    """Return the fewest steps that a failure tells of."""
+    lines = "\n".join(getattr(error, "__notes__", ())).splitlines()
+    if "The same failure in fewer steps:" in lines:
+        rest = lines[lines.index("The same failure in fewer steps:") + 1 :]
+        end = next((n for n, line in enumerate(rest) if not line.startswith("  ")), len(rest))
+        return [line.strip() for line in rest[:end]]
+    steps = [line.removeprefix("state.") for line in lines if line.startswith("state.")]
+    return steps[:-1]  # the last one is teardown

@@ -37,7 +37,7 @@ from pytest_statepersist.machines.reference_stores import (
     VaultAdapter,
 )
 from pytest_statepersist.recorders.python import interposition
-from tests.machines.broken import FEW, MANY, Files
+from tests.machines.broken import FEW, MANY, Files, steps_of
 
 FEWER = settings(FEW, max_examples=3)
 
@@ -471,5 +471,5 @@ def test_shrinking_gives_short_histories() -> None:
     )
     with pytest.raises(AssertionError) as failure:
         run(RetentionMachine, Impatient, shrinking)
-    notes = "\n".join(failure.value.__notes__)
-    assert len([line for line in notes.splitlines() if line.startswith("state.")]) <= 5
+    steps = steps_of(failure.value)
+    assert len(steps) <= 4, steps  # open, a snapshot, time, a clean-up
