@@ -18,7 +18,6 @@ SOAK = (
     "tests/conformance/test_reference_stores.py",
     "tests/mutants/test_mutants.py::test_every_mutant_is_caught",
     "tests/reference/test_every_durable_operation.py",
-    "tests/machines/",
 )
 
 REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
