@@ -22,6 +22,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from pytest_statepersist import machines
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.states import disk_of, window_at
+from pytest_statepersist.explorer.workplace import workplace
 from pytest_statepersist.machines import StoreMachine
 from pytest_statepersist.machines.expected import Worlds
 from pytest_statepersist.machines.lives import Life, put_on_disk
@@ -31,7 +32,6 @@ from pytest_statepersist.machines.reference_stores import (
     FileStoreAdapter,
 )
 from pytest_statepersist.recorders.python import interposition
-from pytest_statepersist.simulator import workplace
 
 EXAMPLES = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 STEPS = 15

@@ -34,11 +34,11 @@ from pytest_statepersist.core.crash_state import CrashState
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.states import disk_of
 from pytest_statepersist.errors import CrashConsistencyError, RecorderUnavailable, UserError
-from pytest_statepersist.explorer.engine import Workplace
 from pytest_statepersist.explorer.fresh import FreshProcess, fork
 from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.explorer.outcome import Outcome, same
 from pytest_statepersist.explorer.runner import Recovery, call
+from pytest_statepersist.explorer.workplace import Workplace
 from pytest_statepersist.faults.calls import Call, Operation
 from pytest_statepersist.faults.gate import gated, installed
 from pytest_statepersist.recorders import real

@@ -26,6 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pytest_statepersist.arguments import check_callables, user_call, with_acknowledge
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model, get_models
@@ -34,7 +35,7 @@ from pytest_statepersist.core.tree import File, Tree
 from pytest_statepersist.core.window import Choice
 from pytest_statepersist.diagnosing import Diagnoser
 from pytest_statepersist.errors import BlindSpot, UserError
-from pytest_statepersist.explorer.engine import Engine, Restart, Workplace
+from pytest_statepersist.explorer.engine import Engine, Restart
 from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.explorer.outcome import (
@@ -54,6 +55,7 @@ from pytest_statepersist.explorer.outcome import (
 )
 from pytest_statepersist.explorer.runner import Recovery, TimeIsUp, call, run_recovery
 from pytest_statepersist.explorer.search import Bounds, search
+from pytest_statepersist.explorer.workplace import Workplace, workplace
 from pytest_statepersist.faults.calls import (
     ERRORS,
     FaultSite,
@@ -77,12 +79,6 @@ from pytest_statepersist.recording import (
     Companions,
     shared_memory_in,
     sqlite_companions,
-)
-from pytest_statepersist.simulator import (
-    _check_callables,
-    _user_call,
-    _with_acknowledge,
-    workplace,
 )
 
 __all__ = ["FaultInjector"]
@@ -220,7 +216,7 @@ class FaultInjector:
                 programs=programs,
             )
         refuse_while_active("FaultInjector.sweep")
-        _check_callables(workload, recover, setup, invariant)
+        check_callables(workload, recover, setup, invariant)
         started = time.perf_counter()
         with _Sweep(self, workload, recover, invariant, programs) as sweep:
             report = sweep.go(setup, before, after)
@@ -305,7 +301,7 @@ class _Sweep:
         self.options = options
         self.programs = programs
         """Whether all is done by other programs: then strace records, and each run is fresh."""
-        self.workload = _with_acknowledge(workload)
+        self.workload = with_acknowledge(workload)
         self.recover = recover
         self.invariant = invariant
         self.stack = ExitStack()
@@ -369,7 +365,7 @@ class _Sweep:
 
     def go(self, setup: Callable[[Path], Any] | None, before: Any, after: Any) -> FaultReport:
         if setup is not None:
-            _user_call("setup", call, setup, self.directory)
+            user_call("setup", call, setup, self.directory)
         base = self._scan()
         sites, blind = self._count(base, before, after)
         faults = list(self._faults(sites))
@@ -429,7 +425,7 @@ class _Sweep:
 
         try:
             with recorder, self._gated(counting, recorder):
-                _user_call("the workload", call, self.workload, self.directory, acknowledge)
+                user_call("the workload", call, self.workload, self.directory, acknowledge)
         except BlindSpot as error:
             blind.append(f"{error}")
         else:

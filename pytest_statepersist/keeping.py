@@ -28,7 +28,8 @@ from pytest_statepersist.options import (
     settings_for,
 )
 from pytest_statepersist.replaying import judge, keep_bundles
-from pytest_statepersist.simulator import CrashSimulator, Settings, changed_settings
+from pytest_statepersist.settings import Settings, changed_settings
+from pytest_statepersist.simulator import CrashSimulator
 
 __all__ = ["SimulatorOfTests"]
 

@@ -198,9 +198,9 @@ def show_disk(bundle: Bundle, tree: Tree, directory: Path) -> None:
 @contextmanager
 def _place(bundle: Bundle, workspace: str | None) -> Iterator[Path]:
     """Make the directory in which disks are shown: the recorded one, where that is possible."""
-    from pytest_statepersist.simulator import _discard, _in_memory
+    from pytest_statepersist.explorer.workplace import discard, in_memory
 
-    parent = os.path.realpath(workspace or _in_memory() or tempfile.gettempdir())
+    parent = os.path.realpath(workspace or in_memory() or tempfile.gettempdir())
     old = Path(bundle.trace.directory)
     root = ""
     # A path from a bundle is made only where it is one that this package would choose itself.
@@ -220,7 +220,7 @@ def _place(bundle: Bundle, workspace: str | None) -> Iterator[Path]:
             _refuse_old_place(bundle)
         yield directory
     finally:
-        _discard(root)
+        discard(root)
 
 
 def _refuse_old_place(bundle: Bundle) -> None:

@@ -108,6 +108,6 @@ def inserting(
 
 
 def call(workload: Callable[..., Any], directory: Path, acknowledge: Callable[[Any], None]) -> Any:
-    from pytest_statepersist.simulator import _with_acknowledge
+    from pytest_statepersist.arguments import with_acknowledge
 
-    return _with_acknowledge(workload)(directory, acknowledge)
+    return with_acknowledge(workload)(directory, acknowledge)

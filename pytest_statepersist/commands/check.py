@@ -23,7 +23,8 @@ from pytest_statepersist.explorer.outcome import UNSET
 from pytest_statepersist.findings import Report
 from pytest_statepersist.programs import Commands, Matches, look_at_times, must_succeed
 from pytest_statepersist.report.data import as_json
-from pytest_statepersist.simulator import CrashSimulator, Settings
+from pytest_statepersist.settings import Settings
+from pytest_statepersist.simulator import CrashSimulator
 
 __all__ = ["add_arguments", "add_commands", "commands_of", "models_of", "run", "workspace_of"]
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -41,6 +40,7 @@ from pytest_statepersist.explorer.questions import (
 )
 from pytest_statepersist.explorer.runner import Recovery, run_recovery
 from pytest_statepersist.explorer.search import RETURNING, Result, Step, Visit
+from pytest_statepersist.explorer.workplace import Workplace
 from pytest_statepersist.recorders.interpose import Interposition
 from pytest_statepersist.recorders.python import interposition
 
@@ -55,17 +55,6 @@ Recorded: TypeAlias = "tuple[op.Trace, Outcome] | BlindSpot"
 Settle = Callable[[Outcome, Callable[[], int]], Outcome]
 Record = Callable[[Tree, Callable[[], Outcome]], Recorded]
 """Record a recovery that runs on a directory holding this tree; `BlindSpot` where it cannot."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """Where states are shown: the directory, scratch space, and the original if another."""
-
-    directory: str
-    aside: str
-    original: str | None = None
-    outside: frozenset[str] = frozenset()
-    """Files elsewhere that the workload wrote: no crash state takes anything from them."""
 
 
 class Engine:

@@ -30,9 +30,9 @@ from pytest_statepersist import matrix
 from pytest_statepersist.adapter import OpenStore, StoreAdapter, Value
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import UserError
+from pytest_statepersist.explorer.workplace import workplace
 from pytest_statepersist.machines import kept, profiles
 from pytest_statepersist.machines.history import Diverged, Drawing, History, Scripted, Step
-from pytest_statepersist.simulator import workplace
 
 __all__ = ["Content", "Lazy", "StoreMachine", "as_text", "content_of", "replay_history"]
 

@@ -16,9 +16,9 @@ from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore, Value
 from pytest_statepersist.concurrency import interleave
+from pytest_statepersist.explorer.workplace import workplace
 from pytest_statepersist.machines.base import Content, StoreMachine, as_text, content_of
 from pytest_statepersist.machines.history import Drawing, initialize, rule
-from pytest_statepersist.simulator import workplace
 from pytest_statepersist.strategies import Save, documents, keys
 
 __all__ = ["ConcurrencyMachine"]

@@ -14,8 +14,8 @@ from typing import Any
 
 from pytest_statepersist.core.models import Model
 from pytest_statepersist.core.operations import Acknowledgement
-from pytest_statepersist.explorer.engine import Workplace
 from pytest_statepersist.explorer.outcome import Kind
+from pytest_statepersist.explorer.workplace import Workplace
 from pytest_statepersist.findings import Finding, Report
 from pytest_statepersist.machines import kept
 from pytest_statepersist.machines.base import Content
