@@ -70,6 +70,7 @@ _HOSTILE = (
 _DEVICES = frozenset(
     ("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)))
 )
+_SMALLEST_BLOCK = 16
 _SYNCS = (Fsync, SyncRange, SyncAll)
 _NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 
@@ -466,12 +467,37 @@ def damages(
 
     names = sorted(name for name, data in files.items() if data) or sorted(files)
     assume(bool(names))
-    damage = draw(st.sampled_from(list(kinds)))
     name = draw(st.sampled_from(names))
+    # What cannot be made is not drawn: a failed assumption would end a whole history.
+    possible = [kind for kind in kinds if _is_possible(kind, name, files, older)]
+    assume(bool(possible))
+    damage = draw(st.sampled_from([*(kind for kind in possible if kind is Damage.FLIP), *possible]))
     recipe = _recipe(draw, damage, name, files, older)
     changed = recipe.on(files, older).files
     assume(any(files.get(each) != data for each, data in changed.items()))
     return recipe
+
+
+def _is_possible(
+    damage: Damage, name: str, files: Mapping[str, bytes], older: Sequence[Mapping[str, bytes]]
+) -> bool:
+    data = files[name]
+    exchangeable = any(each != name and files[each] != data for each in files)
+    match damage:
+        case Damage.MISSING | Damage.EXTEND:
+            return True
+        case Damage.ROLL_BACK:
+            return any(name in old and old[name] != data for old in older)
+        case Damage.ROLL_BACK_ALL:
+            return any(dict(old) != dict(files) for old in older)
+        case Damage.SWAP_NAMES:
+            return exchangeable
+        case Damage.SWAP_BLOCKS:
+            return len(data) >= 2 * _SMALLEST_BLOCK
+        case Damage.SPLICE:
+            foreign = any(found != data for old in older for found in old.values())
+            return bool(data) and (exchangeable or foreign)
+    return bool(data)
 
 
 def _recipe(
@@ -510,9 +536,10 @@ def _recipe(
             field = draw(st.sampled_from([b"\0", b"\xff", b"\xff" * 4, bytes(8), b"\x7f" * 2]))
             return Recipe(damage, name, at, field=field)
         case Damage.SWAP_BLOCKS:
-            size = draw(st.sampled_from([16, 64, 512]))
+            size = draw(
+                st.sampled_from([n for n in (_SMALLEST_BLOCK, 64, 512) if len(data) >= 2 * n])
+            )
             count = len(data) // size
-            assume(count >= 2)
             one, two = sorted(draw(_pairs(count)))
             return Recipe(damage, name, one, size, two)
         case _:

@@ -26,7 +26,7 @@ class FaultConformance:
         bench.check_faults(errno.ENOSPC, lambda store: store.save("key", bench.value(2)))
 
     def test_a_failed_sync_is_told(self, bench: Bench) -> None:
-        """A save whose fsync fails raises: what the disk refused is not acknowledged."""
+        """A save whose fsync fails raises, unless no power loss can take what it acknowledged."""
         bench.check_failed_syncs(lambda store: store.save("key", bench.value(2)))
 
     @needs("delete")

@@ -33,6 +33,7 @@ __all__ = ["IntegrityMachine"]
 
 CANARY = "canary-7f3a9c52d1"
 _ROLL_BACKS = (Damage.ROLL_BACK, Damage.ROLL_BACK_ALL)
+_DAMAGES = 6
 _KINDS = tuple(kind for kind in Damage if kind not in _ROLL_BACKS)
 
 
@@ -121,22 +122,26 @@ class IntegrityMachine(StoreMachine):
     @precondition(lambda self: self.expected and self.can("tamper_evident"))
     @rule(data=st.data())
     def tamper(self, data: Drawing) -> None:
-        """Damage the files: what is loaded is right, or an error."""
+        """Damage the files, one damage after the other: what is loaded is right, or an error."""
         self._close()
         files = files_of(self.directory)
+        for _ in range(data.draw(st.integers(1, _DAMAGES), label="damages")):
+            self._damage(data, files)
+        self.opened = self._open(self.key)
+        self._all_is_there()
+
+    def _damage(self, data: Drawing, files: Files) -> None:
         evident = self.can("rollback_evident")
         kinds = (*_KINDS, *_ROLL_BACKS) if evident else _KINDS
         older = [past for past in self.pasts if past != files]
         done = data.damage(files, older, kinds).on(files, older)
         if not evident and _is_roll_back(done, older):
             self.happened("roll-back by chance, not given")
-        else:
-            self.happened(f"tampering: {done.damage.value}")
-            write_changes(self.directory, done.files)
-            self._right_or_told(done)
+            return
+        self.happened(f"tampering: {done.damage.value}")
+        write_changes(self.directory, done.files)
+        self._right_or_told(done)
         put_files(self.directory, files)
-        self.opened = self._open(self.key)
-        self._all_is_there()
 
     @precondition(lambda self: self.can("key_change"))
     @rule(number=st.integers(0, 3))

@@ -52,10 +52,10 @@ class Sweep:
     """How much damage to do.
 
     Files of up to ``small`` bytes get every bit flipped and every truncation; of larger ones
-    ``flips`` bits and ``cuts`` lengths are drawn, the first and last 64 bytes always among
-    them. ``header`` is the number of leading bytes in which fields are set to extremes; ``splices``
-    and ``swaps`` bound the cases for each pair of files and each block size; ``skip`` leaves
-    kinds out. Raises `UserError` for negative numbers.
+    ``flips`` bits and ``cuts`` lengths are drawn, the first and last 64 bytes among them as far
+    as two thirds of the number go. ``header`` is the number of leading bytes in which fields are
+    set to extremes; ``splices`` and ``swaps`` bound the cases for each pair of files and each
+    block size; ``skip`` leaves kinds out. Raises `UserError` for negative numbers.
     """
 
     small: int = 2048
@@ -348,7 +348,7 @@ def _edges_and_some(count: int, edge: int, wanted: int, draw: random.Random) -> 
     """Return ``wanted`` of ``count`` places: both edges first, the rest drawn between them."""
     if wanted >= count:
         return list(range(count))
-    edge = min(edge, wanted // 2)
+    edge = min(edge, wanted // 3)  # the values are between them
     inner = range(edge, count - edge)
     middle = draw.sample(inner, min(len(inner), max(0, wanted - 2 * edge)))
     return [*range(edge), *sorted(middle), *range(count - edge, count)]
