@@ -83,12 +83,12 @@ class RetentionMachine(CrashingMachine):
         self.taken[made] = self.clock.now()
         self._changed(changes)
 
-    @rule(data=st.data(), number=st.integers(2, 3))
-    def clean_up_several(self, data: Drawing, number: int) -> None:
-        """Several snapshots grow old and are due at the same clean-up."""
+    @rule(data=st.data(), number=st.integers(2, 3), beyond=st.sampled_from([1, 0, -1]))
+    def clean_up_several(self, data: Drawing, number: int, beyond: int) -> None:
+        """Several snapshots grow as old as they may, give or take a microsecond."""
         for _ in range(number):
             self._take("")
-        self.clock.advance(self.adapter.max_age + timedelta(microseconds=1))
+        self.clock.advance(self.adapter.max_age + timedelta(microseconds=beyond))
         self._clean_up()
         self.then(data)
 
