@@ -17,7 +17,6 @@ pytest_plugins = ["pytester"]
 SOAK = (
     "tests/conformance/test_reference_stores.py",
     "tests/mutants/test_mutants.py::test_every_mutant_is_caught",
-    "tests/reference/test_every_durable_operation.py",
 )
 
 REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"

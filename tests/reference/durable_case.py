@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+SOAK = os.environ.get("STATEPERSIST_PROFILE") == "soak"
+MODELS = ("posix", "ext4", "xfs", "btrfs", "kill")
+SLOW = ("Conversations", "Messenger", "Session", "delete_all_data", "group_backup")
+"""Owners of operations that take longer than the others: recovery opens several stores."""
+
+RECOVERIES = (
+    "DirectoryRegistry.remove", "DirectoryTransport.publish", "EventLog.append", "FileStore.save",
+    "InviteBook.save", "LocalStorage.set", "Messenger.create_channel", "Session.save-json",
+    "SnapshotStore.write", "Transaction.commit", "Vault.store", "backup_to_remote",
+)  # fmt: skip
+"""One operation for each kind of recovery; all others of a store share its recovery."""
+
+RECOVERIES_OF_SQLITE = ("AutoSave.stop", "Database.add_message", "Session.save-sqlite", "migrate-3")
+"""One operation for each kind of SQLite file."""
 
 Invariant = Callable[[Any, Sequence[object]], bool]
 
@@ -17,7 +34,8 @@ class Case:
     ``name`` is ``Owner.method`` or a function's name, and a variant after a hyphen. What is found
     must be the state before or the state after, unless an ``invariant`` says more precisely what
     may be. With ``item_by_item`` an item that cannot be saved does not stop the others. ``sqlite``
-    marks what writes through SQLite, whose file takes many more states (see `settings`).
+    marks what writes through SQLite, whose file takes many more states (see `crash_settings`).
+    ``encrypted``: nothing that it saves may be on the disk in the clear, in any crash state.
     """
 
     name: str
@@ -27,7 +45,7 @@ class Case:
     item_by_item: bool = False
     invariant: Invariant | None = None
     sqlite: bool = False
-    recovery_crashes: int = 1
+    encrypted: bool = False
 
     @property
     def operation(self) -> str:
@@ -35,13 +53,37 @@ class Case:
         return self.name.partition("-")[0]
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def owner(self) -> str:
+        """The class (or module, or function) that the operation belongs to."""
+        return self.operation.partition(".")[0]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of this run: all in the soak profile, else some of them, by the name.
+
+        The slow ones get one. Others get the weakest, which allows all that the others do, and
+        one more.
+        """
+        if SOAK:
+            return MODELS
+        chosen = zlib.crc32(self.name.encode())
+        if self.sqlite or self.owner in SLOW:
+            return (MODELS[chosen % len(MODELS)],)
+        return ("posix", MODELS[1 + chosen % (len(MODELS) - 1)])
+
+    @property
+    def crash_settings(self) -> dict[str, Any]:
         """How far a crash is explored: `Settings` of the simulator.
 
-        A transaction of SQLite has a hundred states even in order, and its recovery writes in all
-        of them; so there each write is torn and each crash point tried, in order, and crashes
-        during recovery are left to `test_every_durable_operation`'s own test of them.
+        A transaction of SQLite has a hundred states even in order, and its recovery writes in each
+        of them. So every run tears each write and tries each crash point, in order, and the soak
+        profile adds one deviation and, for `RECOVERIES_OF_SQLITE`, crashes during recovery.
+        Outside SQLite every run has one deviation, and crashes during recovery for `RECOVERIES`;
+        the soak profile has them for all.
         """
-        if self.sqlite:
-            return {"deviations": 0, "recovery_crashes": 0, "samples": 3}
-        return {"deviations": 1, "recovery_crashes": self.recovery_crashes, "samples": 3}
+        return {
+            "model": self.models,
+            "deviations": int(SOAK or not self.sqlite),
+            "recovery_crashes": int(not self.sqlite and (SOAK or self.name in RECOVERIES)),
+            "samples": 3 if SOAK else 0,
+        }

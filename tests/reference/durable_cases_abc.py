@@ -39,10 +39,11 @@ from pytest_statepersist.reference.store_schedule import BackupSchedule
 from pytest_statepersist.reference.transaction import Transaction, recover
 from tests.reference.durable_case import Case
 from tests.reference.kill_points import tree
+from tests.reference.snapshot_helpers import CANARY as SECRET
 from tests.reference.snapshot_helpers import component, record, registry, snapshot
 from tests.reference.store_helpers import CHEAP, NOON, content, open_store, session
 
-KEY = Cipher(b"k" * 32)
+KEY, OLD_KEY = Cipher(b"k" * 32), Cipher(b"o" * 32)
 CANARY = "canary-51d0"
 
 
@@ -119,7 +120,7 @@ def dated_state(directory: Path) -> object:
 
 
 def which_key_opens(directory: Path) -> object:
-    for name, cipher in (("none", None), ("key", KEY)):
+    for name, cipher in (("none", None), ("old", OLD_KEY), ("key", KEY)):
         report = opened(directory, cipher=cipher).load_all()
         if not report.failed:
             return name, sorted(content(report))
@@ -236,6 +237,28 @@ CASES = [
         lambda d: filled(d, cipher=KEY),
         lambda d: opened(d, cipher=KEY).save(session("a", CANARY * 2)),
         encrypted_items,
+        encrypted=True,
+    ),
+    Case(
+        "FileStore.rekey-changed",
+        lambda d: filled(d, cipher=OLD_KEY),
+        lambda d: opened(d, cipher=OLD_KEY).rekey(KEY),
+        which_key_opens,
+        encrypted=True,
+    ),
+    Case(
+        "FileStore.backup-encrypted",
+        lambda d: filled(d, cipher=KEY),
+        lambda d: opened(d, cipher=KEY).backup(d / "new"),
+        backup_at("new"),
+        encrypted=True,
+    ),
+    Case(
+        "backup_to_remote-encrypted",
+        lambda d: filled(d, cipher=KEY),
+        lambda d: backup_to_remote(opened(d, cipher=KEY), remote_at(d), "doc"),
+        lambda d: {n: dict(unpack_backup(remote_at(d).load(n)).files) for n in remote_at(d).list()},
+        encrypted=True,
     ),
     Case("FileStore.load_all-quarantine", damaged, set_aside, by_hand),
     Case("BackupSchedule.run_now", lambda d: dated(d, 0), lambda d: dated(d, 1), dated_state),
@@ -262,6 +285,7 @@ CASES = [
         lambda d: with_secrets() and snapshot("b").save(d / "s"),
         lambda d: with_secrets().save(d / "s"),
         lambda d: [each.secrets is None for each in StateSnapshot.load(d / "s").components],
+        encrypted=True,
     ),
     Case(
         "save_snapshot",
@@ -282,6 +306,15 @@ CASES = [
             record("a", source_uri="u:2", binary=None, secrets={})
         ),
         registered,
+    ),
+    Case(
+        "DirectoryRegistry.register-encrypted",
+        lambda d: registry(d / "registry", "a", cipher=KEY),
+        lambda d: DirectoryRegistry(d / "registry", cipher=KEY).register(
+            record("a", secrets={"NEW": SECRET * 2})
+        ),
+        lambda d: DirectoryRegistry(d / "registry", cipher=KEY).get("a").secrets,
+        encrypted=True,
     ),
     Case(
         "DirectoryRegistry.remove",

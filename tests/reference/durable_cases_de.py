@@ -7,7 +7,6 @@ the comparison. Everything that holds a database closes it, as an app does.
 from __future__ import annotations
 
 import re
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +132,8 @@ def _content(opened: Database, table: str) -> list[tuple[object, ...]]:
 
 def old_database(version: int) -> Callable[[Path], None]:
     def setup(directory: Path) -> None:
-        shutil.copy(FIXTURES / f"v{version}.sqlite", directory / "app.sqlite")
+        # As an app's own file: SQLite gives its log and journal the mode that the database has.
+        write_atomic(directory / "app.sqlite", (FIXTURES / f"v{version}.sqlite").read_bytes())
 
     return setup
 
@@ -379,7 +379,6 @@ def conversation_cases(backend: str) -> list[Case]:
         *(
             Case(
                 f"{name}-{backend}", setup, change(work), look, sqlite=backend == "sqlite",
-                recovery_crashes=int(name in ("Session.save", "Conversations.delete_all")),
             )
             for name, work in works.items()
         ),
@@ -388,7 +387,6 @@ def conversation_cases(backend: str) -> list[Case]:
             setup,
             change(sync),
             lambda directory: said(directory, backend, "other"),
-            recovery_crashes=0,
             sqlite=backend == "sqlite",
         ),
         Case(
@@ -439,7 +437,7 @@ def vault_look(directory: Path) -> object:
     return found[0]
 
 
-LOCAL = {
+LOCAL: dict[str, tuple[Callable[[Path], object], Callable[[LocalStorage], object]]] = {
     "set": (local_filled, lambda s: s.set("a", "new")),
     "remove": (local_filled, lambda s: s.remove("a")),
     "clear": (local_filled, lambda s: s.clear()),
@@ -458,9 +456,18 @@ VAULT: dict[str, Callable[[Vault], object]] = {
     "delete_all": lambda v: v.delete_all(),
 }
 
+
+def on_local(work: Callable[[LocalStorage], object]) -> Callable[[Path], object]:
+    return lambda directory: work(local(directory))
+
+
+def on_vault(work: Callable[[Vault], object]) -> Callable[[Path], object]:
+    return lambda directory: work(vault(directory))
+
+
 CASES = [
     *(
-        Case(f"LocalStorage.{name}", setup, lambda d, work=work: work(local(d)), local_look)
+        Case(f"LocalStorage.{name}", setup, on_local(work), local_look)
         for name, (setup, work) in LOCAL.items()
     ),
     *(
@@ -492,7 +499,7 @@ CASES = [
     *conversation_cases("json"),
     *conversation_cases("sqlite"),
     *(
-        Case(f"Vault.{name}", vault_filled, lambda d, work=work: work(vault(d)), vault_look)
+        Case(f"Vault.{name}", vault_filled, on_vault(work), vault_look, encrypted=True)
         for name, work in VAULT.items()
     ),
     Case(
@@ -502,5 +509,6 @@ CASES = [
             d / "vault", (d / "key").read_text(), password="new", cost=TINY
         ),
         vault_look,
+        encrypted=True,
     ),
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -455,7 +456,7 @@ def changed_since(directory: Path) -> None:
         messenger.set_topic((directory / "channel").read_text(), "since then")
 
 
-CASES = [
+_CASES = [
     Case("EventLog.append", two_records, appending, what_the_log_holds),
     Case(
         "EventLog.append-segments", two_records, appending_thrice, what_the_log_holds,
@@ -508,3 +509,7 @@ CASES = [
     Case("group_backup.export_state", one_message, export, export_look),
     Case("group_backup.import_state", changed_since, lambda d: into(d, "alice"), messenger_look),
 ]  # fmt: skip
+PLAIN = ("save_identity", "DirectoryTransport.publish")
+"""What is stored in the clear by design, or comes encrypted already."""
+
+CASES = [replace(case, encrypted=case.name not in PLAIN) for case in _CASES]

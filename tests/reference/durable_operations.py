@@ -83,6 +83,7 @@ HARMLESS = {
     "read_backup": READS,
     "has_identity": READS,
     "is_temporary": READS,
+    "checked_path": "checks a name",
     "temporary_name": "a name",
     "export_all_data": READS,
     "snapshot_transfer.export_state": READS,

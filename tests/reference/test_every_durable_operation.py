@@ -4,7 +4,10 @@ One `Case` for each, in `durable_cases_abc`, `_de` and `_f`; `durable_operations
 other public method why it has none. Each operation must be atomic and durable in all five models,
 and each must, when any one call of the file system fails, leave the old or the new state and say
 so. Sabotaged versions show that the checks would notice. Encrypted operations are also searched
-for plaintext in each of their crash states.
+for plaintext in each of their crash states, and all of them for files that others could read.
+
+Every operation is tried in every run. `Case.crash_settings` says how far; STATEPERSIST_PROFILE=soak
+goes all the way.
 """
 
 from __future__ import annotations
@@ -13,21 +16,26 @@ import errno
 import inspect
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.models import get_models
 from pytest_statepersist.core.states import crash_states, disk_of
 from pytest_statepersist.core.tree import Tree
-from pytest_statepersist.leaks import scan_leaks
+from pytest_statepersist.fault_injector import FaultInjector
+from pytest_statepersist.findings import Report
+from pytest_statepersist.leaks import ModeEvent, scan_leaks, scan_permissions
 from pytest_statepersist.reference import atomic, transaction
 from pytest_statepersist.reference.errors import PersistenceError
 from pytest_statepersist.simulator import CrashSimulator
 from tests.reference import durable_cases_abc, durable_cases_de, durable_cases_f
-from tests.reference.durable_case import Case
+from tests.reference.durable_case import RECOVERIES, RECOVERIES_OF_SQLITE, SOAK, Case
 from tests.reference.durable_operations import (
     CASES,
     HARMLESS,
@@ -38,7 +46,6 @@ from tests.reference.durable_operations import (
 from tests.reference.snapshot_helpers import CANARY as SNAPSHOT_SECRET
 from tests.reference.test_snapshot_store import SECRET as EPOCH_SECRET
 
-MODELS = ("posix", "ext4", "xfs", "btrfs", "kill")
 NAMED = {case.name: case for case in CASES}
 
 
@@ -54,35 +61,107 @@ def test_every_public_operation_has_a_case_or_a_reason() -> None:
     assert (cases | harmless) - everything == set(), "not there any more"
     assert all(owner not in HARMLESS for owner in METHODS)
     assert len(NAMED) == len(CASES), "two cases of one name"
+    assert NAMED.keys() >= {*RECOVERIES, *RECOVERIES_OF_SQLITE}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def each(cases: Iterable[Case]) -> list[Any]:
+    """Parameters; all tests of one operation go to one worker, since they share its report."""
+    return [
+        pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(f"durable {case.name}"))
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize("case", each(CASES))
 def test_survives_every_legal_crash(case: Case) -> None:
-    report = CrashSimulator(model=MODELS, time_limit=None, repairs=False, **case.settings).check(
+    report = report_of(case)
+    assert len(report.trace) > 0, "nothing was recorded, so nothing was tried"
+    assert [verdict.model for verdict in report.verdicts] == list(case.models)
+    for verdict in report.verdicts:
+        assert (verdict.atomic, verdict.durable) == (True, True), str(verdict)
+
+
+@pytest.mark.skipif(not SOAK, reason="runs in the soak profile: minutes each")
+@pytest.mark.parametrize("name", RECOVERIES_OF_SQLITE)
+def test_sqlite_survives_a_crash_during_recovery(name: str) -> None:
+    report = explored(
+        NAMED[name], model="posix", deviations=0, recovery_crashes=1, samples=0
+    )
+    verdict = report.verdict("posix")
+    assert (verdict.atomic, verdict.durable) == (True, True), str(verdict)
+
+
+@cache
+def report_of(case: Case) -> Report:
+    """Explore an operation, once for all that asks about it; raises for a finding."""
+    return explored(case, **case.crash_settings)
+
+
+def explored(case: Case, **settings: Any) -> Report:
+    return CrashSimulator(time_limit=None, repairs=False, **settings).check(
+        setup=case.setup,
+        workload=under_a_careless_umask(case.workload),
+        recover=case.recover,
+        invariant=case.invariant,
+        name=case.name,
+    )
+
+
+def under_a_careless_umask(workload: Callable[..., object]) -> Callable[..., object]:
+    """Let the umask hide nothing, so that the trace shows the modes that were asked for."""
+
+    def run(directory: Path, *acknowledge: Any) -> object:
+        before = os.umask(0)
+        try:
+            return workload(directory, *acknowledge)
+        finally:
+            os.umask(before)
+
+    if wants_two(workload):
+        return lambda directory, acknowledge: run(directory, acknowledge)
+    return lambda directory: run(directory)
+
+
+@pytest.mark.parametrize("case", each(c for c in CASES if c.sqlite or SOAK))
+def test_a_fault_at_any_call_leaves_old_or_new_and_is_told(case: Case) -> None:
+    """The fault sweep, inside SQLite too. In the soak profile of every operation, with every error.
+
+    A run of CI takes some of the calls of each operation, drawn by its name; each fails with EIO.
+    """
+    bounds: dict[str, Any] = {"recovery": True, "states": 30, "deviations": 1}
+    if not SOAK:
+        seed = zlib.crc32(case.name.encode())
+        bounds = {"errors": ["EIO"], "persistent": False, "recovery": False, "states": 0}
+        bounds |= {"cases": 10, "seed": seed}
+    report = FaultInjector(time_limit=60.0, **bounds).sweep(
         setup=case.setup,
         workload=case.workload,
         recover=case.recover,
         invariant=case.invariant,
         name=case.name,
     )
-    for model in MODELS:
-        verdict = report.verdict(model)
-        assert (verdict.atomic, verdict.durable) == (True, True), str(verdict)
+    assert report.findings == (), str(report)
+    assert report.cases >= (10 if not SOAK else 30)
+    if case.sqlite:
+        assert any(site.function.startswith("sqlite.") for site in report.sites)
 
 
 class Injected(OSError):
     """The one call that fails."""
 
 
-CALLS = ("open", "write", "fsync", "replace", "rename", "unlink", "mkdir", "read", "listdir")
+CALLS = (
+    "open", "write", "fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "read",
+    "listdir", "scandir", "stat", "lstat",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.sqlite], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", each(c for c in CASES if not c.sqlite))
 def test_an_io_error_at_any_call_leaves_old_or_new_and_is_told(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, ram_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every call in turn fails once; the clean-up then works. A false "saved" is the worst."""
-    start, disk = tmp_path / "start", tmp_path / "disk"
+    start, disk = ram_path / "start", ram_path / "disk"
     start.mkdir()
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nothing here is about power
     case.setup(start)
@@ -111,9 +190,15 @@ def test_an_io_error_at_any_call_leaves_old_or_new_and_is_told(
 
 
 def _acknowledging(workload: Callable[..., object], into: list[object]) -> Callable[[Path], object]:
-    if len(inspect.signature(workload).parameters) == 1:
+    if not wants_two(workload):
         return workload
     return lambda directory: workload(directory, into.append)
+
+
+def wants_two(workload: Callable[..., object]) -> bool:
+    """Tell whether a workload takes a function to acknowledge with."""
+    parameters = inspect.signature(workload).parameters.values()
+    return sum(each.default is each.empty for each in parameters) == 2
 
 
 def _allowed(
@@ -201,54 +286,81 @@ CANARIES = {
     "epoch secret": EPOCH_SECRET,
     "snapshot secret": SNAPSHOT_SECRET,
 }
-ENCRYPTED = [
-    "FileStore.save-encrypted",
-    "StateSnapshot.save-secrets",
-    "Vault.store",
-    "Vault.store-again",
-    "Vault.delete",
-    "Vault.change_password",
-    "Vault.import_key",
-    "EventLog.append",
-    "EventLog.compact",
-    "SnapshotStore.commit",
-    "SnapshotStore.write",
-    "SnapshotStore.delete",
-    "Groups.acknowledge",
-    "Groups.propose_leaving",
-    "Groups.prepare_commit",
-    "InviteBook.save",
-    "Messenger.set_topic",
-    "Messenger.rename_channel",
-    "Messenger.send",
-    "Messenger.sync",
-    "Messenger.compact",
-    "group_backup.export_state",
-    "group_backup.import_state",
-]
+ENCRYPTED = [case for case in CASES if case.encrypted]
+"""Every operation that encrypts: what it writes may show none of the above at any moment."""
 
 
-def crash_trees(case: Case, directory: Path) -> Iterator[tuple[str, Tree]]:
-    """Every crash state of a case in every model, temporaries and journals included."""
-    case.setup(directory)
-    with CrashSimulator().record(directory) as recording:
-        case.workload(directory)
-    for model in get_models(MODELS):
-        disk = disk_of(recording.trace, model)
-        for number, state in enumerate(crash_states(recording.trace, model, deviations=1)):
+def crash_trees(trace: op.Trace, models: Iterable[str]) -> Iterator[tuple[str, Tree]]:
+    """Every crash state of a trace with up to one deviation, temporaries and journals included."""
+    for model in get_models(tuple(models)):
+        disk = disk_of(trace, model)
+        for number, state in enumerate(crash_states(trace, model, deviations=1)):
             yield f"{model.name} {number}", disk.tree(state)
 
 
-@pytest.mark.parametrize("name", ENCRYPTED)
-def test_no_crash_state_shows_plaintext(name: str, tmp_path: Path) -> None:
-    report = scan_leaks(crash_trees(NAMED[name], tmp_path), CANARIES)
+def test_every_part_that_encrypts_is_searched() -> None:
+    owners = {case.owner for case in ENCRYPTED}
+    assert owners >= {
+        "DirectoryRegistry", "EventLog", "FileStore", "Groups", "InviteBook", "Messenger",
+        "SnapshotStore", "StateSnapshot", "Vault", "backup_to_remote", "group_backup",
+    }  # fmt: skip
+    assert len(ENCRYPTED) > 40
+
+
+@pytest.mark.parametrize("case", each(ENCRYPTED))
+def test_no_crash_state_shows_plaintext(case: Case) -> None:
+    report = scan_leaks(crash_trees(report_of(case).trace, case.models), CANARIES)
     report.raise_if_findings()
     assert report.ok is True
-    assert report.states > 30
+    assert report.states > 5
     assert report.parts > report.states / 2
 
 
-def test_plaintext_of_an_unencrypted_store_is_found(tmp_path: Path) -> None:
-    report = scan_leaks(crash_trees(NAMED["FileStore.save"], tmp_path), CANARIES)
+def test_plaintext_of_an_unencrypted_store_is_found() -> None:
+    trace = report_of(NAMED["FileStore.save"]).trace
+    report = scan_leaks(crash_trees(trace, ["posix"]), CANARIES)
     assert report.ok is False
     assert {finding.canary for finding in report.findings} == {"file store"}
+
+
+# ---- permissions ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", each(CASES))
+def test_files_and_directories_are_private_from_the_first_instant(case: Case) -> None:
+    """Each that was ever made, temporaries included, under a umask that hides nothing."""
+    files, directories, late = modes_of(report_of(case).trace)
+    if files:
+        scan_permissions(files).raise_if_findings()
+    if directories:
+        scan_permissions(directories, allowed=0o700).raise_if_findings()
+    assert late == [], "a mode that is set afterwards is set too late"
+
+
+def modes_of(trace: op.Trace) -> tuple[list[ModeEvent], list[ModeEvent], list[op.SetAttributes]]:
+    """The modes of new files and directories, and changes of modes (filelock's own left out)."""
+    made = trace.operations
+    files = [ModeEvent(each.path, each.mode) for each in made if isinstance(each, op.Create)]
+    directories = [ModeEvent(each.path, each.mode) for each in made if isinstance(each, op.Mkdir)]
+    late = [
+        each
+        for each in made
+        if isinstance(each, op.SetAttributes)
+        and each.mode is not None
+        and not each.path.endswith(".lock")
+    ]
+    return files, directories, late
+
+
+def test_files_that_others_may_read_are_found(ram_path: Path) -> None:
+    def careless(directory: Path) -> None:
+        (directory / "new").mkdir()
+        (directory / "new/file").write_bytes(b"x")
+        (directory / "new/file").chmod(0o600)
+
+    with CrashSimulator().record(ram_path) as recording:
+        under_a_careless_umask(careless)(ram_path)
+    files, directories, late = modes_of(recording.trace)
+    assert scan_permissions(files).ok is False
+    assert scan_permissions(directories, allowed=0o700).ok is False
+    assert [each.path for each in late] == ["new/file"]
