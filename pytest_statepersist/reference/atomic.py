@@ -26,12 +26,14 @@ from pytest_statepersist.reference.errors import (
     DamagedData,
     NotFound,
     StorageError,
+    TooLarge,
     ValidationError,
 )
 
 __all__ = [
     "FILE_MODE",
     "PRIVATE_DIRECTORY_MODE",
+    "check_size",
     "checked_path",
     "create_temporary",
     "fsync_directory",
@@ -69,6 +71,12 @@ def checked_path(path: PathLike) -> Path:
     if problem:
         raise ValidationError("path", problem)
     return Path(path)
+
+
+def check_size(data: bytes, limit: int, what: str) -> None:
+    """Raise `ValidationError` for what could not be read back: a store must not save that."""
+    if len(data) > limit:
+        raise ValidationError(what, f"{len(data)} bytes to store; {limit} can be read back")
 
 
 def write_atomic(path: PathLike, data: bytes, *, mode: int = FILE_MODE) -> None:
@@ -242,7 +250,7 @@ def remove_temporaries(directory: PathLike) -> tuple[Path, ...]:
 def read_bounded(path: PathLike, limit: int, *, follow_symlinks: bool = True) -> bytes:
     """Return the content of a regular file of at most ``limit`` bytes.
 
-    Raises `NotFound`; `DamagedData` for a larger file, a pipe, a directory, or (with
+    Raises `NotFound`; `TooLarge`; `DamagedData` for a pipe, a directory, or (with
     ``follow_symlinks=False``) a symbolic link: none of them can be what we wrote;
     `StorageError` for the rest.
     """
@@ -284,7 +292,7 @@ def _read_all(descriptor: int, path: PathLike, limit: int) -> bytes:
             return b"".join(pieces)
         pieces.append(piece)
         left -= len(piece)
-    raise DamagedData(
+    raise TooLarge(
         f"{os.fspath(path)}: holds more than {limit} bytes, the most that is accepted here; "
         "it was not written by this store, or the limit is too small"
     )

@@ -2,7 +2,8 @@
 
 The law: encoding is deterministic (shortest heads, definite lengths, map keys in the order of
 their encoded bytes, floats as 64 bits), decoding accepts exactly what `encode` can produce,
-and no input, however hostile, costs more memory than a small multiple of its own length.
+and no input, however hostile, costs more memory than a small multiple of its own length, nor
+unfolds to more than `MOST_VALUES` Python objects.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ import math
 import struct
 from collections.abc import Iterator
 
-from pytest_statepersist.reference.errors import DamagedData, ValidationError
+from pytest_statepersist.reference.errors import (
+    DamagedData,
+    DecompressionBomb,
+    ValidationError,
+)
 
-__all__ = ["MAGIC", "decode", "encode"]
+__all__ = ["MAGIC", "MOST_VALUES", "decode", "encode"]
 
 MAGIC = b"\xd9\xd9\xf7"  # tag 55799, "self-described CBOR": RFC 8949, 3.4.6
+MOST_VALUES = 1 << 22
+"""In one document; a few hundred megabytes as Python objects."""
 _DEEPEST = 200
 
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
@@ -30,7 +37,10 @@ def encode(value: object) -> bytes:
     Takes None, bool, int, finite float, str, bytes, list or tuple, and dict with str keys;
     anything else raises `ValidationError` with the path of the offender.
     """
-    return MAGIC + b"".join(_encode(value, "$", 0))
+    pieces = list(_encode(value, "$", 0))  # one for each value and key
+    if len(pieces) > MOST_VALUES:
+        raise ValidationError("$", f"more than {MOST_VALUES} values, which nobody would load")
+    return MAGIC + b"".join(pieces)
 
 
 def _encode(value: object, where: str, depth: int) -> Iterator[bytes]:
@@ -111,6 +121,7 @@ class _Reader:
     def __init__(self, data: bytes, position: int) -> None:
         self.data = data
         self.position = position
+        self.values = 0
 
     def take(self, count: int) -> bytes:
         end = self.position + count
@@ -136,6 +147,7 @@ class _Reader:
     def value(self, depth: int) -> object:
         if depth > _DEEPEST:
             raise DamagedData(f"nested more than {_DEEPEST} levels deep")
+        self.count()
         major, low, number = self.head()
         if major == _UNSIGNED:
             return number
@@ -153,6 +165,11 @@ class _Reader:
         if major == _TAG:
             return self.big_integer(number)
         return self.simple(low, number)
+
+    def count(self) -> None:
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise DecompressionBomb(f"CBOR of more than {MOST_VALUES} values")
 
     def expect_room(self, count: int) -> None:
         if count > len(self.data) - self.position:  # each item takes a byte at least
@@ -174,6 +191,7 @@ class _Reader:
             if major != _TEXT:
                 raise DamagedData(f"byte {start}: a key is not text")
             key = self.text(number)
+            self.count()
             encoded = self.data[start : self.position]
             if encoded <= last:
                 raise DamagedData(f"byte {start}: keys are repeated or out of order")

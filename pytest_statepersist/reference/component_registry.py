@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import pydantic
 
 from pytest_statepersist.reference.atomic import (
+    check_size,
     checked_path,
     fsync_directory,
     make_directory,
@@ -212,6 +213,7 @@ class DirectoryRegistry:
             if data is None:
                 transaction.delete(place)
             else:
+                check_size(data, self._limit, f"{name}.{directory}")
                 transaction.put(place, data)
 
     def _card(self, component_id: str) -> Component:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_statepersist.reference.atomic import (
+    check_size,
     checked_path,
     fsync_directory,
     make_directory,
@@ -103,9 +104,9 @@ class JsonConversations:
             for change in changes:
                 if change.expected is not None:
                     check_expected(change, self._stored_revision(change.record.id))
-                transaction.put(
-                    _file_name(change.record.id), change.record.to_json().encode() + b"\n"
-                )
+                data = change.record.to_json().encode() + b"\n"
+                check_size(data, _LARGEST_FILE, f"session {change.record.id}")
+                transaction.put(_file_name(change.record.id), data)
 
     def delete(
         self, session_ids: Sequence[str], *, expected: Mapping[str, str] | None = None

@@ -28,6 +28,7 @@ __all__ = [
     "QuotaExceeded",
     "RolledBack",
     "StorageError",
+    "TooLarge",
     "TransportError",
     "ValidationError",
     "WrongPassword",
@@ -72,8 +73,15 @@ class IntegrityError(DamagedData):
     """A checksum, an authentication tag or a signature does not fit the bytes beside it."""
 
 
-class DecompressionBomb(DamagedData):
-    """Compressed data unfolds to more than the caller's limit; unpacking stopped there."""
+class TooLarge(DamagedData):
+    """Stored data is larger than the caller's limit; it was not read, and left untouched.
+
+    It was not written by us under this limit: open it with a larger one, or restore a backup.
+    """
+
+
+class DecompressionBomb(TooLarge):
+    """Data unfolds to more bytes, or values, than is accepted; unpacking stopped there."""
 
 
 class WrongPassword(PersistenceError):

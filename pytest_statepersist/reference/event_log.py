@@ -34,7 +34,7 @@ from pytest_statepersist.reference.errors import (
     ValidationError,
 )
 from pytest_statepersist.reference.locking import StoreLock
-from pytest_statepersist.reference.log_files import LogFiles, Record, Snapshot
+from pytest_statepersist.reference.log_files import LARGEST_SEGMENT, LogFiles, Record, Snapshot
 from pytest_statepersist.reference.log_frames import (
     SEGMENT_HEADER_SIZE,
     SegmentHeader,
@@ -85,6 +85,8 @@ class EventLog:
         lock_timeout: float = 10.0,
     ) -> None:
         self.root = checked_path(root)
+        if not 0 < segment_size <= LARGEST_SEGMENT:
+            raise ValidationError("segment_size", f"{segment_size}: 1 to {LARGEST_SEGMENT} bytes")
         self._files = LogFiles(self.root, key)
         self._segment_size = segment_size
         self._mutex = threading.RLock()
@@ -133,7 +135,8 @@ class EventLog:
 
         On return the snapshot is durable and old segments and snapshots are gone for good. A
         crash leaves the old records or the snapshot, nothing in between. After a
-        `StorageError` nothing is lost, and the log may be appended to or compacted again.
+        `StorageError`, or a `ValidationError` for too large a state, nothing is lost, and the
+        log may be appended to or compacted again.
         """
         with self._mutex:
             self._check_open()

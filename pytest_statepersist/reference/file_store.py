@@ -7,7 +7,7 @@ the next call on it, finishes or undoes what was cut short.
 
 One bad file never hides the others: it is reported through ``on_error`` and, if its bytes are
 beyond doubt damaged, renamed aside. A file that *we* merely cannot read (a newer version,
-another key, an I/O error) stays where it is and is never overwritten.
+another key, larger than our limit, an I/O error) stays where it is and is never overwritten.
 
 The store may be used by several threads and processes at once. Events are delivered after
 the lock was released, so a listener may use the store.
@@ -34,6 +34,7 @@ from pytest_statepersist.reference.errors import (
     NotFound,
     PersistenceError,
     StorageError,
+    TooLarge,
     ValidationError,
     WrongPassword,
 )
@@ -189,8 +190,9 @@ class FileStore:
     def save(self, item: Item) -> bool:
         """Save one item: atomic, and durable on return. Returns False if nothing had changed.
 
-        Raises `ValidationError`, `StorageError`, `LockTimeout`; and `NewerVersion`,
-        `WrongPassword` or `NotEncrypted` rather than overwrite a file that it cannot read.
+        Raises `ValidationError` (larger than the limit, too), `StorageError`, `LockTimeout`; and
+        `NewerVersion`, `WrongPassword`, `TooLarge` or `NotEncrypted` rather than overwrite a file
+        that it cannot read.
         """
         place = place_of(type(item), check_id(item.id))
         with self._exclusive(place):
@@ -213,7 +215,7 @@ class FileStore:
         """Return one item, upgraded to the current schema.
 
         Raises `NotFound`; `DamagedData` or `ValidationError` (the file is set aside then);
-        `NewerVersion`, `WrongPassword`, `NotEncrypted`, `StorageError` (it stays).
+        `TooLarge`, `NewerVersion`, `WrongPassword`, `NotEncrypted`, `StorageError` (it stays).
         """
         place = place_of(model, check_id(item_id))
         with self._exclusive(place):
@@ -409,7 +411,8 @@ class FileStore:
     def backup_content(self) -> BackupContent:
         """Return a full backup in memory, as of one moment; nothing is written.
 
-        Damaged items and links are reported, set aside and left out. Raises `StorageError`.
+        Damaged items and links are reported, set aside and left out. Raises `TooLarge`,
+        `StorageError`.
         """
         with self._exclusive():
             files: dict[str, bytes] = {}
@@ -418,6 +421,8 @@ class FileStore:
                     place = place_of(model, item_id)
                     try:
                         files[place] = self._read(model, item_id)[1]
+                    except TooLarge:
+                        raise  # neither read nor set aside: a backup must not lack it
                     except (DamagedData, ValidationError):
                         pass  # reported and set aside
                     except (NewerVersion, WrongPassword, NotEncrypted):
@@ -520,6 +525,9 @@ class FileStore:
         try:
             raw = self._files.read(place)
             decoded = self._codec.decode(model, item_id, raw)
+        except TooLarge as error:
+            self._reported(place, error)  # with a larger limit it may well be readable
+            raise
         except (DamagedData, ValidationError) as error:
             self._set_aside(place, error)
             raise
@@ -550,6 +558,8 @@ class FileStore:
             # Another process wrote it, or nobody here read it yet: look before overwriting.
             try:
                 self._read(type(item), item.id)
+            except TooLarge:
+                raise
             except (DamagedData, ValidationError):
                 signature = None  # reported and set aside
             known = self._known.get(place)

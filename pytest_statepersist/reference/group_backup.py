@@ -17,6 +17,7 @@ from typing import Any
 
 from pytest_statepersist.reference import cbor
 from pytest_statepersist.reference.atomic import (
+    check_size,
     checked_path,
     is_temporary,
     make_directory,
@@ -76,7 +77,9 @@ def export_state(
     """
     contents = messenger.contents()
     plain = _encode(contents, text_of_moment((clock or SystemClock()).now()))
-    write_atomic(path, key.seal(plain, purpose=Purpose.EXPORT, context=b""))
+    data = key.seal(plain, purpose=Purpose.EXPORT, context=b"")
+    check_size(data, _LARGEST, "export")
+    write_atomic(path, data)
     _logger.info("exported %d group(s) to %s", len(contents.slots.keys() - {CLIENT}), path)
 
 

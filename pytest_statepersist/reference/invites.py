@@ -20,6 +20,7 @@ from typing import Any
 
 from pytest_statepersist.reference import cbor
 from pytest_statepersist.reference.atomic import (
+    check_size,
     checked_path,
     fsync_directory,
     make_directory,
@@ -185,7 +186,9 @@ class InviteBook:
         with self._lock:
             saved = self._read()
             saved[invite.ticket.invite_id] = SavedInvite(invite.encode(), origin, saved_at)
-            write_atomic(self.path, encode_book(tuple(saved.values()), self._key))
+            data = encode_book(tuple(saved.values()), self._key)
+            check_size(data, _LARGEST, "invitations")
+            write_atomic(self.path, data)
 
     def list(self) -> tuple[SavedInvite, ...]:
         """Return all saved invitations, oldest first.

@@ -288,7 +288,8 @@ class LocalStorage:
         # Read anew each time, parsed only when it changed: size and times of a file that another
         # process replaces twice within one tick of the kernel's clock can be the same.
         try:
-            raw = read_bounded(self.path, max(4 * self.quota, 1 << 26))
+            # A line with a short name and value takes several times what counts as its size.
+            raw = read_bounded(self.path, 16 * self.quota + (1 << 26))
         except NotFound:
             return _Content()
         with self._cached:

@@ -36,6 +36,8 @@ class StoreLock:
     ``timeout`` is in seconds; 0 tries once. Entering raises `LockTimeout` when it passes, and
     `StorageError` when the lock file cannot be opened. The directory must exist. Two
     `StoreLock` objects on one path exclude each other, in one thread too: share the object.
+    Processes that wait poll, so that the lock is not fair: whoever takes it again and again
+    without a pause may starve the others until their ``timeout``.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_statepersist.reference.atomic import (
+    check_size,
     fsync_directory,
     read_bounded,
     remove_temporaries,
@@ -29,6 +30,7 @@ from pytest_statepersist.reference.errors import (
     WrongPassword,
 )
 from pytest_statepersist.reference.log_frames import (
+    LARGEST_BODY,
     Batch,
     SegmentHeader,
     Tail,
@@ -37,6 +39,7 @@ from pytest_statepersist.reference.log_frames import (
 )
 
 __all__ = [
+    "LARGEST_SEGMENT",
     "LOG_DIRECTORY",
     "SNAPSHOT_DIRECTORY",
     "Found",
@@ -54,6 +57,8 @@ _SNAPSHOT_NAME = re.compile(r"snapshot_(0|[1-9][0-9]{0,19})\.dat")
 _SNAPSHOT_HEADER = struct.Struct(">8sQQ16s")  # magic, record number, body length, BLAKE2b
 _PLAIN, _ENCRYPTED = b"SPSNAP01", b"SPSNAPE1"
 _LARGEST_FILE = 1 << 30
+LARGEST_SEGMENT = _LARGEST_FILE - 2 * LARGEST_BODY
+"""Where the next segment has to begin at the latest: the last batch may go beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +227,10 @@ class LogFiles:
         return _SNAPSHOT_HEADER.pack(*fields) + body
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
-        """Store a snapshot, durable on return. Raises `StorageError`."""
-        write_atomic(self.snapshot(snapshot.sequence), self.encode_snapshot(snapshot))
+        """Store a snapshot, durable on return. Raises `ValidationError`, `StorageError`."""
+        data = self.encode_snapshot(snapshot)
+        check_size(data, _LARGEST_FILE, "state")
+        write_atomic(self.snapshot(snapshot.sequence), data)
 
     def read_snapshot(self, sequence: int) -> Snapshot:
         """Return a snapshot. Raises `DamagedData`, `WrongPassword`, `StorageError`."""

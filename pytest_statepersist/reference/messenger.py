@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_statepersist.reference.atomic import checked_path, make_directory
+from pytest_statepersist.reference.atomic import check_size, checked_path, make_directory
 from pytest_statepersist.reference.clock import Clock, SystemClock
 from pytest_statepersist.reference.crdt import Add, Remove, Set
 from pytest_statepersist.reference.envelope import EnvelopeKey
@@ -57,13 +57,14 @@ from pytest_statepersist.reference.invites import (
 )
 from pytest_statepersist.reference.locking import StoreLock
 from pytest_statepersist.reference.log_files import LOG_DIRECTORY, SNAPSHOT_DIRECTORY
+from pytest_statepersist.reference.log_frames import LARGEST_BODY
 from pytest_statepersist.reference.message_protection import new_signature_key
 from pytest_statepersist.reference.presence import is_directory
 from pytest_statepersist.reference.replica import Delivered, Message, Replica, Update
 from pytest_statepersist.reference.slots import CLIENT, SIGNATURE_KEYS
 from pytest_statepersist.reference.snapshot_store import SlotValues, SnapshotStore
 from pytest_statepersist.reference.transaction import recover
-from pytest_statepersist.reference.transport import Transport
+from pytest_statepersist.reference.transport import LARGEST_FRAME, Transport
 
 __all__ = [
     "GROUP_DIRECTORY",
@@ -83,6 +84,8 @@ STATE_DIRECTORIES = (GROUP_DIRECTORY, LOG_DIRECTORY, SNAPSHOT_DIRECTORY, INVITE_
 
 _logger = logging.getLogger(__name__)
 _ATTEMPTS = 5
+LARGEST_UPDATE = LARGEST_FRAME // 2
+"""Bytes of one message, or topic, with what belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,19 +405,23 @@ class Messenger:
     def _record(self, records: Sequence[bytes]) -> None:
         if not records:
             return
-        last = self._log.append(*records)
-        for record in records:
-            self._replica.apply(record)
+        for batch in _batches(records):
+            last = self._log.append(*batch)
+            for record in batch:
+                self._replica.apply(record)
         if last - self._compacted_at >= self._compact_after:
             try:
                 self.compact()
-            except StorageError as error:  # the records are safe; the next one tries again
+            except (StorageError, ValidationError) as error:
+                # The records are safe, and the next one tries again.
                 _logger.warning("could not compact the event log yet: %s", error)
 
     def _say(self, channel: Channel, operations: Sequence[Set | Add | Remove]) -> None:
         if channel.group is None:
             raise DamagedData(channel.problem)
         update = self._replica.update(operations)
+        # Before it is saved: what no frame can hold would wait for its delivery for ever.
+        check_size(update.encode(), LARGEST_UPDATE, "text")
         self._record([self._replica.event(channel.channel_id, update, own=True)])
         try:
             report = self._sync(channel.group.group_id)
@@ -526,6 +533,19 @@ class Messenger:
 
     def _saved_ids(self) -> set[str]:
         return {saved.invite.ticket.invite_id for saved in self.invites.list()}
+
+
+def _batches(records: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """Yield records in portions that the log takes at once, however much was missed."""
+    batch: list[bytes] = []
+    size = 0
+    for record in records:
+        if batch and size + len(record) > LARGEST_BODY // 2:
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += len(record)
+    yield batch
 
 
 @contextmanager

@@ -4,9 +4,12 @@ The law: under a document's name there is either a complete upload or the one be
 a part. How that is made depends on what the backend can do, and a backend that can do none of
 it is refused rather than trusted:
 
-* local files: `write_atomic`, so saves are durable too;
+* local files: `write_atomic`, so saves are durable too; what a killed save left is removed by
+  the next one, under a lock;
 * object stores and memory: one upload becomes visible as a whole when it is complete;
-* others: an upload under a temporary name, read back, then the backend's own rename.
+* others: an upload under a temporary name, read back, then the backend's own rename. A killed
+  upload leaves a temporary there for ever, since nobody can know whether its writer lives; it is
+  never listed nor loaded.
 
 What a document holds proves itself (snapshots and packed backups carry checksums). A save is
 as durable as the backend makes its answer. Of two savers of one name the last one wins.
@@ -29,6 +32,7 @@ from pytest_statepersist.reference.atomic import (
     make_directory,
     read_bounded,
     remove_durably,
+    remove_temporaries,
     temporary_name,
     write_atomic,
 )
@@ -40,6 +44,7 @@ from pytest_statepersist.reference.errors import (
     ValidationError,
 )
 from pytest_statepersist.reference.ids import check_id
+from pytest_statepersist.reference.locking import StoreLock
 from pytest_statepersist.reference.serializers import DEFAULT_LIMIT
 
 __all__ = ["ATOMIC_UPLOADS", "RemoteStore"]
@@ -128,7 +133,9 @@ class _Local(_Backend):
 
     def put(self, name: str, data: bytes) -> None:
         make_directory(self._root)
-        write_atomic(self._root / name, data)
+        with StoreLock(self._root / ".lock"):  # so that the temporaries below are nobody's
+            remove_temporaries(self._root)
+            write_atomic(self._root / name, data)
 
     def get(self, name: str, limit: int) -> bytes:
         return read_bounded(self._root / name, limit)

@@ -234,9 +234,14 @@ def _encode_operation(operation: Set | Add | Remove) -> list[object]:
     return ["remove", operation.element, sorted(operation.tags)]
 
 
+def _names_a_place(key: str) -> bool:
+    table, _, name = key.partition("/")
+    return table in (_META, _BODIES) and name != ""
+
+
 def _decode_operation(item: object) -> Set | Add | Remove:
     match item:
-        case ["set", str() as key, value, counter, actor] if key.split("/")[0] in (_META, _BODIES):
+        case ["set", str() as key, value, counter, actor] if _names_a_place(key):
             return Set(key, read_value(value), read_stamp(counter, actor))
         case ["add", str() as element, str() as tag]:
             return Add(element, tag)

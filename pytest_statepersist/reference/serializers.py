@@ -5,23 +5,32 @@ say is refused, not approximated) and bounded (unpacking stops at a limit). `loa
 every format whatever the current setting is, so the setting may change at any time.
 
 What can be stored is the JSON data model: None, bool, int, finite float, str, list, and dict
-with str keys. The binary format takes bytes too. Anything else raises `ValidationError`.
+with str keys. The binary format takes bytes too. Anything else raises `ValidationError`, and so
+do more than `MOST_VALUES` values in one document: small brackets, packed well, would unfold to
+gigabytes of Python objects, whatever the limit in bytes is.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
 from pytest_statepersist.reference import cbor
-from pytest_statepersist.reference.errors import DamagedData, ValidationError
+from pytest_statepersist.reference.cbor import MOST_VALUES
+from pytest_statepersist.reference.errors import (
+    DamagedData,
+    DecompressionBomb,
+    ValidationError,
+)
 from pytest_statepersist.reference.packing import Packing, pack, packing_of, unpack
 
 __all__ = [
     "DEFAULT_LIMIT",
+    "MOST_VALUES",
     "AdaptiveSerializer",
     "BinarySerializer",
     "CompactJsonSerializer",
@@ -222,7 +231,7 @@ def _unpack(data: bytes, packing: Packing, limit: int) -> bytes:
 
 def _dump_json(value: object, *, indent: int | None, separators: tuple[str, str]) -> bytes:
     _refuse_what_json_would_change(value, "$", 0)
-    return json.dumps(
+    data = json.dumps(
         value,
         ensure_ascii=False,
         allow_nan=False,
@@ -230,6 +239,9 @@ def _dump_json(value: object, *, indent: int | None, separators: tuple[str, str]
         indent=indent,
         separators=separators,
     ).encode()
+    if _has_too_many_values(data):
+        raise ValidationError("$", f"more than {MOST_VALUES} values, which nobody would load")
+    return data
 
 
 def _refuse_what_json_would_change(value: object, where: str, depth: int) -> None:
@@ -266,7 +278,23 @@ def _refuse_surrogates(text: str, where: str) -> None:
         raise ValidationError(where, f"text with a lone surrogate ({error.reason})") from error
 
 
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+
+
+def _has_too_many_values(data: bytes) -> bool:
+    """Count what begins or follows a value, without the cost of parsing it."""
+    if _marks(data) <= MOST_VALUES:
+        return False
+    return _marks(_STRING.sub(b"", data)) > MOST_VALUES  # text may hold any number of commas
+
+
+def _marks(data: bytes) -> int:
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
+
+
 def _load_json(data: bytes) -> Any:
+    if _has_too_many_values(data):
+        raise DecompressionBomb(f"JSON of more than {MOST_VALUES} values")
     try:
         return json.loads(
             data.decode(),  # never UTF-16 or UTF-32, which json.loads would guess

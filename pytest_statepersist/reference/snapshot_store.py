@@ -29,6 +29,7 @@ from pydantic import BaseModel
 
 from pytest_statepersist.reference import cbor
 from pytest_statepersist.reference.atomic import (
+    check_size,
     checked_path,
     fsync_directory,
     make_directory,
@@ -214,6 +215,7 @@ class SnapshotStore:
             written: dict[bytes, Entry] = {}
             for owner, values in contents.items():
                 data, entry = _seal_snapshot(owner, number, values, self._key, self._clock)
+                check_size(data, _LARGEST_SNAPSHOT, _name(owner))
                 write_atomic(self.directory / snapshot_name(owner, number), data)
                 written[owner] = entry
             following = self._index.after(
@@ -341,6 +343,7 @@ class SnapshotStore:
 
     def _write_index(self, index: Index) -> None:
         sealed = self._key.seal(index.encode(), purpose=Purpose.INDEX, context=b"")
+        check_size(sealed, _LARGEST_SNAPSHOT, "index")
         write_atomic(self.directory / INDEX_NAME, sealed)
 
     def _values(self, owner: bytes) -> SlotValues:

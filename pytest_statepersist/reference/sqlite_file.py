@@ -16,6 +16,10 @@ is made here, once:
 * ``foreign_keys``, ``cell_size_check``, ``trusted_schema=OFF``, ``temp_store=MEMORY`` (no
   temporary file ever holds a copy of the data) and, when asked for, ``secure_delete``.
 
+SQLite itself says "corrupt" where the system reports an I/O error on a read (in `unixRead`, EIO
+becomes SQLITE_IOERR_CORRUPTFS, and that SQLITE_CORRUPT): so `DamagedData` may be a disk that failed
+once. The connection is thrown away after it as well, and calling again tells the two apart.
+
 The file is created 0600 at once; SQLite gives its log the same mode. After an error of the disk
 the connection is thrown away and the next call opens a new one: no lock stays behind.
 """

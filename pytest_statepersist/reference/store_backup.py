@@ -44,6 +44,8 @@ from pytest_statepersist.reference.errors import (
     PersistenceError,
     StorageError,
 )
+from pytest_statepersist.reference.locking import StoreLock
+from pytest_statepersist.reference.presence import is_present
 from pytest_statepersist.reference.serializers import CompactJsonSerializer, JsonSerializer
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
+LOCK_NAME = ".backup.lock"
 _FILES = "files"
 _VERSION = 1
 _MANIFEST_LIMIT = 256 << 20
@@ -132,20 +135,33 @@ def create_backup(content: BackupContent, dest: Path, *, base: Path | None = Non
     """Write a backup to the new directory ``dest`` and return it: atomic, durable on return.
 
     Everything is written and synced under a temporary name; one rename makes it a backup.
-    Left-overs of crashed attempts at the same ``dest`` are removed, so no two may run at
-    once. Raises `BackupError` (``dest`` exists, ``base`` is none or not full), `StorageError`.
+    Left-overs of crashed attempts at the same ``dest`` are removed. Backups into one parent
+    directory wait for each other, whichever store they are of: the lock file
+    ``.backup.lock`` there stays behind. Raises `BackupError` (``dest`` exists, ``base`` is none
+    or not full), `LockTimeout`, `StorageError`.
     """
     dest = Path(os.path.abspath(dest))
-    if os.path.lexists(dest):
-        raise BackupError(f"{dest}: is already there; a backup never overwrites, choose a new name")
+    _refuse_existing(dest)
     manifest = content.manifest
     if base is not None:
         manifest = _difference(manifest, base, dest)
     make_directory(dest.parent)
-    _remove_leftovers(dest)
+    with StoreLock(dest.parent / LOCK_NAME):
+        _refuse_existing(dest)
+        _remove_leftovers(dest)
+        _build(dest, manifest, content.files)
+    return dest
+
+
+def _refuse_existing(dest: Path) -> None:
+    if is_present(dest):
+        raise BackupError(f"{dest}: is already there; a backup never overwrites, choose a new name")
+
+
+def _build(dest: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
     building = dest.parent / temporary_name(dest.name)
     try:
-        _write_tree(building, manifest, content.files)
+        _write_tree(building, manifest, files)
         os.rename(building, dest)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
@@ -154,7 +170,6 @@ def create_backup(content: BackupContent, dest: Path, *, base: Path | None = Non
         shutil.rmtree(building, ignore_errors=True)
         raise
     fsync_directory(dest.parent)
-    return dest
 
 
 def _difference(full: Manifest, base: Path, dest: Path) -> Manifest:

@@ -17,15 +17,18 @@ from typing import Any, TypeVar
 
 import pydantic
 
+from pytest_statepersist.reference.atomic import check_size
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.errors import (
     DamagedData,
+    DecompressionBomb,
     IntegrityError,
     PersistenceError,
     ValidationError,
     WrongPassword,
 )
 from pytest_statepersist.reference.items import Item
+from pytest_statepersist.reference.packing import unpack
 from pytest_statepersist.reference.serializers import (
     DEFAULT_LIMIT,
     CompactJsonSerializer,
@@ -104,8 +107,19 @@ class ItemCodec:
         data = plain
         if self.cipher is not None:
             data = self.cipher.encrypt(plain, place_of(type(item), item.id))
+        self._check_size(plain, data)
         own = self.serializer.format
         return Encoded(data, sniff(plain) if isinstance(own, Format) else own, digest)
+
+    def _check_size(self, plain: bytes, data: bytes) -> None:
+        """Refuse what `decode` would refuse: nothing may be saved that cannot be loaded."""
+        check_size(data, self.limit, "item")
+        try:
+            unpack(plain, limit=self.limit)
+        except DecompressionBomb as error:
+            raise ValidationError("item", str(error)) from error
+        except DamagedData:
+            pass  # of a foreign format that begins like a packed one
 
     def decode(self, model: type[Item], item_id: str, raw: bytes) -> Decoded:
         """Return the item in the bytes of its file, upgraded to the current schema.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_statepersist.reference.atomic import (
+    check_size,
     checked_path,
     fsync_directory,
     make_directory,
@@ -31,9 +32,15 @@ from pytest_statepersist.reference.errors import (
 from pytest_statepersist.reference.locking import StoreLock
 from pytest_statepersist.reference.slots import check_group_id
 
-__all__ = ["DirectoryTransport", "MemoryTransport", "Transport"]
+__all__ = [
+    "LARGEST_FRAME",
+    "DirectoryTransport",
+    "MemoryTransport",
+    "Transport",
+    "check_frame",
+]
 
-_LARGEST_FRAME = 16 << 20
+LARGEST_FRAME = 16 << 20
 _FRAME_NAME = re.compile(r"([0-9]{8,})(?:-after-([0-9]+))?\.frame")
 
 
@@ -61,7 +68,8 @@ class MemoryTransport:
         self._commits: dict[tuple[bytes, int], int] = {}
 
     def publish(self, group_id: bytes, frame: bytes, *, commit_after: int | None = None) -> int:
-        """Append a frame. Raises `ConflictError`."""
+        """Append a frame. Raises `ConflictError`, `ValidationError`."""
+        check_frame(frame)
         with self._mutex:
             frames = self._frames.setdefault(group_id, [])
             if commit_after is not None:
@@ -87,7 +95,11 @@ class DirectoryTransport:
         self._lock_timeout = lock_timeout
 
     def publish(self, group_id: bytes, frame: bytes, *, commit_after: int | None = None) -> int:
-        """Store a frame, durable on return. Raises `ConflictError`, `TransportError`."""
+        """Store a frame, durable on return.
+
+        Raises `ConflictError`, `ValidationError` (too large), `TransportError`.
+        """
+        check_frame(frame)
         box = self._box(group_id)
         suffix = "" if commit_after is None else f"-after-{commit_after}"
         try:
@@ -97,7 +109,7 @@ class DirectoryTransport:
                 names = self._names(box)
                 for position, (name, epoch) in names.items():
                     if commit_after is not None and epoch == commit_after:
-                        stored = read_bounded(box / name, _LARGEST_FRAME)
+                        stored = read_bounded(box / name, LARGEST_FRAME)
                         _check_same(stored, frame, commit_after)
                         write_atomic(box / name, frame)  # whoever wrote it may have died unsynced
                         return position
@@ -119,7 +131,7 @@ class DirectoryTransport:
                 # not disappear again and its position be given to another frame.
                 fsync_directory(box)
             return tuple(
-                (position, read_bounded(box / names[position][0], _LARGEST_FRAME))
+                (position, read_bounded(box / names[position][0], LARGEST_FRAME))
                 for position in sorted(names)
                 if position > after
             )
@@ -137,6 +149,11 @@ class DirectoryTransport:
         except OSError as error:
             raise TransportError(f"{box}: {error}") from error
         return {int(m[1]): (m[0], None if m[2] is None else int(m[2])) for m in found}
+
+
+def check_frame(frame: bytes) -> None:
+    """Raise `ValidationError` for a frame that the other members would not accept."""
+    check_size(frame, LARGEST_FRAME, "frame")
 
 
 def _check_same(stored: bytes, frame: bytes, epoch: int) -> None:

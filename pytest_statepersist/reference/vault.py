@@ -36,6 +36,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from pytest_statepersist.reference.atomic import (
+    check_size,
     checked_path,
     fsync_directory,
     make_directory,
@@ -462,12 +463,16 @@ class Vault:
     def _write_index(self, entries: Mapping[str, _Indexed], serial: int) -> None:
         index = _Index(entries=dict(entries), serial=serial)
         plain = to_json(index.model_dump(mode="json")).encode()
-        write_atomic(self.path / INDEX, self._cipher.encrypt(plain, self._context("index")))
+        data = self._cipher.encrypt(plain, self._context("index"))
+        check_size(data, _LARGEST_FILE, "index")
+        write_atomic(self.path / INDEX, data)
 
     def _write_entry(self, entry: _Entry) -> str:
         file = secrets.token_hex(16) + _SUFFIX
         plain = to_json({**entry.model_dump(mode="json"), "value": entry.value}).encode()
-        write_atomic(self.path / file, self._cipher.encrypt(plain, self._context(file)))
+        data = self._cipher.encrypt(plain, self._context(file))
+        check_size(data, _LARGEST_FILE, "value")
+        write_atomic(self.path / file, data)
         return file
 
     def _entry(self, key: str, index: _Index) -> _Entry:

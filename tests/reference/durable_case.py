@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -59,31 +60,28 @@ class Case:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models of this run: all in the soak profile, else some of them, by the name.
-
-        The slow ones get one. Others get the weakest, which allows all that the others do, and
-        one more.
-        """
-        if SOAK:
-            return MODELS
-        chosen = zlib.crc32(self.name.encode())
-        if self.sqlite or self.owner in SLOW:
-            return (MODELS[chosen % len(MODELS)],)
-        return ("posix", MODELS[1 + chosen % (len(MODELS) - 1)])
+        """The models of this run: all in the soak profile, else one of them, by the name."""
+        return MODELS if SOAK else (MODELS[zlib.crc32(self.name.encode()) % len(MODELS)],)
 
     @property
     def crash_settings(self) -> dict[str, Any]:
         """How far a crash is explored: `Settings` of the simulator.
 
-        A transaction of SQLite has a hundred states even in order, and its recovery writes in each
-        of them. So every run tears each write and tries each crash point, in order, and the soak
-        profile adds one deviation and, for `RECOVERIES_OF_SQLITE`, crashes during recovery.
-        Outside SQLite every run has one deviation, and crashes during recovery for `RECOVERIES`;
-        the soak profile has them for all.
+        Every run tears each write and tries each crash point, and outside SQLite and the slow ones
+        each state with one deviation from the order of the operations, and crashes during recovery
+        for `RECOVERIES`. The soak profile has the deviations and the models for all. Crashes during
+        recovery it has for all outside SQLite, whose recovery writes in each of hundreds of
+        states, and there for `RECOVERIES_OF_SQLITE`.
         """
         return {
             "model": self.models,
-            "deviations": int(SOAK or not self.sqlite),
+            "deviations": int(SOAK or not (self.sqlite or self.owner in SLOW)),
             "recovery_crashes": int(not self.sqlite and (SOAK or self.name in RECOVERIES)),
             "samples": 3 if SOAK else 0,
         }
+
+
+def wants_two(workload: Callable[..., object]) -> bool:
+    """Tell whether a workload takes a function to acknowledge with."""
+    parameters = inspect.signature(workload).parameters.values()
+    return sum(each.default is each.empty for each in parameters) == 2

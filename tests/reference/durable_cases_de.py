@@ -32,7 +32,7 @@ from pytest_statepersist.reference.database_rows import (
     ProofStatus,
     SnapshotKind,
 )
-from pytest_statepersist.reference.errors import WrongPassword
+from pytest_statepersist.reference.errors import DamagedData, WrongPassword
 from pytest_statepersist.reference.local_storage import LocalStorage
 from pytest_statepersist.reference.recovery import AutoSave, Decision, LiveState, StateRecovery
 from pytest_statepersist.reference.retention import Retention
@@ -361,7 +361,9 @@ def conversation_cases(backend: str) -> list[Case]:
 
     def sync(store: Conversations, directory: Path) -> None:
         with chats(directory, backend, "other") as other:
-            store.sync_with(other)
+            report = store.sync_with(other)
+            if report.unreadable:  # the report is how a sync tells
+                raise DamagedData(", ".join(report.unreadable))
 
     works: dict[str, Callable[[Conversations, Path], object]] = {
         "Session.save": resume,

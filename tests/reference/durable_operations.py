@@ -84,6 +84,8 @@ HARMLESS = {
     "has_identity": READS,
     "is_temporary": READS,
     "checked_path": "checks a name",
+    "check_size": "checks a length",
+    "check_frame": "checks a length",
     "temporary_name": "a name",
     "export_all_data": READS,
     "snapshot_transfer.export_state": READS,

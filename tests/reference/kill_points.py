@@ -53,10 +53,13 @@ def counting(die_at: int | None = None) -> Iterator[_Counter]:
             setattr(os, name, original)
 
 
-def each_kill_point(make: Callable[[], Callable[[], object]], after: Callable[[], None]) -> int:
+def each_kill_point(
+    make: Callable[[], Callable[[], object]], after: Callable[[], None], *, step: int = 1
+) -> int:
     """For each call of the workload that ``make`` builds: kill it there, then run ``after``.
 
-    Returns how many points there were; the last run is the one that completed.
+    ``step`` says to take every second or third call only. Returns how many points there were; the
+    last run is the one that completed.
     """
     point = 0
     while True:
@@ -69,7 +72,7 @@ def each_kill_point(make: Callable[[], Callable[[], object]], after: Callable[[]
         after()
         if counter.made <= point:
             return point
-        point += 1
+        point += step
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from examples import groupchat
+
 REPOSITORY = Path(__file__).parents[2]
 CHEAP = ("--kdf-memory-kib", "64")
 
@@ -96,20 +98,32 @@ def test_a_conversation_over_many_processes(alice: User, bob: User) -> None:
     assert laptop.run("channel", "rejoin", channel)[0].endswith("2 member(s)")
 
 
-def test_mistakes_are_told_in_a_line(alice: User, bob: User) -> None:
+def test_mistakes_are_told_in_a_line(
+    ram_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: that each command can be one of its own is shown above."""
+
+    def fails(home: str, *arguments: str) -> str:
+        assert run(home, *arguments) == 1
+        return capsys.readouterr().err
+
+    def run(home: str, *arguments: str) -> int:
+        places = ["--home", str(ram_path / home), "--relay", str(ram_path / "relay")]
+        return groupchat.main([*places, *CHEAP, *arguments])
+
+    for name in ("GROUPCHAT_PASSWORD", "GROUPCHAT_EXPORT_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
     for arguments in (["channel", "list"], ["channel", "create", "general"]):
-        _, problem = alice.run(*arguments, status=1)
-        assert "run init" in problem
-    alice.run("init", "--name", "Alice")
+        assert "run init" in fails("alice", *arguments)
+    assert run("alice", "init", "--name", "Alice") == 0
     for arguments, expected in (
         (["init", "--name", "Alice"], "already"),
         (["channel", "join", "nonsense"], "no invite code"),
         (["send", "nowhere", "text"], "not a channel id"),
         (["state", "export", "file"], "GROUPCHAT_EXPORT_PASSWORD"),
     ):
-        _, problem = alice.run(*arguments, status=1)
-        assert expected in problem
-    bob.run("init", "--name", "Bob")
-    bob.environment["GROUPCHAT_PASSWORD"] = "forgotten"
-    _, problem = bob.run("channel", "list", status=1)
-    assert "wrong password" in problem
+        assert expected in fails("alice", *arguments)
+    monkeypatch.setenv("GROUPCHAT_PASSWORD", "bob's")
+    assert run("bob", "init", "--name", "Bob") == 0
+    monkeypatch.setenv("GROUPCHAT_PASSWORD", "forgotten")
+    assert "wrong password" in fails("bob", "channel", "list")

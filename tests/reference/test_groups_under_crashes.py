@@ -1,6 +1,8 @@
-"""Event log, snapshot store and messenger under every power loss that the models allow.
+"""Event log, snapshot store and messenger under every power loss, two deviations at once.
 
-The canaries at the end leave out one sync each and must be found.
+That takes minutes, so it is for the soak profile: with one deviation the same operations are in
+`test_every_durable_operation`, in every run. The canaries at the end leave out one sync each and
+must be found, in every run too.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pytest_statepersist.reference.message_protection import new_signature_key
 from pytest_statepersist.reference.messenger import Messenger
 from pytest_statepersist.reference.slots import GROUP_STATE, Changes
 from pytest_statepersist.reference.snapshot_store import SnapshotStore
+from tests.reference.durable_case import SOAK
 from tests.reference.test_invites import SAMPLE
 from tests.reference.test_snapshot_store import OTHER, at_epoch, epoch_of, state
 
@@ -31,6 +34,7 @@ CLOCK = ManualClock(NOON)
 CHANNEL_FILE = "channel"
 SIGNATURE = new_signature_key()
 Acknowledge = Callable[[object], None]
+soak = pytest.mark.skipif(not SOAK, reason="two deviations: runs in the soak profile")
 
 
 def judged(**questions: object) -> None:
@@ -78,10 +82,12 @@ def compacting(directory: Path) -> None:
         log.compact(b"three records")
 
 
+@soak
 def test_an_appended_batch() -> None:
     judged(setup=two_records, workload=appending, recover=what_the_log_holds)
 
 
+@soak
 def test_batches_over_several_segments() -> None:
     def whole(found: list[bytes], acknowledged: Sequence[object]) -> bool:
         expected = [b"old one", b"old two", *(b"%d" % number * 200 for number in range(3))]
@@ -96,6 +102,7 @@ def test_batches_over_several_segments() -> None:
     )
 
 
+@soak
 def test_compaction() -> None:
     old = [b"old one", b"old two"]
     legal = (old, [*old, b"new"], [b"state: three records"])
@@ -139,6 +146,7 @@ def removing(directory: Path) -> None:
         store.commit(Changes().remove_group(OTHER))
 
 
+@soak
 @pytest.mark.parametrize("workload", [advancing, removing])
 def test_several_slots_of_several_groups(workload: Callable[[Path], None]) -> None:
     judged(setup=two_groups, workload=workload, recover=epochs_and_removal)
@@ -152,6 +160,7 @@ def naming(name: str) -> Callable[[Path], None]:
     return lambda directory: save_identity(directory / "identity.json", made)
 
 
+@soak
 def test_an_identity() -> None:
     judged(
         setup=naming("Old"),
@@ -160,6 +169,7 @@ def test_an_identity() -> None:
     )
 
 
+@soak
 def test_a_saved_invitation() -> None:
     def book(directory: Path) -> InviteBook:
         return InviteBook(directory / "invites", key=EnvelopeKey(bytes(32)))
@@ -219,10 +229,12 @@ def inviting(directory: Path, acknowledge: Acknowledge) -> None:
         acknowledge("invited")
 
 
+@soak
 def test_a_sent_message() -> None:
     judged(setup=one_message, workload=sending, recover=what_was_said)
 
 
+@soak
 def test_an_invitation_with_its_commit() -> None:
     def in_step(found: tuple[int, list[str], int], acknowledged: Sequence[object]) -> bool:
         epoch, said, invites = found
@@ -255,6 +267,7 @@ def test_a_store_without_syncs_is_found(unsynced: Callable[[object, str], None])
         recover=epochs_and_removal,
         deviations=1,
         recovery_crashes=0,
+        repairs=False,
     )
     assert report.findings
     assert report.verdict(MODEL).durable is False
@@ -266,6 +279,7 @@ def test_a_log_without_syncs_is_found(unsynced: Callable[[object, str], None]) -
         model=MODEL,
         deviations=1,
         recovery_crashes=0,
+        repairs=False,
         setup=two_records,
         workload=compacting,
         recover=what_the_log_holds,

@@ -31,6 +31,7 @@ from pytest_statepersist.reference.errors import (
 from pytest_statepersist.reference.group_frames import Frame
 from pytest_statepersist.reference.messenger import Messenger
 from pytest_statepersist.reference.transport import MemoryTransport
+from tests.reference.durable_case import SOAK
 from tests.reference.fault_points import failing
 from tests.reference.group_world import World, channel_of
 from tests.reference.kill_points import each_kill_point, tree
@@ -394,6 +395,9 @@ def test_log_lines_say_what_was_saved_and_loaded(
 
 # ---- kills and faults -----------------------------------------------------------------
 
+STEP = 1 if SOAK else 4
+"""Which calls: all of them in the soak profile. `test_every_durable_operation` always has all."""
+
 
 def session(world: World, channel: str, done: list[str]) -> None:
     """A session of Bob's that uses everything that writes."""
@@ -461,7 +465,7 @@ def test_a_kill_at_any_call_loses_and_repeats_nothing(ram_path: Path) -> None:
         ]
         assert len(set(numbers)) == len(numbers)
 
-    assert each_kill_point(make, after) > 80
+    assert each_kill_point(make, after, step=STEP) > 80
 
 
 def test_after_any_failing_call_the_user_can_go_on(ram_path: Path) -> None:
@@ -485,7 +489,7 @@ def test_after_any_failing_call_the_user_can_go_on(ram_path: Path) -> None:
         ], fault.call
         assert world.texts("alice", channel) == said, fault.call
         fired = fault.fired
-        point += 1
+        point += STEP
     assert point > 80
 
 

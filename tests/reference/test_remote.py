@@ -281,6 +281,7 @@ def test_a_kill_during_a_local_upload_leaves_old_or_new(tmp_path: Path) -> None:
 
     each_kill_point(make, after)
     assert seen == {b"old", b"new"}
+    assert sorted(tree(tmp_path / "remote")) == [".lock", "doc"], "a killed save's left-overs"
 
 
 @pytest.mark.parametrize("where", ["upload", "corrupt", "rename"])

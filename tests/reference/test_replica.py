@@ -117,3 +117,11 @@ def test_damaged_states_and_events_are_refused(content: object) -> None:
         Replica.load("a", cbor.encode(content))
     with pytest.raises(DamagedData):
         Replica("a").apply(cbor.encode(content))
+
+
+@pytest.mark.parametrize("key", ["bodies", "bodies/", "meta", "meta/", "", "/", "x/y", "Bodies/m"])
+def test_an_update_that_names_no_place_is_refused(key: str) -> None:
+    """Else a member could write where `check_author` does not look, and be in all histories."""
+    forged = ["forged", [["set", key, b"no message", 1, "mallory"], ["add", "", "tag"]]]
+    with pytest.raises(DamagedData):
+        Update.decode(cbor.encode(forged))

@@ -7,19 +7,22 @@ import gzip
 import json
 import random
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_statepersist.reference import cbor
+from pytest_statepersist.reference import cbor, serializers
 from pytest_statepersist.reference.errors import (
     DamagedData,
     DecompressionBomb,
     ValidationError,
 )
+from pytest_statepersist.reference.packing import Packing, pack
 from pytest_statepersist.reference.serializers import (
+    MOST_VALUES,
     AdaptiveSerializer,
     BinarySerializer,
     CompactJsonSerializer,
@@ -199,6 +202,47 @@ def test_a_bomb_is_refused_without_being_unpacked(make: Any) -> None:
         make(limit=1_000_000).loads(bomb)
     with pytest.raises(DecompressionBomb):
         load_any(bomb, limit=1_000_000)
+
+
+def test_a_bomb_of_many_small_values_is_refused_before_it_is_parsed() -> None:
+    """A few kilobytes that unfold to megabytes of brackets, and those to gigabytes of objects."""
+    brackets = b"[" + b"[]," * MOST_VALUES + b"[]]"
+    bomb = pack(brackets, Packing.ZSTD)
+    assert len(bomb) < 10_000
+    tracemalloc.start()
+    try:
+        for data in (brackets, bomb, b"{" + b'"a":1,' * MOST_VALUES + b'"a":1}'):
+            with pytest.raises(DecompressionBomb, match="values"):
+                load_any(data)
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(brackets)
+    finally:
+        tracemalloc.stop()
+
+
+def test_text_is_no_bomb_whatever_is_in_it() -> None:
+    text = '[{,"\\' * (MOST_VALUES // 2)
+    for serializer in (CompactJsonSerializer(), ZstdJsonSerializer(), BinarySerializer()):
+        assert serializer.loads(serializer.dumps([text, 1])) == [text, 1]
+
+
+@pytest.mark.parametrize("make", [CompactJsonSerializer, BinarySerializer])
+def test_what_would_be_refused_is_not_written(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound made small: else this takes seconds."""
+    for module in (serializers, cbor):
+        monkeypatch.setattr(module, "MOST_VALUES", 1000)
+    most = next(n for n in range(1000, 0, -1) if _fits(make(), [0] * n))
+    assert most > 990
+    assert make().loads(make().dumps([0] * most)) == [0] * most
+    with pytest.raises(ValidationError, match="values"):
+        make().dumps([0] * 1001)
+
+
+def _fits(serializer: Any, value: object) -> bool:
+    try:
+        serializer.dumps(value)
+    except ValidationError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("make", [GzipJsonSerializer, ZstdJsonSerializer])

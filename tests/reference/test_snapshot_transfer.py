@@ -196,20 +196,21 @@ def test_secrets_leave_only_sealed_and_on_purpose(tmp_path: Path) -> None:
         export_state(made, ExportOptions(seal_secrets_with=""))
 
 
-def test_an_export_is_one_point_in_time(tmp_path: Path) -> None:
+def test_an_export_is_one_point_in_time(ram_path: Path) -> None:
     """A writer that changes two components in one step is never seen half-way."""
-    made = registry(tmp_path, "a", "b")
+    made = registry(ram_path, "a", "b")
     stop = threading.Event()
     failures: list[BaseException] = []
 
     def write() -> None:
-        writer = DirectoryRegistry(tmp_path)
+        writer = DirectoryRegistry(ram_path)
         number = 0
         try:
             while not stop.is_set():
                 number += 1
                 uri = f"u:{number}"
                 writer.apply([record("a", source_uri=uri), record("b", source_uri=uri)])
+                stop.wait(0.03)  # flock is not fair: let the reader have its turn
         except BaseException as error:
             failures.append(error)
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pytest_statepersist.reference import store_backup
 from pytest_statepersist.reference.atomic import temporary_name
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.clock import ManualClock, ManualScheduler
@@ -101,13 +106,42 @@ def test_a_kill_during_backup_leaves_a_whole_one_or_none(tmp_path: Path) -> None
         seen.add(dest.exists())
         if not dest.exists():
             open_store(tmp_path / "store").backup(dest)
-            assert os.listdir(dest.parent) == ["one"]  # left-overs were cleared away
+            left = sorted(os.listdir(dest.parent))
+            assert left == [".backup.lock", "one"]  # left-overs were cleared away
         fresh = open_store(tmp_path / "fresh")
         fresh.restore(dest)
         assert everything(fresh) == expected
 
     assert each_kill_point(make, after) > 20
     assert seen == {True, False}
+
+
+def test_two_stores_that_back_up_to_one_name_do_not_touch_each_others_files(
+    ram_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one is building looks like the left-over of a crash to the other, which must wait."""
+    one, other = filled(ram_path / "one"), filled(ram_path / "other")
+    dest = ram_path / "backups/b"
+    building, go_on = threading.Event(), threading.Event()
+    really = store_backup._write_tree
+
+    def slowly(*arguments: Any) -> None:
+        really(*arguments)
+        building.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(store_backup, "_write_tree", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(one.backup, dest)
+        assert building.wait(30)
+        second = threads.submit(other.backup, dest)
+        time.sleep(0.1)  # time enough to do harm
+        assert not second.done()
+        go_on.set()
+        assert first.result(30) == dest
+        with pytest.raises(BackupError, match="already there"):
+            second.result(30)
+    assert len(read_backup(dest).files) == len(everything(one))
 
 
 def test_a_kill_during_restore_or_its_recovery_leaves_old_or_restored(tmp_path: Path) -> None:
@@ -285,7 +319,7 @@ def test_a_full_disk_leaves_no_backup_and_no_rubbish(
         patched.setattr(os, "write", full)
         with pytest.raises(StorageError):
             store.backup(tmp_path / "backups/one")
-    assert os.listdir(tmp_path / "backups") == []
+    assert os.listdir(tmp_path / "backups") == [".backup.lock"]
 
 
 # Differential backups
@@ -439,7 +473,7 @@ def test_a_kill_while_thinning_out_leaves_only_whole_backups(tmp_path: Path) -> 
             read_backup(path)
         schedule.run_now()
         left = {path.name for path in (tmp_path / "dated").iterdir()}
-        assert left == {".lock", *names(schedule)}
+        assert left == {".lock", ".backup.lock", *names(schedule)}
 
     each_kill_point(make, after)
 
@@ -448,7 +482,9 @@ def test_left_over_directories_of_crashed_runs_go(tmp_path: Path) -> None:
     _store, schedule, _clock = scheduled(tmp_path)
     (tmp_path / "dated" / temporary_name("x")).mkdir()
     schedule.run_now()
-    assert sorted(os.listdir(tmp_path / "dated")) == [".lock", "20250301T120000Z-full"]
+    assert sorted(os.listdir(tmp_path / "dated")) == [
+        ".backup.lock", ".lock", "20250301T120000Z-full",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("option", ["keep", "full_every"])
