@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SOAK = os.environ.get("STATEPERSIST_PROFILE") == "soak"
+soak = pytest.mark.skipif(
+    not SOAK, reason="runs in the soak profile: STATEPERSIST_PROFILE=soak"
+)
+"""What takes minutes, and has a cheaper form that is in every run."""
+
 MODELS = ("posix", "ext4", "xfs", "btrfs", "kill")
 SLOW = ("Conversations", "Messenger", "Session", "delete_all_data", "group_backup")
 """Owners of operations that take longer than the others: recovery opens several stores."""

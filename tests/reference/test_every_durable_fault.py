@@ -25,7 +25,7 @@ from pytest_statepersist.faults.inject import Counting, Fault, Injection
 from pytest_statepersist.faults.sqlite import sqlite_gate
 from pytest_statepersist.reference import conversation_json
 from pytest_statepersist.reference.errors import PersistenceError
-from tests.reference.durable_case import SOAK, Case, wants_two
+from tests.reference.durable_case import SOAK, Case, soak, wants_two
 from tests.reference.durable_operations import CASES
 
 OUR_OWN = ("all", "bob-id", "channel", "code", "frame", "key", "one", "two")
@@ -116,7 +116,7 @@ def may_be(
     return found in (before, after)
 
 
-@pytest.mark.skipif(not SOAK, reason="runs in the soak profile: half a minute each")
+@soak
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_fault_sweep_finds_nothing(case: Case) -> None:
     report = FaultInjector(time_limit=60.0, states=30).sweep(

@@ -33,8 +33,8 @@ from tests.reference import durable_cases_abc, durable_cases_de, durable_cases_f
 from tests.reference.durable_case import (
     RECOVERIES,
     RECOVERIES_OF_SQLITE,
-    SOAK,
     Case,
+    soak,
     wants_two,
 )
 from tests.reference.durable_operations import (
@@ -130,7 +130,7 @@ def test_survives_every_legal_crash(case: Case) -> None:
         assert (verdict.atomic, verdict.durable) == (True, True), str(verdict)
 
 
-@pytest.mark.skipif(not SOAK, reason="runs in the soak profile: minutes each")
+@soak
 @pytest.mark.parametrize("name", RECOVERIES_OF_SQLITE)
 def test_sqlite_survives_a_crash_during_recovery(name: str) -> None:
     report = explored(NAMED[name], model="posix", deviations=0, recovery_crashes=1, samples=0)

@@ -24,7 +24,7 @@ from pytest_statepersist.reference.message_protection import new_signature_key
 from pytest_statepersist.reference.messenger import Messenger
 from pytest_statepersist.reference.slots import GROUP_STATE, Changes
 from pytest_statepersist.reference.snapshot_store import SnapshotStore
-from tests.reference.durable_case import SOAK
+from tests.reference.durable_case import soak
 from tests.reference.test_invites import SAMPLE
 from tests.reference.test_snapshot_store import OTHER, at_epoch, epoch_of, state
 
@@ -34,7 +34,6 @@ CLOCK = ManualClock(NOON)
 CHANNEL_FILE = "channel"
 SIGNATURE = new_signature_key()
 Acknowledge = Callable[[object], None]
-soak = pytest.mark.skipif(not SOAK, reason="two deviations: runs in the soak profile")
 
 
 def judged(**questions: object) -> None:
