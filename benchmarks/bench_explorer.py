@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -210,8 +211,12 @@ def test_a_crash_state(benchmark: Any, name: str, rows: int, models: str) -> Non
 
 def _processor() -> float:
     """Processor time of this process and of the children that it has waited for."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return time.process_time() + _of_children()
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _memory() -> str | None:
@@ -317,7 +322,10 @@ report = CrashSimulator().explore(
 
 
 def test_loading_the_plugin(benchmark: Any, tmp_path: Path) -> None:
-    """A run of pytest that uses nothing of it, with and without the plugin, alternating."""
+    """A run of pytest that uses nothing of it, with and without the plugin, alternating.
+
+    Processor time: the wall time of a process that starts is the disk's and the other processes'.
+    """
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     plain = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -326,10 +334,16 @@ def test_loading_the_plugin(benchmark: Any, tmp_path: Path) -> None:
     def once() -> None:
         for loaded in (True, False):
             command = plain if loaded else [*plain, "-p", "no:statepersist"]
-            begun = time.perf_counter()
+            begun = _of_children()
             subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-            times[loaded].append(time.perf_counter() - begun)
+            times[loaded].append(_of_children() - begun)
 
     benchmark.pedantic(once, rounds=7)
-    extra = min(times[True]) - min(times[False])
-    report_line(benchmark, milliseconds_added=extra * 1e3, seconds_without=min(times[False]))
+    report_line(
+        benchmark,
+        milliseconds_added=(min(times[True]) - min(times[False])) * 1e3,
+        middle_milliseconds_added=(
+            (statistics.median(times[True]) - statistics.median(times[False])) * 1e3
+        ),
+        seconds_without=min(times[False]),
+    )
