@@ -114,7 +114,7 @@ class TraceBuilder(Namespace):
         ``name`` is an absolute path for OUTSIDE; an empty one stands for a file without a name.
         """
         number = self._new(parent, name, at, identity)
-        self.log.append((Create, self._inodes[number].path, *at, number, parent, name, mode))
+        self._add(Create, (number, parent, name, mode), self._inodes[number].path, at)
         return number
 
     def mkdir(
@@ -179,19 +179,17 @@ class TraceBuilder(Namespace):
 
         From OUTSIDE the file must be known there: see `adopt`.
         """
-        inodes = self._inodes
-        source, target = inodes[parent].entries, inodes[new_parent].entries
-        number = None if source is None else source.get(name)
+        path = self._path(new_parent, new_name)
+        number = self.entry(parent, name)
         if number is None:
             what = "was renamed although the recording had no such"
             self._doubt(self._path(parent, name), what, about=parent)
             return
-        replaced = None if target is None else target.get(new_name)
+        replaced = self.entry(new_parent, new_name)
         if replaced == number:
             return  # two names of one inode: the kernel does nothing
-        inode = inodes[number]
+        inode = self._inodes[number]
         inode.changed = at[1]
-        path = self._path(new_parent, new_name)
         if exchange:
             if replaced is None:
                 what = "was exchanged although the recording had no such"
@@ -201,15 +199,15 @@ class TraceBuilder(Namespace):
         else:
             if replaced is not None:
                 self._drop_name(new_parent, new_name, at[1])
-            assert source is not None
-            del source[name]
+            entries = self._inodes[parent].entries
+            assert entries is not None
+            del entries[name]
             self._enter_name(new_parent, new_name, inode)
-        if inode.lost or (parent == OUTSIDE == new_parent and not inode.inside):
+        if parent == OUTSIDE == new_parent and not inode.inside:
             return
         shown = replaced if new_parent != OUTSIDE or exchange else None
-        self.log.append(
-            (Rename, path, *at, number, parent, name, new_parent, new_name, shown, exchange)
-        )
+        fields = (number, parent, name, new_parent, new_name, shown, exchange)
+        self._add(Rename, fields, path, at)
 
     def write(
         self,
@@ -490,24 +488,17 @@ class TraceBuilder(Namespace):
             self._drop_name(parent, name, None)
 
     def _new(self, parent: int, name: str, at: Moment, identity: Identity | None) -> int:
+        if name:
+            self._free(parent, name, "created")
         number = self._next
         self._next += 1
-        above = self._inodes[parent]
-        path = name if parent == OUTSIDE or not above.path else f"{above.path}/{name}"
-        inode = Inode(number, path, links=0, inside=False, changed=at[1])
+        inode = Inode(number, self._path(parent, name), links=0, inside=False, changed=at[1])
         self._inodes[number] = inode
         if identity is not None:
-            inode.identity = identity
-            self._identities[identity] = number
+            self.bind(number, identity)
         if name:
-            entries = above.entries
-            assert entries is not None
-            if name in entries:
-                self._free(parent, name, "created")
-            entries[name] = number
             inode.links = 1
-            inode.parent = parent
-            inode.inside = parent != OUTSIDE and above.inside
+            self._enter_name(parent, name, inode)
         return number
 
     def _remove(self, cls: type[Operation], parent: int, name: str, at: Moment) -> None:

@@ -297,10 +297,8 @@ class Session:
 
     def register(self, fd: int, number: int, durability: Durability) -> Description:
         """Note that a descriptor is open on an inode; what it was before was closed unseen."""
-        inode = self.builder[number]
-        inode.opens += 1
-        inode.was_opened = True
-        made = self.files[fd] = Description(number, inode, durability)
+        self.builder.opened(number)
+        made = self.files[fd] = Description(number, self.builder[number], durability)
         return made
 
     def opened(
@@ -323,16 +321,10 @@ class Session:
         builder = self.builder
         parent, name = place
         known = builder.entry(parent, name)
-        real_one = builder.find(identity)
-        if known is None and real_one is None and parent != OUTSIDE and not status.st_size:
-            # A new file, which is what most opens for writing make.
-            known = builder.create(
-                parent, name, self.moment(frame), mode=mode & _BITS, identity=identity
-            )
-            return self.register(fd, known, durability)
         if known is not None and builder[known].target is not None:
             parent, name = self.place(os.path.realpath(os.fsdecode(path)))
             known = builder.entry(parent, name)
+        real_one = builder.find(identity)
         if known is None and real_one is not None and builder[real_one].links <= 0:
             if parent == OUTSIDE and builder[real_one].opens > 0:
                 known = real_one  # by way of /proc/self/fd
