@@ -3,7 +3,7 @@
 The law: the session files are the truth, and the index is a cache of what a list shows. A save
 is one atomic replacement of one file; several sessions at once go through a redo journal
 (`transaction`), so that they too are one step. The index is never synced and never believed: an
-entry counts only while the file beside it has the size, times and inode that the entry names,
+entry counts only while the file beside it has the size, time and inode that the entry names,
 and a checksum covers the whole. A lost, torn, stale or forged-by-accident index costs a
 rebuild, not a session.
 
@@ -69,7 +69,7 @@ _LARGEST_FILE = 1 << 30
 _CLOCK_TICK_NS = 20_000_000  # file times move in steps of up to 10 ms
 _log = logging.getLogger(__name__)
 
-_Stamp = tuple[int, int, int, int]
+_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,9 +290,7 @@ class JsonConversations:
                         stat = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue  # deleted while we looked
-                    stamps[item.name] = (
-                        stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino,
-                    )  # fmt: skip
+                    stamps[item.name] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         except OSError as error:
             raise StorageError(self.path, error) from error
         return stamps
@@ -316,7 +314,7 @@ class JsonConversations:
                 return {}
             return {
                 name: _Entry(
-                    (stamp[0], stamp[1], stamp[2], stamp[3]),
+                    (stamp[0], stamp[1], stamp[2]),
                     None if info is None else SessionInfo.parse(info),
                     problem,
                 )

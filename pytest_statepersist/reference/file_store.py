@@ -554,7 +554,7 @@ class FileStore:
         encoded = self._codec.encode(item)
         signature = self._files.signature(place)
         known = self._known.get(place)
-        if signature is not None and (known is None or known.signature != signature):
+        if signature is not None and (known is None or not known.signature.same_as(signature)):
             # Another process wrote it, or nobody here read it yet: look before overwriting.
             try:
                 self._read(type(item), item.id)

@@ -45,12 +45,20 @@ _DAMAGED = ".damaged-"
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Which file a name shows: it changes with every atomic replacement."""
+    """Which file a name shows, and when it was changed: every atomic replacement shows another.
 
-    device: int
-    inode: int
-    size: int
-    changed_ns: int
+    Only a save compares two of them; what a load returns depends on no time.
+    """
+
+    found: os.stat_result
+
+    def same_as(self, other: Signature) -> bool:
+        """Tell whether both show the same file, unchanged."""
+        return self._fields() == other._fields()
+
+    def _fields(self) -> tuple[int, int, int, int]:
+        found = self.found
+        return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
 
 
 class StoreFiles:
@@ -142,7 +150,7 @@ class StoreFiles:
             return None
         except OSError as error:
             raise StorageError(self.path(place), error) from error
-        return Signature(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
+        return Signature(found)
 
     def quarantine(self, place: str) -> Path:
         """Rename a damaged file out of the way, durably; it is never deleted.

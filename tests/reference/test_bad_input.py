@@ -510,7 +510,7 @@ def read_index(document: Any, directory: Path) -> object:
 
 def index_document() -> Any:
     info = conversation_record().info(10).model_dump(mode="json", by_alias=True)
-    return {"x2.json": [[10, 1, 1, 1], info, ""]}
+    return {"x2.json": [[10, 1, 1], info, ""]}
 
 
 KINDS: dict[str, Kind] = {
