@@ -36,7 +36,7 @@ class BackupConformance:
 
     @needs("backup")
     def test_a_damaged_backup_is_refused_and_changes_nothing(self, bench: Bench) -> None:
-        """A backup with a flipped, cut or missing file is refused; the store stays as it was."""
+        """A backup with a flipped, cut, missing or later file is refused; the store stays."""
         bench.check_damaged_backup()
 
     @needs("backup")

@@ -29,12 +29,12 @@ class MigrationConformance:
         """A crash at any moment of a migration leaves a store that opens with every value."""
         bench.check_migration_under_crashes()
 
-    @needs("migration", "refuses_newer")
+    @needs("refuses_newer")
     def test_newer_data_is_refused(self, bench: Bench) -> None:
         """A store written by newer code is refused with an error, not misread."""
         bench.check_newer(untouched=False)
 
-    @needs("migration", "refuses_newer")
+    @needs("refuses_newer")
     def test_newer_data_is_left_untouched(self, bench: Bench) -> None:
         """Refusing newer data changes none of its files."""
         bench.check_newer(untouched=True)

@@ -134,7 +134,8 @@ class IntegrityMachine(StoreMachine):
         evident = self.can("rollback_evident")
         kinds = (*_KINDS, *_ROLL_BACKS) if evident else _KINDS
         older = [past for past in self.pasts if past != files]
-        done = data.damage(files, older, kinds).on(files, older)
+        # The head of a file on the tail of its own past is half a roll-back.
+        done = data.damage(files, donors := older if evident else [], kinds).on(files, donors)
         if not evident and _is_roll_back(done, older):
             self.happened("roll-back by chance, not given")
             return

@@ -16,11 +16,9 @@ from pytest_statepersist.adapter import Capabilities, Value
 from pytest_statepersist.machines.reference_stores import ReferenceAdapter
 from pytest_statepersist.reference.atomic import read_bounded, remove_durably, write_atomic
 from pytest_statepersist.reference.cipher import Cipher
-from pytest_statepersist.reference.errors import NotFound, ValidationError
-from pytest_statepersist.reference.migrations import Migration
-from pytest_statepersist.reference.sqlite_file import SqliteFile
+from pytest_statepersist.reference.ids import check_id
 
-__all__ = ["SealedFilesAdapter", "SqliteFileAdapter"]
+__all__ = ["SealedFilesAdapter"]
 
 
 class SealedFilesAdapter(ReferenceAdapter):
@@ -35,8 +33,7 @@ class SealedFilesAdapter(ReferenceAdapter):
         return directory, Cipher(hashlib.sha256(key.encode()).digest())
 
     def save(self, store: Any, key: str, value: Value) -> None:
-        if not key.isalnum() or len(key) > 100:
-            raise ValidationError("key", "is no plain word")
+        check_id(key)
         write_atomic(store[0] / key, store[1].encrypt(json.dumps(value).encode(), key))
 
     def load(self, store: Any, key: str) -> Value:
@@ -49,28 +46,3 @@ class SealedFilesAdapter(ReferenceAdapter):
     def keys(self, store: Any) -> Iterable[str]:
         return [path.name for path in store[0].iterdir() if not path.name.startswith(".")]
 
-
-class SqliteFileAdapter(ReferenceAdapter):
-    """One table in a `SqliteFile`: the app database without its 4 migrations."""
-
-    capabilities = Capabilities(durable=True, crash_recovery=True, permissions=True)
-
-    def open(self, directory: Path) -> SqliteFile:
-        table = Migration(1, "table", ("CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT)",))
-        return SqliteFile(directory / "t.db", migrations=(table,))
-
-    def save(self, store: SqliteFile, key: str, value: Value) -> None:
-        store.execute("INSERT OR REPLACE INTO t VALUES (?, ?)", (key, json.dumps(value)))
-
-    def load(self, store: SqliteFile, key: str) -> Value:
-        rows = store.query("SELECT v FROM t WHERE k = ?", (key,))
-        if not rows:
-            raise NotFound(key)
-        value: Value = json.loads(rows[0][0])
-        return value
-
-    def delete(self, store: SqliteFile, key: str) -> None:
-        store.execute("DELETE FROM t WHERE k = ?", (key,))
-
-    def keys(self, store: SqliteFile) -> Iterable[str]:
-        return [row[0] for row in store.query("SELECT k FROM t")]
