@@ -16,6 +16,8 @@ pytest_plugins = ["pytester"]
 
 SOAK = (
     "tests/conformance/test_reference_stores.py",
+    "tests/mutants/test_mutants.py::test_mutant[",
+    "tests/mutants/test_mutants.py::test_the_sound_store_passes",
 )
 
 REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
