@@ -195,7 +195,8 @@ MUTANTS = (
             machine("Integrity", FILE, "without an error, saved was", "tamper"))),
     Mutant("another process's save overlooked",
            Change("file_store.FileStore._encode_if_changed",
-                  "if signature is not None and (known is None or known.signature != signature):",
+                  "if signature is not None and "
+                  "(known is None or not known.signature.same_as(signature)):",
                   "if signature is not None and known is None:"),
            "the last save wins, whoever made it",
            (group("concurrency/test_the_last_save_wins", FILE, "^AssertionError"),)),
