@@ -34,6 +34,7 @@ from pytest_statepersist.reference.database_rows import (
 )
 from pytest_statepersist.reference.errors import DamagedData, WrongPassword
 from pytest_statepersist.reference.local_storage import LocalStorage
+from pytest_statepersist.reference.migrations import SCHEMA_VERSION
 from pytest_statepersist.reference.recovery import AutoSave, Decision, LiveState, StateRecovery
 from pytest_statepersist.reference.retention import Retention
 from pytest_statepersist.reference.storage_keys import UiState
@@ -149,10 +150,16 @@ def schema_and_rows(directory: Path) -> object:
         return version, count, names
 
 
-def whole_version(found: object, acknowledged: object) -> bool:
-    """A version between has its own schema as a whole, and every message."""
+def migrating(directory: Path, acknowledge: Callable[[object], None]) -> None:
+    with database(directory) as opened:
+        acknowledge("opened")
+        opened.check()
+
+
+def whole_version(found: object, acknowledged: Sequence[object]) -> bool:
+    """A version between has its own schema as a whole, and every message; opened is the last."""
     assert isinstance(found, tuple)
-    return found == schema_of(found[0])
+    return found == schema_of(SCHEMA_VERSION if acknowledged else found[0])
 
 
 @cache
@@ -478,7 +485,7 @@ CASES = [
     ),
     *(
         Case(
-            f"migrate-{v}", old_database(v), in_database(Database.check), schema_and_rows,
+            f"migrate-{v}", old_database(v), migrating, schema_and_rows,
             invariant=whole_version, sqlite=True,
         )
         for v in (1, 2, 3)
