@@ -16,8 +16,6 @@ pytest_plugins = ["pytester"]
 
 SOAK = (
     "tests/conformance/test_reference_stores.py",
-    "tests/reference/test_every_durable_operation.py",
-    "tests/reference/test_every_durable_fault.py",
     "tests/mutants/test_mutants.py::test_mutant[",
     "tests/mutants/test_mutants.py::test_the_sound_store_passes",
 )
