@@ -30,7 +30,7 @@ LAYERS = (
         "mixing",
         "programs",
     ),
-    ("concurrency", "kill"),
+    ("concurrency", "kill", "fault_sweep"),
     ("simulator", "fault_injector", "replaying"),
     ("snapshots", "adapter", "matrix"),
     ("options", "baseline", "keeping"),

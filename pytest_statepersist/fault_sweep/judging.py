@@ -1,0 +1,284 @@
+"""One case of a sweep: a run that meets a fault, what is left, and whether that is right.
+
+Belongs here: the judgement of a workload and of a recovery that met a fault. Rules:
+
+1. After a fault the subject has reported an error, or the save is really there; recovery gives
+   before or after; no lock is left; doing it again succeeds; and no power failure after the fault
+   loses what was saved.
+2. A recovery that meets a fault says so or gives what is right, and damages nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.errors import BlindSpot
+from pytest_statepersist.explorer.outcome import (
+    Ended,
+    Expectation,
+    Expected,
+    Invariant,
+    Kind,
+    Outcome,
+    describe,
+    fits,
+)
+from pytest_statepersist.explorer.runner import TimeIsUp, call, run_recovery
+from pytest_statepersist.fault_sweep.case import FAR, Problem, Reference, Result, forget, refused
+from pytest_statepersist.fault_sweep.power import PowerLoss
+from pytest_statepersist.fault_sweep.stage import Stage, fingerprint
+from pytest_statepersist.faults.inject import Fault, Injection
+from pytest_statepersist.faults.report import FaultKind
+from pytest_statepersist.programs import ProgramRecorder
+from pytest_statepersist.recorders.python import PythonRecorder
+
+__all__ = ["Cases"]
+
+
+class Cases:
+    """Runs and judges single cases; ``reference`` is what they are held against."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        power: PowerLoss,
+        workload: Callable[..., Any],
+        invariant: Invariant | None,
+    ) -> None:
+        self.stage, self.power = stage, power
+        self.workload = workload
+        self.invariant = invariant
+        self.reference: Reference
+
+    def unacknowledged(self, directory: Path) -> Any:
+        """Run the workload without listening to what it acknowledges."""
+        return call(self.workload, directory, lambda value=None: None)
+
+    def run(self, fault: Fault) -> Result:
+        """Run one case and judge it."""
+        if fault.phase == "workload":
+            return self._workload_case(fault)
+        return self._recovery_case(fault)
+
+    # -- a fault in the workload
+
+    def _workload_case(self, fault: Fault) -> Result:
+        reference, limit = self.reference, self.stage.options.time_limit
+        self.stage.show(reference.base)
+        locks = self.stage.locks()
+        values: list[tuple[int, Any]] = []
+        notes: list[str] = []
+        ended = Outcome(Ended.HUNG, text="ended by its time limit inside of C code")
+        injection = Injection(fault)
+        recorder = self.stage.recorder(reference.base) if self.power.crashing else None
+        trace: op.Trace | None = None
+        began = 0
+
+        def acknowledge(value: Any = None) -> None:
+            position = len(values) + 1
+            if isinstance(recorder, PythonRecorder):
+                position = len(recorder.builder)
+            values.append((position, value))
+
+        def run() -> Outcome:
+            with self.stage.gated(injection, recorder):
+                return run_recovery(lambda d: call(self.workload, d, acknowledge), *where)
+
+        where = (self.stage.directory, limit)
+        if recorder is None:
+            ended = run()
+        else:
+            try:
+                with recorder:
+                    ended = run()
+                trace = recorder.trace
+                began = recorder.began if isinstance(recorder, ProgramRecorder) else injection.began
+            except BlindSpot as blind:
+                notes.append(f"power loss after a fault: {blind}")
+            except TimeIsUp:
+                pass
+        forget(ended)
+        if not injection.hits:
+            return Result(False, notes=tuple(notes))
+        if ended.ended is Ended.HUNG:
+            expected = "the workload to end with an error or with success"
+            problem = Problem(FaultKind.HANG, f"the workload: {ended}", expected)
+            return Result(True, (problem,), tuple(notes), hung=True)
+        problems = [*self.stage.left_locked(locks | reference.left)]
+        mark = fingerprint(self.stage.place.directory)
+        recovered = self.stage.recovered()
+        problems += self._judge(ended, recovered, values)
+        wrote = fingerprint(self.stage.place.directory) != mark
+        if not problems and not ended.ok:
+            if wrote:  # the retry must also do without the recovery
+                self.stage.show(reference.base)
+                with self.stage.gated(Injection(fault)):
+                    forget(run_recovery(self.unacknowledged, *where))
+            problems += self._retry(recovered, values)
+        states = 0
+        if trace is not None and recovered.ended is not Ended.HUNG:
+            more, states, further = self.power.judge(
+                trace, self.expect(ended.ok, trace, values), began
+            )
+            problems += more if not problems else ()
+            notes += further
+        hung = any(each.kind in (FaultKind.HANG, FaultKind.LOCKED) for each in problems)
+        return Result(True, tuple(problems), tuple(notes), states, hung)
+
+    def expect(
+        self, reported_success: bool, trace: op.Trace | None, values: list[tuple[int, Any]]
+    ) -> Expectation:
+        """What may be there: up to what was acknowledged, or further, but nothing in between."""
+        reference = self.reference
+        rest = reference.acknowledged[len(values) :]
+        acknowledged = [*values, *((FAR + n, value) for n, value in enumerate(rest))]
+        end = len(trace) if trace is not None else len(values) + 1
+        if reported_success:
+            acknowledged = list(values)
+        return Expectation(
+            length=end if reported_success else 2 * FAR,
+            before=reference.before,
+            after=reference.after,
+            acknowledged=acknowledged,
+            invariant=self.invariant,
+        )
+
+    def _judge(
+        self, ended: Outcome, recovered: Outcome, values: list[tuple[int, Any]]
+    ) -> list[Problem]:
+        numbered = [(n + 1, value) for n, (_, value) in enumerate(values)]
+        end = len(values) + 1
+        expectation = self.expect(ended.ok, None, numbered)
+        for judged in expectation.judge(recovered, [(end, end)], end - 1):
+            kind = {Kind.HANG: FaultKind.HANG, Kind.UNRECOVERABLE: FaultKind.UNRECOVERABLE}.get(
+                judged.kind, FaultKind.SILENT if ended.ok else FaultKind.MIXTURE
+            )
+            if judged.kind is Kind.DURABILITY:
+                kind = FaultKind.SILENT
+            elif kind is FaultKind.MIXTURE and refused(recovered):
+                kind = FaultKind.UNRECOVERABLE
+            said = "reported success" if ended.ok else f"raised {ended.text}"
+            return [Problem(kind, f"the workload {said}; recovery: {recovered}", judged.expected)]
+        return []
+
+    def _retry(self, recovered: Outcome, values: list[tuple[int, Any]]) -> list[Problem]:
+        """Do it again without the fault: it must end, without an error, and save."""
+        reference = self.reference
+        again: list[Any] = []
+        ended = run_recovery(
+            lambda d: call(self.workload, d, again.append),
+            self.stage.directory,
+            self.stage.options.time_limit,
+        )
+        forget(ended)
+        if ended.ended is Ended.HUNG:
+            return [
+                Problem(
+                    FaultKind.LOCKED,
+                    f"with the fault gone, doing it again waits for ever: {ended}",
+                    "it to succeed: nothing may be left locked",
+                )
+            ]
+        started_over = fits(recovered, reference.before)
+        if not ended.ok:
+            if not started_over and reference.again_raises:
+                return []
+            return [Problem(FaultKind.RETRY, f"doing it again {ended}", "it to succeed")]
+        found = self.stage.recovered()
+        if self.invariant is not None:
+            known = [value for _, value in values] + again
+            numbered = [(n + 1, value) for n, value in enumerate(known)]
+            end = len(known) + 1
+            judged = self.expect(True, None, numbered).judge(found, [(end, end)], end - 1)
+            right, expected = not judged, judged[0].expected if judged else ""
+        else:
+            allowed = [reference.after] if started_over else [reference.after, reference.again]
+            right = any(fits(found, each) for each in allowed if each is not None)
+            expected = describe(reference.after)
+        if right:
+            return []
+        return [Problem(FaultKind.RETRY, f"after doing it again recovery {found}", expected)]
+
+    # -- a fault in a recovery
+
+    def _recovery_case(self, fault: Fault) -> Result:
+        reference, limit = self.reference, self.stage.options.time_limit
+        on_final = fault.phase == "recovery after"
+        tree = reference.final if on_final else reference.base
+        expected = reference.after if on_final else reference.before
+        self.stage.show(tree)
+        locks = self.stage.locks()
+        injection, notes = Injection(fault), list[str]()
+        met = Outcome(Ended.HUNG, text="ended by its time limit inside of C code")
+        recorder = self.stage.recorder(tree) if self.power.crashing else None
+        trace = None
+
+        def run() -> Outcome:
+            with self.stage.gated(injection, recorder):
+                return run_recovery(self.stage.recover, self.stage.directory, limit)
+
+        try:
+            if recorder is None:
+                met = run()
+            else:
+                with recorder:
+                    met = run()
+                trace = recorder.trace
+        except BlindSpot as blind:
+            notes.append(f"power loss after a fault in recovery: {blind}")
+        except TimeIsUp:
+            pass
+        forget(met)
+        if not injection.hits:
+            return Result(False, notes=tuple(notes))
+        problems = [*self.stage.left_locked(locks | reference.left)]
+        if met.ended is Ended.HUNG:
+            problems.append(Problem(FaultKind.HANG, f"the recovery: {met}", "it to end"))
+            return Result(True, tuple(problems), tuple(notes), hung=True)
+        if met.ok and not refused(met) and not self._right(met, expected, on_final):
+            problems.append(
+                Problem(
+                    FaultKind.WRONG_ANSWER,
+                    f"while a call failed recovery {met}",
+                    f"{self._right_words(expected)}, or an error",
+                )
+            )
+        later = self.stage.recovered()
+        if not self._right(later, expected, on_final):
+            problems.append(
+                Problem(
+                    FaultKind.DAMAGED,
+                    f"recovery met the fault ({met}); the next one without it {later}",
+                    self._right_words(expected),
+                )
+            )
+        states = 0
+        if trace is not None and trace.operations and not problems and self.invariant is None:
+            expectation = Expectation(length=len(trace), before=expected, after=expected)
+            more, states, further = self.power.judge(trace, expectation)
+            problems += more
+            notes += further
+        return Result(True, tuple(problems), tuple(notes), states)
+
+    def _right(self, outcome: Outcome, expected: Expected, on_final: bool) -> bool:
+        if self.invariant is None:
+            return fits(outcome, expected)
+        if not on_final and fits(outcome, self.reference.before):
+            return True
+        values = self.reference.acknowledged if on_final else ()
+        numbered = [(n + 1, value) for n, value in enumerate(values)]
+        end = len(numbered) + 1
+        expectation = Expectation(
+            length=end if on_final else 2 * FAR,
+            before=self.reference.before,
+            after=self.reference.after,
+            acknowledged=numbered,
+            invariant=self.invariant,
+        )
+        return not expectation.judge(outcome, [(end, end)], end - 1)
+
+    def _right_words(self, expected: Expected) -> str:
+        return describe(expected) if self.invariant is None else "what was acknowledged"

@@ -1,0 +1,249 @@
+"""Power loss after a fault: the disks that it may leave, up to a bound, and what is wrong there.
+
+Belongs here: exploring a trace that holds a failed call. Rules:
+
+1. What a power failure breaks without any fault is blamed on no fault.
+2. Alike traces, and alike disks, are judged once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.crash_state import CrashState, Disk
+from pytest_statepersist.core.models import Model
+from pytest_statepersist.core.states import disk_of, expand, roots, visible_cells
+from pytest_statepersist.core.tree import File, Tree
+from pytest_statepersist.core.window import Choice
+from pytest_statepersist.diagnosing import Diagnoser
+from pytest_statepersist.errors import BlindSpot
+from pytest_statepersist.explorer.engine import Engine, Restart
+from pytest_statepersist.explorer.materialise import Materialiser
+from pytest_statepersist.explorer.outcome import (
+    Expectation,
+    Invariant,
+    Judgement,
+    Kind,
+    Outcome,
+)
+from pytest_statepersist.explorer.search import Bounds, search
+from pytest_statepersist.fault_sweep.case import Problem
+from pytest_statepersist.fault_sweep.stage import Stage, fingerprint
+from pytest_statepersist.faults.report import FaultKind
+from pytest_statepersist.findings import Finding
+from pytest_statepersist.mixing import is_unordered, without_order
+
+__all__ = ["PowerLoss"]
+
+_DIAGNOSED = 8
+
+
+class PowerLoss:
+    """Judges what a power failure leaves, for all cases of a sweep."""
+
+    def __init__(self, stage: Stage, invariant: Invariant | None) -> None:
+        self.stage = stage
+        self.options = stage.options
+        self.invariant = invariant
+        self.crashing = stage.options.states > 0
+        self.suspect = ""
+        """Why answers of this process are not to be trusted, where they are not."""
+        self.unsafe: dict[str, frozenset[Kind]] = {}
+        """What a power failure breaks without any fault, by model: no fault is to blame for it."""
+        self.details: dict[str, tuple[Finding, ...]] = {}
+        """The findings that explain what was observed."""
+        self._outcomes: dict[Any, Outcome] = {}
+        self._judged: dict[Any, tuple[tuple[Problem, ...], int, tuple[str, ...]]] = {}
+
+    def judge(
+        self, trace: op.Trace, expectation: Expectation, since: int = 0
+    ) -> tuple[list[Problem], int, list[str]]:
+        """Judge the disks that a power failure may leave, up to a bound; alike traces once.
+
+        Up to ``since`` all went as without a fault, and what a crash leaves there is known.
+        """
+        if not self.crashing:
+            return [], 0, []
+        key = (since, _alike(trace, expectation))
+        known = self._judged.get(key)
+        if known is not None:
+            return list(known[0]), 0, []
+        problems: list[Problem] = []
+        notes: list[str] = []
+        count = 0
+        if is_unordered(trace):
+            notes.append(
+                "power loss after a fault: the order of stores through a memory map was not seen"
+            )
+        for model in self.options.models:
+            if without_order(trace, model) is not None:
+                continue  # that it is not covered has been noted
+            number, failure, bounded = self._crash(trace, model, expectation, since)
+            count += number
+            if failure is not None:
+                problems.append(self._explain(trace, model, expectation, failure))
+                break
+            if bounded:
+                notes.append(
+                    f"power loss after a fault ({model}): only the first {self.options.states} "
+                    "states were judged after some faults; raise states="
+                )
+        self._judged[key] = (tuple(problems), count, tuple(notes))
+        self.stage.forget_shown()
+        return problems, count, notes
+
+    def learn(self, trace: op.Trace, expectation: Expectation) -> None:
+        """Learn what a power failure breaks by itself, from a run without a fault."""
+        for model in self.options.models:
+            self.unsafe[model.name] = frozenset(
+                judged.kind for _, _, judged in self._states(trace, model, expectation) if judged
+            )
+        self.stage.forget_shown()
+
+    def _crash(
+        self, trace: op.Trace, model: Model, expectation: Expectation, since: int
+    ) -> tuple[int, tuple[CrashState, Outcome, str] | None, bool]:
+        count = 0
+        for state, outcome, judged in self._states(trace, model, expectation, since):
+            count += 1
+            if judged is not None and judged.kind not in self.unsafe.get(model.name, ()):
+                words = f"a crash after {judged.point} calls; expected {judged.expected}"
+                return count, (state, outcome, words), False
+        return count, None, count >= self.options.states
+
+    def _states(
+        self, trace: op.Trace, model: Model, expectation: Expectation, since: int = 0
+    ) -> Iterator[tuple[CrashState, Outcome, Judgement | None]]:
+        """Yield the states up to the bound, what recovery gives, and what is wrong with it."""
+        disk = disk_of(trace, model)
+        aside = os.path.join(self.stage.place.aside, "states")
+        os.makedirs(aside, exist_ok=True)
+        shown = Materialiser(self.stage.place.directory, aside, trace, present=False)
+        deviations, limit = self.options.deviations, self.options.states
+        for state in islice(_states_since(disk, since, deviations), limit):
+            outcome = self._outcome(disk, state, shown)
+            wrong = expectation.judge(outcome, state.points, state.last)
+            new = [each for each in wrong if each.kind not in self.unsafe.get(model.name, ())]
+            yield state, outcome, (*new, *wrong, None)[0]
+
+    def _outcome(self, disk: Disk, state: CrashState, shown: Materialiser) -> Outcome:
+        tree = disk.tree(state)
+        key = (tree.key(), _order_of_times(tree))
+        known = self._outcomes.get(key)
+        if known is None:
+            shown.show(disk, state)
+            mark = fingerprint(self.stage.place.directory)
+            known = self.stage.recovered()
+            if fingerprint(self.stage.place.directory) != mark:
+                shown.rebuild()
+            self._outcomes[key] = known
+        return known
+
+    def _explain(
+        self,
+        trace: op.Trace,
+        model: Model,
+        expectation: Expectation,
+        failure: tuple[CrashState, Outcome, str],
+    ) -> Problem:
+        _, outcome, words = failure
+        details = self._diagnose(trace, model, expectation)
+        observed = f"after a power failure recovery {outcome} ({words})"
+        if details:
+            first = details[0]
+            observed = f"{observed}; {first}"
+            missing = ", ".join(
+                f"{type(each).__name__.lower()} {each.path}" for each in first.missing
+            )
+            if missing:
+                observed += f"; not on disk: {missing}"
+        self.details[observed] = details
+        return Problem(FaultKind.POWER_LOSS, observed, "what was saved to survive")
+
+    def _diagnose(
+        self, trace: op.Trace, model: Model, expectation: Expectation
+    ) -> tuple[Finding, ...]:
+        if len(self.details) >= _DIAGNOSED:
+            return ()
+        engine = Engine(
+            trace=trace,
+            recover=self.stage.recover,
+            argument=self.stage.directory,
+            place=self.stage.place,
+            fresh=self.stage.fresh,
+            record=lambda tree, run: BlindSpot("crashes during recovery were not asked for"),
+            time_limit=self.options.time_limit,
+            recovery_crashes=0,
+            deviations=self.options.deviations,
+            present=False,
+        )
+        bounds = Bounds(10 * self.options.states, None, self.options.deviations, 0, 0)
+        try:
+            with engine:
+                disk = disk_of(trace, model)
+                coverage = search(
+                    disk,
+                    engine.visitor(disk, bounds.deviations),
+                    expectation,
+                    bounds,
+                    lambda: engine.runs,
+                )
+                return Diagnoser(engine, trace, expectation).findings([coverage])
+        except Restart as restart:
+            self.suspect = str(restart)
+            return ()
+        except BlindSpot:
+            return ()  # the finding stands; only its explanation is missing
+
+
+def _states_since(disk: Disk, since: int, deviations: int) -> Iterator[CrashState]:
+    """Yield the different disks of crash points from ``since`` on, fewest deviations first.
+
+    The fullest state of a choice is legal the longest, so that a choice ends with it.
+    """
+    queue: list[tuple[int, int, Choice, CrashState]] = []
+    order = itertools.count()
+
+    def push(choices: Iterable[Choice]) -> None:
+        for choice in choices:
+            if choice.deviations > deviations:
+                continue
+            state = choice.state()
+            if state.points and state.points[-1][1] >= since:
+                heapq.heappush(queue, (choice.deviations, next(order), choice, state))
+
+    push(roots(disk))
+    while queue:
+        _, _, choice, state = heapq.heappop(queue)
+        alike, others = expand(choice, visible_cells(disk, state))
+        push(others)
+        yield alike.state()
+
+
+def _order_of_times(tree: Tree) -> tuple[int, ...]:
+    """Return the order of modification times: a recovery may pick the newest file."""
+    times = [node.mtime or 0 for _, _, node in tree.walk() if isinstance(node, File)]
+    ranks = {value: rank for rank, value in enumerate(sorted(set(times)))}
+    return tuple(ranks[value] for value in times)
+
+
+_BESIDE = frozenset({"path", "site", "time", "task"})
+
+
+def _alike(trace: op.Trace, expectation: Expectation) -> Any:
+    """Return what makes two traces the same to a judge: operations without lines and times."""
+    rows = tuple(
+        (
+            type(each).__name__,
+            *(getattr(each, name) for name in each.__dataclass_fields__ if name not in _BESIDE),
+        )
+        for each in trace.operations
+    )
+    stages = tuple((position, repr(value)) for position, value in expectation.acknowledged)
+    return (id(trace.base), rows, expectation.length, stages)

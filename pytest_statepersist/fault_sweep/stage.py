@@ -1,0 +1,183 @@
+"""The directory of a sweep: showing trees in it, running recoveries, and recording.
+
+Belongs here: whatever touches the directory or another process, and no judgement. Rules:
+
+1. Fresh processes are set aside before the subject first runs, so that they inherit nothing of it.
+2. What a run left in the directory is put back before the next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pytest_statepersist.core import operations as op
+from pytest_statepersist.core.crash_state import CrashState
+from pytest_statepersist.core.states import disk_of
+from pytest_statepersist.core.tree import Tree
+from pytest_statepersist.explorer.fresh import FreshProcess
+from pytest_statepersist.explorer.materialise import Materialiser
+from pytest_statepersist.explorer.outcome import (
+    Outcome,
+)
+from pytest_statepersist.explorer.runner import Recovery, run_recovery
+from pytest_statepersist.explorer.workplace import Workplace, workplace
+from pytest_statepersist.fault_sweep.case import Options, Problem, Result, forget
+from pytest_statepersist.faults.gate import Handler, installed
+from pytest_statepersist.faults.gate import gated as gate_of
+from pytest_statepersist.faults.inject import Injection
+from pytest_statepersist.faults.locks import held_locks
+from pytest_statepersist.faults.report import FaultKind
+from pytest_statepersist.faults.supervisor import check_supervision
+from pytest_statepersist.programs import ProgramRecorder
+from pytest_statepersist.recorders.python import PythonRecorder
+from pytest_statepersist.recorders.scan import Keep, scan
+from pytest_statepersist.recorders.strace import check_available
+from pytest_statepersist.recording import (
+    Companions,
+    shared_memory_in,
+    sqlite_companions,
+)
+
+__all__ = ["Recorder", "Stage", "fingerprint"]
+
+Recorder = PythonRecorder | ProgramRecorder
+
+
+class Stage:
+    """Where the runs of a sweep happen."""
+
+    def __init__(self, options: Options, recover: Recovery, programs: bool = False) -> None:
+        self.options = options
+        self.recover = recover
+        self.programs = programs
+        """Whether all is done by other programs: then strace records, and each run is fresh."""
+        self.companions: Companions = ()
+        self.isolated = False
+        """Whether this process is not to be trusted: then recovery runs in a fresh one."""
+        self._bases: dict[int, Materialiser] = {}
+        self._stack = ExitStack()
+
+    def open(self, serve: Callable[[Path], Result]) -> None:
+        """Make the directory, put the gates in place, and set fresh processes aside."""
+        stack = self._stack
+        try:
+            self.place: Workplace = stack.enter_context(workplace(self.options.workspace))
+            self.directory = Path(self.place.directory)
+            if self.programs:
+                check_available()
+                check_supervision()
+            else:
+                self._put_gates_in_place()
+            self.fresh = FreshProcess(self.recover, self.directory)
+            stack.callback(self.fresh.close)
+            self.server = FreshProcess(serve, self.directory)
+            stack.callback(self.server.close)
+        except BaseException:
+            stack.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes and take the directory away."""
+        self._stack.close()
+
+    def _put_gates_in_place(self) -> None:
+        self._stack.enter_context(installed())
+        self.companions, _ = sqlite_companions()
+        if self.companions:
+            from pytest_statepersist.faults.sqlite import sqlite_gate
+
+            self._stack.enter_context(sqlite_gate())
+
+    @contextmanager
+    def gated(self, handler: Handler, recorder: Recorder | None = None) -> Iterator[None]:
+        """Let a handler decide about calls, and know where in the recording a fault began."""
+        with gate_of(self.directory, handler) as gate:
+            if isinstance(recorder, ProgramRecorder):
+                gate.unseen = recorder.unseen
+            if isinstance(handler, Injection) and recorder is not None:
+                handler.position = _position(recorder)
+            yield
+
+    def locks(self) -> frozenset[tuple[str, str]]:
+        """Return the locks that this process holds in the directory."""
+        return held_locks(self.place.directory)
+
+    def left_locked(self, known: frozenset[tuple[str, str]]) -> Iterator[Problem]:
+        """Yield what is wrong where a lock is held that is not known."""
+        for path, kind in sorted(self.locks() - known):
+            yield Problem(
+                FaultKind.LOCKED,
+                f"a {kind} lock on {path!r} is still held after the workload has ended",
+                "the lock to be given back, as it is without the fault",
+            )
+
+    def recovered(self) -> Outcome:
+        """Run recovery on what the directory holds."""
+        if self.isolated:
+            return self.fresh.run(self.options.time_limit)
+        outcome = run_recovery(self.recover, self.directory, self.options.time_limit)
+        forget(outcome)
+        return outcome
+
+    def scan(self) -> Tree:
+        """Return what the directory holds."""
+        directory = self.place.directory
+        return scan(directory, keep=Keep(directory), ignore=shared_memory_in(directory)).tree
+
+    def show(self, tree: Tree) -> None:
+        """Make the directory hold a tree, whatever a run left in it."""
+        shown = self._bases.get(id(tree))
+        if shown is not None:
+            shown.rebuild()
+            return
+        trace = op.Trace(tree)
+        aside = os.path.join(self.place.aside, f"base{len(self._bases)}")
+        os.makedirs(aside, exist_ok=True)
+        shown = Materialiser(self.place.directory, aside, trace, present=False)
+        start = CrashState(-1, frozenset(), points=((0, 0),))
+        shown.show(disk_of(trace, self.options.models[0]), start)
+        self._bases[id(tree)] = shown
+
+    def forget_shown(self) -> None:
+        """Forget what the directory holds: something else has shown a state in it."""
+        self._bases.clear()
+
+    def recorder(self, base: Tree) -> Recorder:
+        """Return a recorder of the directory, which holds ``base``."""
+        if self.programs:
+            return ProgramRecorder(self.directory, ignore=shared_memory_in(self.directory))
+        return PythonRecorder(
+            self.directory,
+            base_tree=base,
+            ignore=shared_memory_in(self.directory),
+            companions=self.companions,
+        )
+
+
+def _position(recorder: Recorder) -> Callable[[], int]:
+    if isinstance(recorder, ProgramRecorder):
+        return recorder.note_fault
+    return lambda: len(recorder.builder)
+
+
+def fingerprint(directory: str) -> tuple[tuple[object, ...], ...]:
+    """Return what shows whether anything in a directory was changed."""
+    rows: list[tuple[object, ...]] = []
+    pending = [directory]
+    while pending:
+        here = pending.pop()
+        try:
+            status = os.stat(here)
+            rows.append((here, status.st_mtime_ns, status.st_ctime_ns))
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    found = entry.stat(follow_symlinks=False)
+                    rows.append((entry.path, found.st_ino, found.st_size, found.st_ctime_ns))
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except OSError as error:
+            rows.append((here, error.errno))
+    return tuple(sorted(rows, key=repr))
