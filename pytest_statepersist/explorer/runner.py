@@ -4,7 +4,8 @@ Belongs here: the call itself. Rules:
 
 1. Nothing that a recovery raises leaves this module, apart from the user's own Ctrl-C.
 2. A hang is ended by an exception raised in the recovery's thread: by a timer signal in the main
-   thread, elsewhere by the interpreter. It is raised again until the recovery gives in.
+   thread, elsewhere by the interpreter. It is raised again until the recovery gives in. What came
+   too late is a hang too where the recovery, or a destructor, has swallowed that exception.
 3. `os._exit` in a recovery becomes an exception where `refuse_exit` is in its place.
 """
 
@@ -16,9 +17,9 @@ import inspect
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Self
 
 from pytest_statepersist.explorer.outcome import Ended, Outcome
 
@@ -58,8 +59,11 @@ async def _wait(awaitable: Any) -> Any:
 def run_recovery(recover: Recovery, directory: object, limit: float | None) -> Outcome:
     """Run a recovery and say how it ended; ``limit`` is in seconds, ``None`` for none."""
     try:
-        with time_limit(limit):
+        limited = time_limit(limit)
+        with limited:
             value = call(recover, directory)
+        if limited.over:
+            raise TimeIsUp
         return Outcome.returned(value)
     except TimeIsUp:
         return Outcome(Ended.HUNG, text=f"no answer within {limit:g} s")
@@ -68,35 +72,57 @@ def run_recovery(recover: Recovery, directory: object, limit: float | None) -> O
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        if limited.over:
+            return Outcome(Ended.HUNG, text=f"no answer within {limit:g} s")
         return Outcome.raised(error)
 
 
-def time_limit(seconds: float | None) -> AbstractContextManager[None]:
+def time_limit(seconds: float | None) -> Limit:
     """Raise `TimeIsUp` in this thread once the block has run for that many seconds."""
     if seconds is None:
-        return nullcontext()
+        return _Unlimited()
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
         return _BySignal(seconds)
-    return _by_thread(seconds)
+    return _ByThread(seconds)
+
+
+class Limit(AbstractContextManager["Limit"]):
+    """A block with a limit of time; ``over`` is whether it took longer."""
+
+    over: bool = False
+
+
+class _Unlimited(Limit):
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+_innermost: list[Limit] = []
+"""The limits by signal that are in force in the main thread."""
 
 
 def _expire(*_: object) -> None:
+    if _innermost:
+        _innermost[-1].over = True
     raise TimeIsUp
 
 
-class _BySignal:
+class _BySignal(Limit):
     """A limit by a timer signal; a class, because it is entered for every crash state."""
 
-    __slots__ = ("_before", "_previous", "_seconds")
+    __slots__ = ("_before", "_previous", "_seconds", "over")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self.over = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._previous: Any = signal.getsignal(signal.SIGALRM)
         if self._previous is not _expire:
             signal.signal(signal.SIGALRM, _expire)
+        _innermost.append(self)
         self._before = signal.setitimer(signal.ITIMER_REAL, self._seconds, _AGAIN)
+        return self
 
     def __exit__(self, *_: object) -> None:
         # A signal may still arrive between the block and here; it must not escape.
@@ -105,32 +131,41 @@ class _BySignal:
                 signal.setitimer(signal.ITIMER_REAL, *self._before)
                 if self._previous is not _expire:
                     signal.signal(signal.SIGALRM, self._previous)
+                if _innermost and _innermost[-1] is self:
+                    _innermost.pop()
                 break
             except TimeIsUp:
                 continue
 
 
-@contextmanager
-def _by_thread(seconds: float) -> Iterator[None]:
-    ident = threading.get_ident()
-    done = threading.Event()
+class _ByThread(Limit):
+    """A limit by another thread, for threads that get no signals."""
 
-    def watch() -> None:
-        if done.wait(seconds):
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._ident = threading.get_ident()
+        self._done = threading.Event()
+        self._watcher = threading.Thread(
+            target=self._watch, name="statepersist-time-limit", daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        if self._done.wait(self._seconds):
             return
-        while not done.is_set():
+        while not self._done.is_set():
+            self.over = True
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(ident), ctypes.py_object(TimeIsUp)
+                ctypes.c_ulong(self._ident), ctypes.py_object(TimeIsUp)
             )
-            done.wait(_AGAIN)
-
-    watcher = threading.Thread(target=watch, name="statepersist-time-limit", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
+            self._done.wait(_AGAIN)
 
 
 def refuse_exit(original: Callable[[int], Any]) -> Callable[[int], Any]:

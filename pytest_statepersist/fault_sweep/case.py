@@ -45,6 +45,8 @@ class Result:
     notes: tuple[str, ...] = ()
     states: int = 0
     hung: bool = False
+    late: bool = False
+    """Whether some run did not end within its limit: a hang, or a machine that was busy."""
 
     @property
     def kinds(self) -> frozenset[FaultKind]:

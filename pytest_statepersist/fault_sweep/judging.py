@@ -11,6 +11,7 @@ Belongs here: the judgement of a workload and of a recovery that met a fault. Ru
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from pytest_statepersist.explorer.outcome import (
     describe,
     fits,
 )
-from pytest_statepersist.explorer.runner import TimeIsUp, call, run_recovery
-from pytest_statepersist.fault_sweep.case import FAR, Problem, Reference, Result, forget, refused
+from pytest_statepersist.explorer.runner import TimeIsUp, call
+from pytest_statepersist.fault_sweep.case import FAR, Problem, Reference, Result, refused
 from pytest_statepersist.fault_sweep.power import PowerLoss
 from pytest_statepersist.fault_sweep.stage import Stage, fingerprint
 from pytest_statepersist.faults.inject import Fault, Injection
@@ -59,14 +60,15 @@ class Cases:
 
     def run(self, fault: Fault) -> Result:
         """Run one case and judge it."""
-        if fault.phase == "workload":
-            return self._workload_case(fault)
-        return self._recovery_case(fault)
+        self.stage.late = False
+        run = self._workload_case if fault.phase == "workload" else self._recovery_case
+        result = run(fault)
+        return replace(result, late=True) if self.stage.late else result
 
     # -- a fault in the workload
 
     def _workload_case(self, fault: Fault) -> Result:
-        reference, limit = self.reference, self.stage.options.time_limit
+        reference = self.reference
         self.stage.show(reference.base)
         locks = self.stage.locks()
         values: list[tuple[int, Any]] = []
@@ -85,9 +87,8 @@ class Cases:
 
         def run() -> Outcome:
             with self.stage.gated(injection, recorder):
-                return run_recovery(lambda d: call(self.workload, d, acknowledge), *where)
+                return self.stage.attempt(lambda d: call(self.workload, d, acknowledge))
 
-        where = (self.stage.directory, limit)
         if recorder is None:
             ended = run()
         else:
@@ -99,8 +100,7 @@ class Cases:
             except BlindSpot as blind:
                 notes.append(f"power loss after a fault: {blind}")
             except TimeIsUp:
-                pass
-        forget(ended)
+                self.stage.late = True
         if not injection.hits:
             return Result(False, notes=tuple(notes))
         if ended.ended is Ended.HUNG:
@@ -116,7 +116,7 @@ class Cases:
             if wrote:  # the retry must also do without the recovery
                 self.stage.show(reference.base)
                 with self.stage.gated(Injection(fault)):
-                    forget(run_recovery(self.unacknowledged, *where))
+                    self.stage.attempt(self.unacknowledged)
             problems += self._retry(recovered, values)
         states = 0
         if trace is not None and recovered.ended is not Ended.HUNG:
@@ -168,12 +168,7 @@ class Cases:
         """Do it again without the fault: it must end, without an error, and save."""
         reference = self.reference
         again: list[Any] = []
-        ended = run_recovery(
-            lambda d: call(self.workload, d, again.append),
-            self.stage.directory,
-            self.stage.options.time_limit,
-        )
-        forget(ended)
+        ended = self.stage.attempt(lambda d: call(self.workload, d, again.append))
         if ended.ended is Ended.HUNG:
             return [
                 Problem(
@@ -205,7 +200,7 @@ class Cases:
     # -- a fault in a recovery
 
     def _recovery_case(self, fault: Fault) -> Result:
-        reference, limit = self.reference, self.stage.options.time_limit
+        reference = self.reference
         on_final = fault.phase == "recovery after"
         tree = reference.final if on_final else reference.base
         expected = reference.after if on_final else reference.before
@@ -218,7 +213,7 @@ class Cases:
 
         def run() -> Outcome:
             with self.stage.gated(injection, recorder):
-                return run_recovery(self.stage.recover, self.stage.directory, limit)
+                return self.stage.attempt(self.stage.recover)
 
         try:
             if recorder is None:
@@ -230,8 +225,7 @@ class Cases:
         except BlindSpot as blind:
             notes.append(f"power loss after a fault in recovery: {blind}")
         except TimeIsUp:
-            pass
-        forget(met)
+            self.stage.late = True
         if not injection.hits:
             return Result(False, notes=tuple(notes))
         problems = [*self.stage.left_locked(locks | reference.left)]

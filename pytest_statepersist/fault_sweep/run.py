@@ -4,7 +4,8 @@ Belongs here: the order of things, and which process runs a case. Rules:
 
 1. Cases run in this process while that can be trusted. Each finding, and a sample of the passes, is
    run again in a process that the subject has not touched; a difference moves every case there.
-2. What was not seen is not covered: native calls, faults that were not met, states beyond a bound.
+2. A hang is believed when it comes again, with more time; the machine may have been busy.
+3. What was not seen is not covered: native calls, faults that were not met, states beyond a bound.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from pytest_statepersist.explorer.outcome import (
     fits,
     same,
 )
-from pytest_statepersist.explorer.runner import Recovery, call, run_recovery
+from pytest_statepersist.explorer.runner import Recovery, call
 from pytest_statepersist.fault_sweep.case import Options, Problem, Reference, Result
 from pytest_statepersist.fault_sweep.judging import Cases
 from pytest_statepersist.fault_sweep.power import PowerLoss
-from pytest_statepersist.fault_sweep.stage import Stage
+from pytest_statepersist.fault_sweep.stage import PATIENCE, Stage
 from pytest_statepersist.faults.calls import (
     FaultSite,
     Operation,
@@ -66,6 +67,8 @@ class SweepRun:
         self.power = PowerLoss(self.stage, invariant)
         self.cases = Cases(self.stage, self.power, with_acknowledge(workload), invariant)
         self.sentinels: tuple[Outcome, ...] = ()
+        self.hangs = 0
+        """How many hangs came again when they were given more time."""
         self.warnings: list[str] = []
 
     def __enter__(self) -> SweepRun:
@@ -152,9 +155,7 @@ class SweepRun:
         last = self.stage.recovered()
         self.sentinels = (first, last)
         self.stage.show(final)
-        twice = run_recovery(
-            self.cases.unacknowledged, self.stage.directory, self.options.time_limit
-        )
+        twice = self._twice()
         again = self.stage.recovered()
         self.cases.reference = Reference(
             base=base,
@@ -179,6 +180,13 @@ class SweepRun:
         sites = {"workload": tuple(counting.sites), "recovery before": reading}
         sites["recovery after"] = self._sites_of_recovery(final)
         return sites, blind
+
+    def _twice(self) -> Outcome:
+        """Run the workload where it has run already: it may well refuse."""
+        self.stage.patience = PATIENCE
+        outcome = self.stage.attempt(self.cases.unacknowledged)
+        self.stage.patience = 1
+        return outcome
 
     def _sites_of_recovery(self, tree: Tree) -> tuple[FaultSite, ...]:
         if not self.options.recovery:
@@ -215,20 +223,45 @@ class SweepRun:
             if self.options.progress is not None:
                 self.options.progress(number, len(faults))
             if self.stage.isolated:
-                results.append(self._elsewhere(fault) or Result(False))
-                continue
-            result = self.cases.run(fault)
+                result = self._elsewhere(fault) or Result(False)
+            else:
+                result = self.cases.run(fault)
+            if result.late and self.hangs < _CONFIRMED:
+                result = self._with_patience(fault)
+                self.hangs += result.late
             results.append(result)
-            if result.hung and self.stage.server.available and not self.programs:
-                self.stage.isolated = True
-                self.warnings.append(
-                    f"{fault}: a run did not end and may have left something locked in this "
-                    "process, so each later case runs in a fresh one"
-                )
+            if result.hung and self._can_isolate():
+                self._isolate(fault)
         if self._disagree(faults, results):
             self.stage.isolated = True
             return [self._elsewhere(fault) or Result(False) for fault in faults]
         return results
+
+    def _can_isolate(self) -> bool:
+        available = self.stage.server.available and not self.programs
+        return available and not self.stage.isolated
+
+    def _isolate(self, fault: Fault) -> None:
+        self.stage.isolated = True
+        self.warnings.append(
+            f"{fault}: a run did not end and may have left something locked in this "
+            "process, so each later case runs in a fresh one"
+        )
+
+    def _with_patience(self, fault: Fault) -> Result:
+        """Run a case again that did not end in time, in a fresh process and with more time."""
+        self.stage.patience = PATIENCE
+        try:
+            fresh = None if self.programs else self._elsewhere(fault)
+            if fresh is None or (not fresh.late and not self.stage.isolated):
+                here = self.cases.run(fault)
+                if fresh is None:
+                    return here
+                if here.late or here.kinds != fresh.kinds:
+                    self._isolate(fault)  # only the machine was slow, but that broke something
+            return fresh
+        finally:
+            self.stage.patience = 1
 
     def _disagree(self, faults: list[Fault], results: list[Result]) -> bool:
         """Say whether this process remembers: findings and some passes run in a fresh one too."""
@@ -275,6 +308,7 @@ class SweepRun:
             bool(self.stage.companions),
             self.power.unsafe,
             crashing,
+            self.stage.patience,
         )
         try:
             packed = pickle.dumps(request)
@@ -289,7 +323,7 @@ class SweepRun:
         with open(os.path.join(self.stage.place.aside, "request"), "wb") as file:
             file.write(packed)
         # A fresh process each for many recoveries: the limit of one is no measure for all.
-        outcome = self.stage.server.run(60 * self.options.time_limit)
+        outcome = self.stage.server.run(60 * self.stage.limit)
         self.stage.forget_shown()
         if isinstance(outcome.value, Result):
             return outcome.value
@@ -298,7 +332,8 @@ class SweepRun:
     def _serve(self, directory: Path) -> Result:
         with open(os.path.join(self.stage.place.aside, "request"), "rb") as file:
             request = pickle.loads(file.read())
-        fault, self.cases.reference, sqlite, self.power.unsafe, self.power.crashing = request
+        fault, self.cases.reference, sqlite, self.power.unsafe, *rest = request
+        self.power.crashing, self.stage.patience = rest
         self.stage.isolated = True
         if not sqlite:
             self.stage.companions = ()

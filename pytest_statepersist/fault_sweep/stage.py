@@ -4,6 +4,8 @@ Belongs here: whatever touches the directory or another process, and no judgemen
 
 1. Fresh processes are set aside before the subject first runs, so that they inherit nothing of it.
 2. What a run left in the directory is put back before the next.
+3. A limit of real time runs out on a busy machine too, so a hang is believed when it comes again
+   with more time, in a process that nothing was interrupted in.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState
@@ -19,9 +22,7 @@ from pytest_statepersist.core.states import disk_of
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.materialise import Materialiser
-from pytest_statepersist.explorer.outcome import (
-    Outcome,
-)
+from pytest_statepersist.explorer.outcome import Ended, Outcome
 from pytest_statepersist.explorer.runner import Recovery, run_recovery
 from pytest_statepersist.explorer.workplace import Workplace, workplace
 from pytest_statepersist.fault_sweep.case import Options, Problem, Result, forget
@@ -41,9 +42,11 @@ from pytest_statepersist.recording import (
     sqlite_companions,
 )
 
-__all__ = ["Recorder", "Stage", "fingerprint"]
+__all__ = ["PATIENCE", "Recorder", "Stage", "fingerprint"]
 
 Recorder = PythonRecorder | ProgramRecorder
+PATIENCE = 3
+"""How many times the limit of a run is waited before a hang is believed."""
 
 
 class Stage:
@@ -57,6 +60,10 @@ class Stage:
         self.companions: Companions = ()
         self.isolated = False
         """Whether this process is not to be trusted: then recovery runs in a fresh one."""
+        self.patience = 1
+        """How many times the limit a run may take."""
+        self.late = False
+        """Whether a run since this was reset did not end within its limit."""
         self._bases: dict[int, Materialiser] = {}
         self._stack = ExitStack()
 
@@ -114,12 +121,27 @@ class Stage:
                 "the lock to be given back, as it is without the fault",
             )
 
+    @property
+    def limit(self) -> float:
+        """How many seconds a run may take."""
+        return self.patience * self.options.time_limit
+
+    def attempt(self, function: Callable[[Path], Any]) -> Outcome:
+        """Run something of the user's in this process, as long as it may take."""
+        outcome = run_recovery(function, self.directory, self.limit)
+        forget(outcome)
+        self.late |= outcome.ended is Ended.HUNG
+        return outcome
+
     def recovered(self) -> Outcome:
         """Run recovery on what the directory holds."""
         if self.isolated:
-            return self.fresh.run(self.options.time_limit)
-        outcome = run_recovery(self.recover, self.directory, self.options.time_limit)
-        forget(outcome)
+            outcome = self.fresh.run(self.limit)
+        else:
+            outcome = run_recovery(self.recover, self.directory, self.limit)
+            forget(outcome)
+        if outcome.ended is Ended.HUNG and self.patience == 1 and self.fresh.available:
+            outcome = self.fresh.run(PATIENCE * self.limit)
         return outcome
 
     def scan(self) -> Tree:
