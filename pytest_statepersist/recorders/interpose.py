@@ -5,7 +5,8 @@ Belongs here: installing a table of replacements and undoing it. Rules:
 1. All replacements of an `Interposition` are installed together and undone together.
 2. Several interpositions may be installed at once. The one with the higher layer is called first
    and is given, as its original, what the layers below left; undoing in any order is right.
-3. What somebody else put on top meanwhile (a test's monkeypatch) is left alone: it holds our
+3. Nothing stays half-way: what an exception or a signal stops is undone, or done, to its end.
+4. What somebody else put on top meanwhile (a test's monkeypatch) is left alone: it holds our
    replacement, which passes calls through as soon as its owner is not active.
 """
 
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from pytest_statepersist.recorders.rebind import Rebinding, Unreached
+from pytest_statepersist.recorders.undoing import surely
 
 __all__ = ["Interposition", "Table"]
 
@@ -24,8 +26,10 @@ Table: TypeAlias = Mapping[tuple[Any, str], Callable[[Any], Any]]
 """(module or class, attribute) to a function that makes the replacement from the original."""
 
 _lock = threading.RLock()
+_layers: list[Interposition] = []
+"""All that has users in this process, lowest layer first: what is patched is global as well."""
 _installed: list[Interposition] = []
-"""All that is installed in this process, lowest layer first: what is patched is global as well."""
+"""Those that are in place; the last one may be so only in part."""
 
 
 class Interposition:
@@ -44,6 +48,7 @@ class Interposition:
         self._users = 0
         self._done: list[tuple[Any, str, Any, Any]] = []
         self._rebinding: Rebinding | None = None
+        self._complete = False
 
     @property
     def installed(self) -> bool:
@@ -53,33 +58,26 @@ class Interposition:
     def install(self) -> None:
         """Put the replacements in place, or count one more user."""
         with _lock:
-            if self._users == 0:
-                position = sum(other.layer <= self.layer for other in _installed)
-                above = _installed[position:]
-                for other in reversed(above):
-                    other._undo()
-                try:
-                    self._do()
-                    _installed.insert(position, self)
-                finally:
-                    for other in above:
-                        other._do()
-            self._users += 1
+            if self._users > 0:
+                self._users += 1
+                return
+            try:
+                if self not in _layers:
+                    _layers.insert(sum(each.layer <= self.layer for each in _layers), self)
+                self._users = 1
+                _settle()
+            except BaseException:
+                self._users = 0
+                surely(_settle)
+                raise
 
     def uninstall(self) -> None:
         """Count one user less; the last one puts the originals back."""
         with _lock:
-            if self._users == 0:
-                return
-            self._users -= 1
-            if self._users == 0:
-                above = _installed[_installed.index(self) + 1 :]
-                for other in reversed(above):
-                    other._undo()
-                self._undo()
-                _installed.remove(self)
-                for other in above:
-                    other._do()
+            if self._users > 0:
+                self._users -= 1
+                if self._users == 0:
+                    surely(_settle)
 
     def __enter__(self) -> Interposition:
         self.install()
@@ -95,31 +93,52 @@ class Interposition:
 
     def _do(self) -> None:
         made: dict[int, tuple[Any, Any]] = {}
-        try:
-            for (owner, name), factory in self._table.items():
-                original = vars(owner).get(name)
-                if original is None:
-                    continue
-                # One original under two names (os.replace, posix.replace) has one replacement.
-                if id(original) not in made:
-                    made[id(original)] = (original, factory(original))
-                replacement = made[id(original)][1]
-                setattr(owner, name, replacement)
-                self._done.append((owner, name, original, replacement))
-            if self._rebind:
-                del original, replacement  # references are counted there
-                private = [entry for each in (*_installed, self) for entry in each._done]
-                self._rebinding = Rebinding(list(made.values()), private=private)
-                self.unreached = self._rebinding.unreached
-        except BaseException:
-            self._undo()
-            raise
+        for (owner, name), factory in self._table.items():
+            original = vars(owner).get(name)
+            if original is None:
+                continue
+            # One original under two names (os.replace, posix.replace) has one replacement.
+            if id(original) not in made:
+                made[id(original)] = (original, factory(original))
+            replacement = made[id(original)][1]
+            self._done.append((owner, name, original, replacement))
+            setattr(owner, name, replacement)
+        if self._rebind:
+            original = replacement = None  # references are counted there
+            private = [entry for each in _installed for entry in each._done]
+            self._rebinding = Rebinding(list(made.values()), private=private)
+            self._rebinding.do()
+            self.unreached = self._rebinding.unreached
+        self._complete = True
 
     def _undo(self) -> None:
+        """Put the originals back, also after a `_do` or an `_undo` that was stopped."""
+        self._complete = False
         if self._rebinding is not None:
             self._rebinding.undo()
             self._rebinding = None
         while self._done:
-            owner, name, original, replacement = self._done.pop()
+            owner, name, original, replacement = self._done[-1]
             if vars(owner).get(name) is replacement:
                 setattr(owner, name, original)
+            self._done.pop()
+
+
+def _settle() -> None:
+    """Make what is in place what is in use, in the order of layers; to be called with the lock.
+
+    It begins where both differ first, so whatever was stopped half-way is put right by the next
+    call, whoever makes it.
+    """
+    _layers[:] = [each for each in _layers if each._users > 0]
+    right = 0
+    for here, wanted in zip(_installed, _layers, strict=False):
+        if here is not wanted or not here._complete:
+            break
+        right += 1
+    while len(_installed) > right:
+        _installed[-1]._undo()
+        _installed.pop()
+    for each in _layers[right:]:
+        _installed.append(each)
+        each._do()

@@ -35,6 +35,7 @@ from pytest_statepersist.recorders.maps import Mappings, make_mmap
 from pytest_statepersist.recorders.notify import Notifications
 from pytest_statepersist.recorders.scan import Keep, Scan, scan, survey
 from pytest_statepersist.recorders.session import Session, Slot
+from pytest_statepersist.recorders.undoing import surely
 
 __all__ = ["Companion", "PythonRecorder", "interposition"]
 
@@ -157,7 +158,9 @@ class PythonRecorder:
         self._session: Session | None = None
         self._base: Scan | None = None
         self._trace: Trace | None = None
-        self._undo_subclasses: Callable[[], None] = _nothing
+        self._subclasses: streams.Patched = []
+        self._mapped: Mappings | None = None
+        self._holds = False
 
     @property
     def trace(self) -> Trace:
@@ -187,25 +190,24 @@ class PythonRecorder:
                 builder[number].changed = seen.ctime
             notifications = Notifications()
             session = Session(self.directory, builder, notifications)
+            self._session = session
             try:
                 for number, node in self._base.tree.nodes.items():
                     if isinstance(node, Directory):
                         session.watch(number, f"{self.directory}/{builder[number].path}")
                 interposition().install()
-                try:
-                    _mappings.append(Mappings(session))
-                    self._session = _slot.session = session
-                    self._undo_subclasses = streams.patch_subclasses(_slot, _fileio)
-                    self._find_open_files(session)
-                    for make in self._make_companions:
-                        companion = make(builder, session.moment)
-                        companion.start()
-                        self._companions.append(companion)
-                except BaseException:
-                    self._leave()
-                    raise
+                self._holds = True
+                self._mapped = Mappings(session)
+                _mappings.append(self._mapped)
+                _slot.session = session
+                streams.patch_subclasses(_slot, _fileio, self._subclasses)
+                self._find_open_files(session)
+                for make in self._make_companions:
+                    companion = make(builder, session.moment)
+                    companion.start()
+                    self._companions.append(companion)
             except BaseException:
-                notifications.close()
+                self._leave()
                 raise
 
     def stop(self) -> Trace:
@@ -317,23 +319,23 @@ class PythonRecorder:
         if session is None or session.notifications.closed:
             return
         _slot.session = None
-        try:
-            for companion in self._companions:
-                companion.stop()
-        finally:
-            self._companions.clear()
-            _mappings.pop()
-            session.notifications.close()
-            for ref in session.attached.values():
-                raw = ref()
-                if raw is not None:
-                    streams.detach(raw)
-            self._undo_subclasses()
+        surely(
+            *(companion.stop for companion in self._companions),
+            self._companions.clear,
+            lambda: streams.restore_subclasses(self._subclasses),
+            lambda: self._let_go(session),
+            session.notifications.close,
+        )
+
+    def _let_go(self, session: Session) -> None:
+        _mappings[:] = [each for each in _mappings if each is not self._mapped]
+        for ref in session.attached.values():
+            raw = ref()
+            if raw is not None:
+                streams.detach(raw)
+        if self._holds:
+            self._holds = False
             interposition().uninstall()
-
-
-def _nothing() -> None:
-    """Undo nothing."""
 
 
 def _open_descriptors() -> list[int]:

@@ -1,24 +1,29 @@
 """Names that were bound to a function before it was replaced.
 
 Belongs here: finding every holder of an object through the garbage collector and giving it another
-object for a time. `from os import replace`, default arguments, `functools.partial`, closures, class
+object for a time. `from os import replace`, default arguments, `partial`, closures, class
 attributes, containers, slots, and local variables of the frames that are running are rewritten; a
 holder of another kind is reported, and its owner decides what that means.
+
+Rebindings of one object may be nested: the last one made is the first to be undone, and each gives
+back what it found, a class attribute that was a bare function included.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import gc
+import operator
 import os
 import sys
 import threading
 import types
 import weakref
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from pytest_statepersist.recorders import real
@@ -30,7 +35,25 @@ _DEPTH = 4
 _OWN = __name__.partition(".")[0]
 _SUBJECT = f"{_OWN}.reference"
 _IGNORED = (types.FrameType, weakref.ReferenceType, types.BuiltinFunctionType, type)
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None), types.BuiltinFunctionType})
+_DICTS = frozenset({dict, defaultdict, Counter})
 _OPTIMIZED = 0x1  # inspect.CO_OPTIMIZED: the locals are not in a dict
+
+
+@dataclass(slots=True, eq=False)
+class _Rebuilt:
+    """What was put in the place of an immutable holder, and that holder.
+
+    ``old`` is ``None`` where the holder was the bare attribute of a class. No search goes through
+    these: they are instances of this package.
+    """
+
+    new: Any
+    old: Any
+
+
+_memories: list[dict[int, _Rebuilt]] = []
+"""What each rebinding that is in force keeps, by the id of what is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +69,7 @@ class Unreached:
 
 
 class Rebinding:
-    """Gives each holder of an original its replacement, until `undo`.
+    """Gives each holder of an original its replacement from `do` to `undo`.
 
     ``pairs`` are (original, replacement); ``private`` are containers that must keep what they hold.
     ``unreached`` names the holders that could not be rewritten.
@@ -56,45 +79,74 @@ class Rebinding:
         self.unreached: list[Unreached] = []
         self._pairs = pairs
         self._private = list(private)
-        self._wrapped: dict[int, staticmethod[Any, Any]] = {}
-        # What holds a replacement before anybody was given it is this package itself.
-        self._before = _held_elsewhere([new for _, new in pairs], [*self._private, *pairs])
-        self._run(pairs)
+        self._rebuilt: dict[int, _Rebuilt] = {}
+        self._searched: set[int] = set()
+        self._own = {id(item) for pair in pairs for item in pair}
+        self._before: dict[int, int] = {}
+        self._forward = True
+
+    def do(self) -> None:
+        """Give every holder the replacement; an `undo` is due even where this raised."""
+        if all(each is not self._rebuilt for each in _memories):
+            _memories.append(self._rebuilt)
+        self._forward = True
+        self._run(self._pairs)
 
     def undo(self) -> None:
-        """Give every holder the original back, those too that were made meanwhile."""
+        """Give every holder the original back, those too that were made meanwhile.
+
+        Where an exception stopped it, a signal's for example, it can be called again.
+        """
         unreached, self.unreached = self.unreached, []
-        self._run([(replacement, original) for original, replacement in self._pairs])
-        self.unreached = unreached
+        self._forward = False
+        try:
+            self._run([(replacement, original) for original, replacement in self._pairs])
+        finally:
+            self.unreached = unreached
+        _memories[:] = [each for each in _memories if each is not self._rebuilt]
+        self._rebuilt.clear()
 
     def _run(self, pairs: list[tuple[Any, Any]]) -> None:
         new = {id(old): replacement for old, replacement in pairs}
-        for namespace in _namespaces(own=False):
-            if not new.keys().isdisjoint(map(id, namespace.values())):
+        spaces = _namespaces_with(self._own)
+        private = [*self._private, *self._pairs, *(each for each, own in spaces if own)]
+        if self._forward:
+            # What holds a replacement before anybody was given it is this package itself.
+            shown = [*private, *(each for each, own in spaces if not own)]
+            self._before = _held_elsewhere([new for _, new in pairs], shown)
+            shown.clear()
+        for namespace, own in spaces:
+            if not own:
                 self._rewrite(namespace, new)
         for supported in _support_sets():
             self._rewrite(supported, new)
         frames = _running(new, self.unreached)
         while frames:
             _rewrite_frame(frames.pop(), new)
-        skip = _own_containers(self._pairs) | {id(item) for item in self._private}
-        skip |= {id(pairs), id(self._pairs), id(self.__dict__), id(self._private)}
-        skip |= {id(pair) for pair in pairs}
-        forward = pairs is self._pairs
-        held = _held_elsewhere([old for old, _ in pairs], [*self._private, *self._pairs])
+        held = _held_elsewhere([old for old, _ in pairs], private)
         # On the way back the reversed pairs are one more reference.
-        known = {} if forward else {key: count + 1 for key, count in self._before.items()}
-        olds = [old for old, _ in pairs if held[id(old)] > known.get(id(old), 0)]
+        known = {} if self._forward else {key: count + 1 for key, count in self._before.items()}
+        olds = [
+            old
+            for old, _ in pairs
+            if held[id(old)] > known.get(id(old), 0) or id(old) in self._searched
+        ]
+        if self._forward:  # what was found once is searched for again on the way back
+            self._searched.update(id(new[id(old)]) for old in olds)
         if olds:
+            skip = _own_containers(self._pairs) | {id(item) for item in self._private}
+            skip |= {id(pairs), id(self._pairs), id(self.__dict__), id(self._private)}
+            skip |= {id(pair) for pair in pairs}
+            skip |= set(map(id, _remembered()))
             names = {id(old): frozenset([getattr(old, "__name__", "?")]) for old in olds}
             self._replace(olds, new, names, skip, _DEPTH)
             olds.clear()
-            if forward:
-                self._hidden(names)
+            if self._forward:
+                self._hidden(names, private)
 
-    def _hidden(self, names: dict[int, frozenset[str]]) -> None:
+    def _hidden(self, names: dict[int, frozenset[str]], private: list[Any]) -> None:
         """Report what is still held: frozen objects, or variables of C, that no search shows."""
-        held = _held_elsewhere([old for old, _ in self._pairs], [*self._private, *self._pairs])
+        held = _held_elsewhere([old for old, _ in self._pairs], private)
         known: frozenset[str] = frozenset()
         known = known.union(*(each.names for each in self.unreached))
         for old, _ in self._pairs:
@@ -124,7 +176,7 @@ class Rebinding:
             if type(holder) is tuple and holder and holder[-1] is marker:
                 continue  # the arguments of the search itself
             if isinstance(holder, tuple | frozenset | staticmethod | classmethod):
-                value = _rebuilt(holder, new, self._wrapped)
+                value = self._remembered(holder, new)
                 if value is not None:
                     fresh[id(holder)] = value
                     rebuilt.append(holder)
@@ -137,6 +189,35 @@ class Rebinding:
         else:
             for holder in rebuilt:
                 self._cannot(holder, inherited)
+
+    def _remembered(self, holder: Any, new: dict[int, Any]) -> Any:
+        """Return what takes the place of an immutable holder; on the way back what was there."""
+        known = None if self._forward else self._rebuilt.get(id(holder))
+        if known is not None and known.old is None:
+            return new.get(id(holder.__func__))
+        if known is not None:
+            while known is not None and known.old is not None:  # one that was rebuilt twice
+                holder = known.old
+                known = self._rebuilt.get(id(holder))
+            return holder
+        value = _rebuilt(holder, new)
+        # To keep a holder keeps all that it holds: what would otherwise be gone is not kept, and
+        # an equal holder is made on the way back.
+        if value is not None and self._is_plain(holder):
+            self._rebuilt[id(value)] = _Rebuilt(value, holder)
+        return value
+
+    def _is_plain(self, holder: Any) -> bool:
+        """Say whether an immutable holder holds nothing whose end anybody could notice."""
+        if isinstance(holder, staticmethod | classmethod):
+            return True
+        return all(
+            type(item) in _PLAIN
+            or id(item) in self._own
+            or (isinstance(item, types.FunctionType) and item.__closure__ is None)
+            or (isinstance(item, tuple | frozenset) and self._is_plain(item))
+            for item in holder
+        )
 
     def _cannot(self, holder: Any, names: dict[int, frozenset[str]]) -> None:
         held = _held_names(holder, names) | names.get(id(holder), frozenset())
@@ -153,8 +234,8 @@ class Rebinding:
             return True
         if isinstance(holder, set):
             for item in [item for item in holder if id(item) in new]:
-                holder.discard(item)
                 holder.add(new[id(item)])
+                holder.discard(item)
             return True
         if isinstance(holder, types.CellType):
             try:
@@ -162,7 +243,7 @@ class Rebinding:
             except ValueError:  # an empty cell
                 pass
             return True
-        if isinstance(holder, functools.partial):
+        if isinstance(holder, partial):
             return _rewrite_partial(holder, new)
         if isinstance(holder, types.FunctionType):
             return _rewrite_function(holder, new)
@@ -181,30 +262,49 @@ class Rebinding:
             if owner is None:
                 holder[key] = replacement
                 continue
-            if isinstance(replacement, types.FunctionType):
+            if isinstance(replacement, types.FunctionType) and not isinstance(
+                value, types.FunctionType | staticmethod
+            ):
                 # A function in C is no method; one in Python must be kept from becoming one.
                 replacement = staticmethod(replacement)
-                self._wrapped[id(replacement)] = replacement
+                self._rebuilt[id(replacement)] = _Rebuilt(replacement, None)
             try:
                 setattr(owner, key, replacement)
             except (AttributeError, TypeError):
                 return False
-        for key in [key for key in holder if id(key) in new]:
-            holder[new[id(key)]] = holder.pop(key)
+        if not new.keys().isdisjoint(map(id, holder)):
+            _rewrite_keys(holder, new)
         return True
 
 
-def _namespaces(*, own: bool) -> Iterator[dict[str, Any]]:
-    """Yield what modules hold by name; with ``own`` this package's modules as well."""
+def _rewrite_keys(holder: dict[Any, Any], new: dict[int, Any]) -> None:
+    """Replace keys in their places. Nothing is ever missing, whatever signal or thread comes."""
+    if type(holder) in _DICTS:
+        items = {new.get(id(key), key): value for key, value in holder.items()}
+        refill = (partial(dict.clear, holder), partial(dict.update, holder, items))
+        deque(map(operator.call, refill), maxlen=0)  # both in one call in C
+        return
+    for key in list(holder):
+        replacement = new.get(id(key))
+        if replacement is not None:
+            holder[replacement] = holder[key]
+            del holder[key]
+        if isinstance(holder, OrderedDict):
+            holder.move_to_end(key if replacement is None else replacement)
+
+
+def _namespaces_with(wanted: set[int]) -> list[tuple[dict[str, Any], bool]]:
+    """Return what modules hold by name where it is one of these objects; whether it is our own."""
     seen: set[int] = set()
+    found: list[tuple[dict[str, Any], bool]] = []
     for name, module in list(sys.modules.items()):
-        if isinstance(module, types.ModuleType) and (own or not _is_own_name(name)):
+        if isinstance(module, types.ModuleType):
             namespace = vars(module)
-            if id(namespace) not in seen:  # os.path and posixpath are one module
+            # os.path and posixpath are one module.
+            if not wanted.isdisjoint(map(id, namespace.values())) and id(namespace) not in seen:
                 seen.add(id(namespace))
-                yield namespace
-    if own:
-        yield vars(real.system)
+                found.append((namespace, _is_own_name(name)))
+    return [*found, (vars(real.system), True)]
 
 
 def _support_sets() -> list[set[Any]]:
@@ -212,20 +312,29 @@ def _support_sets() -> list[set[Any]]:
     return [value for value in vars(os).values() if isinstance(value, set)]
 
 
+def _remembered() -> list[Any]:
+    """Return the immutable holders that have been replaced and are only waiting to come back."""
+    return [
+        each.old for memory in _memories for each in memory.values() if each.old is not None
+    ]
+
+
 def _held_elsewhere(objects: list[Any], private: list[Any]) -> dict[int, int]:
-    """Count the references to each object that are neither a module's nor in ``private``.
+    """Count the references to each object that are not in ``private``, containers or namespaces.
 
     Searching the whole heap is slow, and hardly ever is there anything to find. What is found here
     by name or by the count of references needs no search. ``objects`` is the list to count for.
     """
     ids = {id(item) for item in objects}
     known = dict.fromkeys(ids, 0)
-    spaces = (space.values() for space in _namespaces(own=True))
-    for container in [*spaces, *_support_sets(), *private]:
+    for container in chain(_support_sets(), private, map(gc.get_referents, _remembered())):
+        if isinstance(container, dict):
+            container = container.values()
         if not ids.isdisjoint(map(id, container)):
-            for item in container:
-                if id(item) in ids:
-                    known[id(item)] += 1
+            for key in map(id, container):
+                if key in ids:
+                    known[key] += 1
+    container = None
     # The list itself and the call below hold each of them as well: an object that nothing else
     # holds shows by how much.
     objects.append(object())
@@ -342,13 +451,11 @@ def _calls(holder: Any, olds: list[Any]) -> bool:
     return any(id(item) in held for item in gc.get_referents(holder))
 
 
-def _rebuilt(holder: Any, new: dict[int, Any], wrapped: dict[int, Any]) -> Any:
+def _rebuilt(holder: Any, new: dict[int, Any]) -> Any:
     """Return an immutable holder with its items replaced, ``None`` if it holds none."""
     if isinstance(holder, staticmethod | classmethod):
         inner = new.get(id(holder.__func__))
-        if inner is None or id(holder) in wrapped:
-            return inner
-        return type(holder)(inner)
+        return None if inner is None else type(holder)(inner)
     if all(isinstance(item, type) for item in holder):
         return None  # bases, or classes to compare with: the real type is right for both
     items = [new.get(id(item), item) for item in holder]
@@ -360,7 +467,7 @@ def _rebuilt(holder: Any, new: dict[int, Any], wrapped: dict[int, Any]) -> Any:
     return type(holder)(items)
 
 
-def _rewrite_partial(holder: functools.partial[Any], new: dict[int, Any]) -> bool:
+def _rewrite_partial(holder: partial[Any], new: dict[int, Any]) -> bool:
     function = new.get(id(holder.func), holder.func)
     arguments = new.get(id(holder.args), holder.args)
     state = (function, arguments, holder.keywords, vars(holder) or None)

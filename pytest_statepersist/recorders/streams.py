@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from pytest_statepersist.core.operations import OUTSIDE, Write
 from pytest_statepersist.recorders import real
@@ -38,6 +38,7 @@ from pytest_statepersist.recorders.session import (
 )
 
 __all__ = [
+    "Patched",
     "attach",
     "compare_position",
     "detach",
@@ -45,7 +46,11 @@ __all__ = [
     "make_open",
     "patch_subclasses",
     "raw_of",
+    "restore_subclasses",
 ]
+
+Patched: TypeAlias = list[tuple[type, Any, Any]]
+"""Classes, what they had themselves as ``__init__`` (``None`` for nothing), and what they got."""
 
 _READING = frozenset({"r", "rb", "rt", "br", "tr", "U"})
 _lseek, _getframe, _get_ident = real.lseek, sys._getframe, get_ident
@@ -116,26 +121,30 @@ def make_fileio(slot: Slot) -> type:
     return FileIO
 
 
-def patch_subclasses(slot: Slot, ours: type) -> Callable[[], None]:
-    """Make the subject's own subclasses of the real FileIO recorded; returns the way back.
+def patch_subclasses(slot: Slot, ours: type, patched: Patched) -> None:
+    """Make the subject's own subclasses of the real FileIO recorded, until `restore_subclasses`.
 
-    A class that was made before cannot be given another base, but another ``__init__``.
+    A class that was made before cannot be given another base, but another ``__init__``. What was
+    there is added to ``patched``.
     """
-    patched: list[tuple[type, Any]] = []
     for kind in real.FileIO.__subclasses__():
         if kind is not ours:
             own = vars(kind).get("__init__")
-            patched.append((kind, own))
-            setattr(kind, "__init__", _recorded_init(slot, own or real.FileIO.__init__))  # noqa: B010
+            recorded = _recorded_init(slot, own or real.FileIO.__init__)
+            patched.append((kind, own, recorded))
+            setattr(kind, "__init__", recorded)  # noqa: B010
 
-    def undo() -> None:
-        for kind, original in patched:
-            if original is None:
+
+def restore_subclasses(patched: Patched) -> None:
+    """Put back what `patch_subclasses` replaced; called twice it does nothing."""
+    while patched:
+        kind, own, recorded = patched[-1]
+        if vars(kind).get("__init__") is recorded:
+            if own is None:
                 delattr(kind, "__init__")
             else:
-                setattr(kind, "__init__", original)  # noqa: B010
-
-    return undo
+                setattr(kind, "__init__", own)  # noqa: B010
+        patched.pop()
 
 
 def _recorded_init(slot: Slot, original: Any) -> Any:
