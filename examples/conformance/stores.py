@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import diskcache
+import pickledb
 import semidbm
 import tinydb
 import transaction
 import ZODB
 import ZODB.FileStorage
+from cachelib import FileSystemCache
 
 from pytest_statepersist.adapter import Capabilities, StoreAdapter, Value
 
@@ -171,3 +173,62 @@ class ZodbAdapter(StoreAdapter):
         manager.abort()
         connection.close()
         database.close()
+
+
+class PickledbAdapter(StoreAdapter):
+    """``pickledb`` with a ``save`` after each change: one JSON file, replaced."""
+
+    capabilities = HOPES
+    missing = (KeyError,)
+
+    def open(self, directory: Path) -> Any:
+        store = pickledb.PickleDB(str(directory / "db.json"))
+        store.load()
+        return store
+
+    def save(self, store: Any, key: str, value: Value) -> None:
+        store.set(key, value)
+        store.save()
+
+    def load(self, store: Any, key: str) -> Value:
+        value: Value | None = store.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def delete(self, store: Any, key: str) -> None:
+        store.remove(key)
+        store.save()
+
+    def keys(self, store: Any) -> Iterable[str]:
+        return list(store.all())
+
+    def close(self, store: Any) -> None:
+        pass
+
+
+class CachelibAdapter(StoreAdapter):
+    """``cachelib.FileSystemCache`` whose entries never expire: one file for each key."""
+
+    capabilities = Capabilities(durable=True, crash_recovery=True, list=False)
+    missing = (KeyError,)
+
+    def open(self, directory: Path) -> Any:
+        return FileSystemCache(str(directory), threshold=0, default_timeout=0)
+
+    def save(self, store: Any, key: str, value: Value) -> None:
+        if not store.set(key, value):
+            raise OSError(f"the cache did not take {key!r}")
+
+    def load(self, store: Any, key: str) -> Value:
+        value: Value | None = store.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def delete(self, store: Any, key: str) -> None:
+        if not store.delete(key):
+            raise OSError(f"the cache did not delete {key!r}")
+
+    def close(self, store: Any) -> None:
+        pass
