@@ -130,7 +130,7 @@ class CrashChecks(BaseBench):
         def recover(directory: Path) -> Any:
             for key in (new, old):
                 try:
-                    found = self.content_with_key(directory, key)
+                    found = self.content_with_key(directory, key, content)
                 except self.adapter.wrong_key:
                     continue
                 assert found == content, f"{key!r} opens, and shows {found!r}"
@@ -146,11 +146,11 @@ class CrashChecks(BaseBench):
         )
         _judge(report, lambda verdict: verdict.atomic and verdict.durable)
 
-    def content_with_key(self, directory: Path, key: str) -> Content:
-        """Return everything that a key opens."""
+    def content_with_key(self, directory: Path, key: str, known: Content) -> Content:
+        """Return everything that a key opens; ``known`` as in `content`."""
         store = OpenStore(self.adapter, self.adapter.open_with_key(directory, key))
         try:
-            return store.content()
+            return self.read(store, known)
         finally:
             store.close()
 
@@ -265,15 +265,17 @@ class CrashChecks(BaseBench):
         def recover(directory: Path) -> Any:
             (directory / "elsewhere").mkdir(mode=0o700, exist_ok=True)
             with self.opened(directory / "elsewhere") as store:
-                if store.keys():  # an earlier run of this recovery was cut short
-                    return "restored" if store.content() == content else store.content()
+                if found := self.read(store, content):
+                    # An earlier run of this recovery was cut short.
+                    return "restored" if found == content else found
                 if not (directory / "backup").exists():
                     return "none"
                 try:
                     self.adapter.restore(store.handle, directory / "backup")
                 except self.adapter.damage:
                     return "none"
-                return "restored" if store.content() == content else store.content()
+                found = self.read(store, content)
+                return "restored" if found == content else found
 
         report = self.explore(
             setup=setup, workload=back_up, recover=recover, before="none", after="restored",

@@ -120,8 +120,8 @@ class RoundTripConformance:
 
     def test_a_new_store_is_empty(self, bench: Bench) -> None:
         """A store opened in an empty directory holds nothing and can be closed at once."""
-        assert bench.content() == {}
-        assert bench.content() == {}
+        for _ in range(2):
+            assert bench.content(known={"key": {}}) == {}
 
     def test_keys_with_special_characters(self, bench: Bench) -> None:
         """An accepted key gives its own value back; a refused one changes nothing."""

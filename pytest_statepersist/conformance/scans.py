@@ -209,9 +209,9 @@ class DamageChecks(CrashChecks):
         directory, content = self.place(), {"a": self.value(1), "b": self.value(2)}
         self.fill_with_key(directory, _KEY, content)
         with pytest.raises(self.adapter.wrong_key):
-            self.content_with_key(directory, "another key")
+            self.content_with_key(directory, "another key", content)
         if harmless:
-            assert self.content_with_key(directory, _KEY) == content
+            assert self.content_with_key(directory, _KEY, content) == content
 
     def check_fresh_nonces(self) -> None:
         """Save one value twice, another one in between, and compare the files byte for byte."""
@@ -236,9 +236,9 @@ class DamageChecks(CrashChecks):
         directory, content = self.place(), {"a": self.value(1), "b": self.value(2)}
         self.fill_with_key(directory, _KEY, content)
         self.change_key(directory, _KEY, "new key")
-        assert self.content_with_key(directory, "new key") == content
+        assert self.content_with_key(directory, "new key", content) == content
         with pytest.raises(self.adapter.wrong_key):
-            self.content_with_key(directory, _KEY)
+            self.content_with_key(directory, _KEY, content)
 
 
 class BackupChecks(BaseBench):
@@ -340,7 +340,7 @@ class VersionChecks(BaseBench):
         self.adapter.write_newer(directory)
         before = read_tree(directory)
         with pytest.raises(self.adapter.newer):
-            self.content(directory)
+            self.content(directory, {"a": {}})
         if untouched:
             after = read_tree(directory)
             assert {name: after.get(name) for name in before} == before

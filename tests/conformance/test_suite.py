@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis  # noqa: F401  (each inner run would import it anew, for its summary)
 import pytest
 
 from pytest_statepersist.conformance.suite import GROUPS, all_test_ids, names_of
@@ -68,6 +69,57 @@ def test_a_weak_store_fails_where_it_is_weak(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(STORE.replace("{extra}", ""))
     result = pytester.runpytest("-k", "overwrite_is_old_or_new or round_trip or saved_value")
     result.assert_outcomes(passed=2, failed=1, deselected=len(ids()) - 3)
+
+
+UNLISTED = """
+import json
+import pytest
+from pytest_statepersist.adapter import Capabilities, StoreAdapter
+from pytest_statepersist.conformance import StoreConformance
+
+class CacheAdapter(StoreAdapter):
+    capabilities = Capabilities(list=False)
+    def open(self, directory):
+        return directory
+    def path(self, store, key):
+        if len(key) > 100:
+            raise ValueError(key)
+        return store / key.encode().hex().ljust(1, "_")
+    def save(self, store, key, value):
+        self.path(store, key).write_text(json.dumps(value))
+    def load(self, store, key):
+        return json.loads(self.path(store, key).read_text())
+    def delete(self, store, key):
+        {delete}
+
+class TestCache(StoreConformance):
+    @pytest.fixture
+    def store(self):
+        return CacheAdapter
+"""
+
+
+def test_a_store_that_lists_no_keys_is_asked_for_those_it_was_told(
+    pytester: pytest.Pytester,
+) -> None:
+    """A sound one passes what needs no list; one whose deletions do not last is caught."""
+    pytester.makepyfile(UNLISTED.replace("{delete}", "self.path(store, key).unlink()"))
+    result = pytester.runpytest("-rs", "-k", " or ".join(names_of(GROUPS["round_trip"])))
+    outcomes = result.parseoutcomes()
+    assert not {"failed", "errors"} & set(outcomes)
+    assert outcomes["passed"] >= len(names_of(GROUPS["round_trip"])) - 1
+    result.stdout.no_fnmatch_line("*lists no keys*")
+    pytester.makepyfile(
+        UNLISTED.replace("{delete}", "self.path(store, key).rename(store / 'later')").replace(
+            "        return directory\n",
+            "        for path in directory.glob('later'):\n"
+            "            path.rename(self.path(directory, 'gone'))\n"
+            "        return directory\n",
+        )
+    )
+    result = pytester.runpytest("-k", "deleted_key_is_gone")
+    result.assert_outcomes(failed=1, deselected=len(ids()) - 1)
+    result.stdout.fnmatch_lines(["*assert {'gone': *"])
 
 
 def test_a_list_makes_it_pass_and_only_shrinks(pytester: pytest.Pytester) -> None:
