@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODELS",
+    "FailedSync",
     "FsyncDirectory",
     "FsyncFile",
     "MetadataOrder",
@@ -62,6 +63,14 @@ class FsyncDirectory(enum.Enum):
     ENTRIES_AND_NAME = "its entries and its own name"
 
 
+class FailedSync(enum.Enum):
+    """What reads of a file give after a sync of it has failed."""
+
+    KEEPS = "the new content, though no later sync writes it"
+    REVERTS = "the content of the last sync"
+    EITHER = "one or the other"
+
+
 class SyncCall(enum.Enum):
     """What sync and syncfs force."""
 
@@ -89,6 +98,7 @@ class Model:
     fsync_directory: FsyncDirectory = FsyncDirectory.ENTRIES
     fdatasync_is_fsync: bool = False
     sync: SyncCall = SyncCall.EVERYTHING
+    failed_sync: FailedSync = FailedSync.EITHER
     sector_tearing: bool = True
     tear: int = BLOCK
     page_cache_survives: bool = False
@@ -169,6 +179,7 @@ EXT4 = Model(
     tail_zeroed_first=True,
     fsync_file=FsyncFile.EARLIER_METADATA,
     fsync_directory=FsyncDirectory.EVERYTHING,
+    failed_sync=FailedSync.KEEPS,
 )
 EXT4_WRITEBACK = replace(
     EXT4,
@@ -191,6 +202,7 @@ XFS = Model(
     fsync_file=FsyncFile.EARLIER_METADATA,
     fsync_directory=FsyncDirectory.EARLIER_METADATA,
     sync=SyncCall.IF_METADATA_PENDING,
+    failed_sync=FailedSync.KEEPS,
 )
 BTRFS = Model(
     name="btrfs",
@@ -203,12 +215,14 @@ BTRFS = Model(
     fsync_file=FsyncFile.NAMES,
     fsync_directory=FsyncDirectory.ENTRIES_AND_NAME,
     fdatasync_is_fsync=True,
+    failed_sync=FailedSync.REVERTS,
     sector_tearing=False,
 )
 KILL = Model(
     name="kill",
     summary="the process dies, the system lives on: every completed call stays",
     size_needs_data=True,
+    failed_sync=FailedSync.KEEPS,
     page_cache_survives=True,
 )
 

@@ -30,7 +30,7 @@ from pytest_statepersist.explorer.outcome import (
 from pytest_statepersist.explorer.runner import TimeIsUp, call
 from pytest_statepersist.fault_sweep.case import FAR, Problem, Reference, Result, refused
 from pytest_statepersist.fault_sweep.power import PowerLoss
-from pytest_statepersist.fault_sweep.stage import Stage, fingerprint
+from pytest_statepersist.fault_sweep.stage import Recorder, Stage, fingerprint
 from pytest_statepersist.faults.inject import Fault, Injection
 from pytest_statepersist.faults.report import FaultKind
 from pytest_statepersist.programs import ProgramRecorder
@@ -80,10 +80,7 @@ class Cases:
         began = 0
 
         def acknowledge(value: Any = None) -> None:
-            position = len(values) + 1
-            if isinstance(recorder, PythonRecorder):
-                position = len(recorder.builder)
-            values.append((position, value))
+            values.append((_position(recorder, len(values)), value))
 
         def run() -> Outcome:
             with self.stage.gated(injection, recorder):
@@ -112,8 +109,8 @@ class Cases:
         recovered = self.stage.recovered()
         problems += self._judge(ended, recovered, values)
         wrote = fingerprint(self.stage.place.directory) != mark
-        if not problems and not ended.ok:
-            if wrote:  # the retry must also do without the recovery
+        if not problems:
+            if wrote and not ended.ok:  # the retry must also do without the recovery
                 self.stage.show(reference.base)
                 with self.stage.gated(Injection(fault)):
                     self.stage.attempt(self.unacknowledged)
@@ -121,12 +118,63 @@ class Cases:
         states = 0
         if trace is not None and recovered.ended is not Ended.HUNG:
             more, states, further = self.power.judge(
-                trace, self.expect(ended.ok, trace, values), began
+                trace,
+                self.expect(ended.ok, trace, values),
+                began,
+                leaves=fault.leaves,
+                syncs=injection.failed_syncs,
             )
             problems += more if not problems else ()
             notes += further
+            if not problems and not ended.ok and injection.failed_syncs:
+                more, count, further = self._power_loss_after_retry(fault)
+                problems, notes, states = [*problems, *more], [*notes, *further], states + count
         hung = any(each.kind in (FaultKind.HANG, FaultKind.LOCKED) for each in problems)
         return Result(True, tuple(problems), tuple(notes), states, hung)
+
+    def _power_loss_after_retry(self, fault: Fault) -> tuple[list[Problem], int, list[str]]:
+        """Judge what a power failure leaves of a retry that may rest on what is not on disk.
+
+        A sync that failed has marked its pages clean: a second one that succeeds proves nothing.
+        """
+        self.stage.show(self.reference.base)
+        recorder = self.stage.recorder(self.reference.base)
+        injection = Injection(fault)
+        values: list[Any] = []
+
+        def run(directory: Path) -> Any:
+            return call(self.workload, directory, lambda value=None: values.append(value))
+
+        try:
+            with recorder:
+                with self.stage.gated(injection, recorder):
+                    first = self.stage.attempt(run)
+                again = self.stage.attempt(run)
+            trace = recorder.trace
+        except BlindSpot as blind:
+            return [], 0, [f"power loss after a retry: {blind}"]
+        except TimeIsUp:
+            self.stage.late = True
+            return [], 0, []
+        if first.ok or not again.ok or not injection.failed_syncs:
+            return [], 0, []
+        found = self.stage.recovered()
+        twice = self.reference.again
+        expectation = Expectation(
+            length=0,  # only what is left in the end is asked about: all of it was saved
+            before=self.reference.before,
+            after=twice if twice is not None and fits(found, twice) else self.reference.after,
+            acknowledged=[(0, value) for value in values],
+            invariant=self.invariant,
+        )
+        return self.power.judge(
+            trace,
+            expectation,
+            len(trace),
+            leaves=fault.leaves,
+            syncs=injection.failed_syncs,
+            told="a sync failed, doing it again succeeded; ",
+        )
 
     def expect(
         self, reported_success: bool, trace: op.Trace | None, values: list[tuple[int, Any]]
@@ -252,7 +300,9 @@ class Cases:
         states = 0
         if trace is not None and trace.operations and not problems and self.invariant is None:
             expectation = Expectation(length=len(trace), before=expected, after=expected)
-            more, states, further = self.power.judge(trace, expectation)
+            more, states, further = self.power.judge(
+                trace, expectation, leaves=fault.leaves, syncs=injection.failed_syncs
+            )
             problems += more
             notes += further
         return Result(True, tuple(problems), tuple(notes), states)
@@ -276,3 +326,8 @@ class Cases:
 
     def _right_words(self, expected: Expected) -> str:
         return describe(expected) if self.invariant is None else "what was acknowledged"
+
+
+def _position(recorder: Recorder | None, done: int) -> int:
+    """Return where in the recording something is acknowledged that comes after so many others."""
+    return len(recorder.builder) if isinstance(recorder, PythonRecorder) else done + 1

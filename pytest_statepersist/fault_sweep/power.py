@@ -35,6 +35,7 @@ from pytest_statepersist.explorer.outcome import (
 from pytest_statepersist.explorer.search import Bounds, search
 from pytest_statepersist.fault_sweep.case import Problem
 from pytest_statepersist.fault_sweep.stage import Stage, fingerprint
+from pytest_statepersist.faults.leftovers import Leftover
 from pytest_statepersist.faults.report import FaultKind
 from pytest_statepersist.findings import Finding
 from pytest_statepersist.mixing import is_unordered, without_order
@@ -62,15 +63,25 @@ class PowerLoss:
         self._judged: dict[Any, tuple[tuple[Problem, ...], int, tuple[str, ...]]] = {}
 
     def judge(
-        self, trace: op.Trace, expectation: Expectation, since: int = 0
+        self,
+        trace: op.Trace,
+        expectation: Expectation,
+        since: int = 0,
+        *,
+        leaves: Leftover = Leftover.KEPT,
+        syncs: int = 0,
+        told: str = "",
     ) -> tuple[list[Problem], int, list[str]]:
         """Judge the disks that a power failure may leave, up to a bound; alike traces once.
 
-        Up to ``since`` all went as without a fault, and what a crash leaves there is known.
+        Up to ``since`` all went as without a fault, and what a crash leaves there is known. Where
+        ``syncs`` have failed, only models that leave what these left are asked. ``told`` is said
+        first of what is observed.
         """
         if not self.crashing:
             return [], 0, []
-        key = (since, _alike(trace, expectation))
+        models = [each for each in self.options.models if not syncs or leaves.fits(each)]
+        key = (since, told, tuple(models), _alike(trace, expectation))
         known = self._judged.get(key)
         if known is not None:
             return list(known[0]), 0, []
@@ -81,13 +92,13 @@ class PowerLoss:
             notes.append(
                 "power loss after a fault: the order of stores through a memory map was not seen"
             )
-        for model in self.options.models:
+        for model in models:
             if without_order(trace, model) is not None:
                 continue  # that it is not covered has been noted
             number, failure, bounded = self._crash(trace, model, expectation, since)
             count += number
             if failure is not None:
-                problems.append(self._explain(trace, model, expectation, failure))
+                problems.append(self._explain(trace, model, expectation, failure, told))
                 break
             if bounded:
                 notes.append(
@@ -128,7 +139,8 @@ class PowerLoss:
         deviations, limit = self.options.deviations, self.options.states
         for state in islice(_states_since(disk, since, deviations), limit):
             outcome = self._outcome(disk, state, shown)
-            wrong = expectation.judge(outcome, state.points, state.last)
+            points = [(max(begin, since), end) for begin, end in state.points if end >= since]
+            wrong = expectation.judge(outcome, points, state.last)
             new = [each for each in wrong if each.kind not in self.unsafe.get(model.name, ())]
             yield state, outcome, (*new, *wrong, None)[0]
 
@@ -151,10 +163,11 @@ class PowerLoss:
         model: Model,
         expectation: Expectation,
         failure: tuple[CrashState, Outcome, str],
+        told: str = "",
     ) -> Problem:
         _, outcome, words = failure
         details = self._diagnose(trace, model, expectation)
-        observed = f"after a power failure recovery {outcome} ({words})"
+        observed = f"{told}after a power failure recovery {outcome} ({words})"
         if details:
             first = details[0]
             observed = f"{observed}; {first}"

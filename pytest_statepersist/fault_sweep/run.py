@@ -41,6 +41,7 @@ from pytest_statepersist.faults.calls import (
     Operation,
 )
 from pytest_statepersist.faults.inject import Counting, Fault
+from pytest_statepersist.faults.leftovers import Leftover, leftovers
 from pytest_statepersist.faults.report import FaultFinding, FaultKind, FaultReport
 
 __all__ = ["SweepRun"]
@@ -106,6 +107,12 @@ class SweepRun:
                     f"{words} already, so that alone is blamed on no fault; CrashSimulator.check "
                     "explains it"
                 )
+        only = [model for model in self.options.models if leftovers([model]) == (Leftover.REVERTED,)]
+        if only and any(self._keeps(sites[fault.phase][fault.index]) for fault in faults):
+            not_covered.append(
+                f"what reverts after a failed sync ({only[0]}): it is tried for syncs of files that "
+                "Python makes, not for those inside SQLite or another program"
+            )
         results = self._run_all(faults)
         missed = sum(not result.met for result in results)
         if missed:
@@ -181,6 +188,11 @@ class SweepRun:
         sites["recovery after"] = self._sites_of_recovery(final)
         return sites, blind
 
+    def _keeps(self, site: FaultSite) -> bool:
+        """Say whether a failed sync leaves there what only some file systems would leave."""
+        native = self.programs or site.function.startswith("sqlite.")
+        return site.operation is Operation.FSYNC and native
+
     def _twice(self) -> Outcome:
         """Run the workload where it has run already: it may well refuse."""
         self.stage.patience = PATIENCE
@@ -204,6 +216,7 @@ class SweepRun:
         return not fits(before, after)
 
     def _faults(self, sites: dict[str, tuple[FaultSite, ...]]) -> Iterator[Fault]:
+        lefts = leftovers(self.options.models)
         for phase, each in sites.items():
             for site in each:
                 if site.operation not in self.options.operations:
@@ -212,8 +225,10 @@ class SweepRun:
                     if error in self.options.errors:
                         for persistent in self.options.persistent:
                             # A signal interrupts one call; C code rightly tries again for ever.
-                            if not (persistent and error == "EINTR"):
-                                yield Fault(site.index, error, persistent, phase)
+                            if persistent and error == "EINTR":
+                                continue
+                            for left in lefts if site.reverts else (Leftover.KEPT,):
+                                yield Fault(site.index, error, persistent, phase, left)
 
     # -- running cases
 

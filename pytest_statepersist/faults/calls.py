@@ -5,7 +5,8 @@ give them. Nothing here makes a call fail. Rules:
 
 1. An error fits where the system call can return it on a file system that works as documented.
 2. Python makes a call again that a signal interrupted (PEP 475), so EINTR fits no Python call but
-   `close`; SQLite and other programs meet it everywhere.
+   `close`; SQLite and other programs meet it everywhere. What a file system had put off (NFS
+   does) can fail as late as in `close`, for want of space as well.
 3. "short" is no error: fewer bytes are written than were asked for, and the call says so.
 """
 
@@ -64,7 +65,7 @@ _FITTING: dict[Operation, tuple[str, ...]] = {
     Operation.FSYNC: ("EIO", *_FULL),
     Operation.TRUNCATE: ("EIO", "EROFS"),
     Operation.ALLOCATE: (*_FULL, "EIO"),
-    Operation.CLOSE: ("EIO", "EINTR"),
+    Operation.CLOSE: ("EIO", *_FULL, "EINTR"),
     Operation.RENAME: (*_FULL, *_NAMES),
     Operation.LINK: (*_FULL, *_NAMES),
     Operation.SYMLINK: (*_FULL, *_NAMES),
@@ -94,6 +95,9 @@ class Call:
     writes: bool = False
     creates: bool = False
     native: bool = False
+    descriptor: int | None = None
+    synchronous: bool = False
+    """Whether an open asks that each write is synced."""
     shorten: Callable[[int], Any] | None = None
     growth: Callable[[], int] | None = None
     """How many bytes the call would add to what the directory takes; ``None`` for none."""
@@ -111,6 +115,8 @@ class FaultSite:
     function: str
     site: Site | None
     errors: tuple[str, ...]
+    reverts: bool = False
+    """Whether it is a sync of a file whose content can revert when it fails."""
 
     def __str__(self) -> str:
         where = f" at {self.site}" if self.site else ""

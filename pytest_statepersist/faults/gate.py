@@ -216,7 +216,7 @@ def _on_descriptor(operation: Operation, *, position: int = 0) -> Callable[[Any]
             place = None if fd is None else gate.place_of(fd)
             if place is None:
                 return original(*arguments, **options)
-            made = Call(operation, place, f"os.{name}")
+            made = Call(operation, place, f"os.{name}", descriptor=fd)
             return gate.handler(made, lambda: original(*arguments, **options))
 
         call.__name__ = name
@@ -253,6 +253,7 @@ def _writing(original: Any) -> Any:
             place,
             f"os.{name}",
             size=len(view),
+            descriptor=fd,
             shorten=lambda count: original(fd, view[:count], *offset),
             growth=growth,
         )
@@ -283,6 +284,7 @@ def _writing_many(original: Any) -> Any:
             place,
             f"os.{name}",
             size=len(joined),
+            descriptor=fd,
             shorten=lambda count: original(fd, [joined[:count]], *rest),
             growth=growth,
         )
@@ -323,6 +325,7 @@ def _os_opening(original: Any) -> Any:
         writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
         creates = bool(flags & os.O_CREAT) and not _exists(path, dir_fd)
         made = Call(Operation.OPEN, place, "os.open", writes=writes, creates=creates)
+        made.synchronous = bool(flags & os.O_DSYNC)
         return gate.handler(made, lambda: original(path, flags, mode, dir_fd=dir_fd))
 
     return open
@@ -385,7 +388,7 @@ def _attach(raw: Any, place: str) -> None:
             gate, owner = _slot.gate, ref()
             if gate is None or owner is None or (owner.closed and operation is Operation.CLOSE):
                 return run(*arguments)
-            call = Call(operation, place, f"file.{name}")
+            call = Call(operation, place, f"file.{name}", descriptor=fd)
             if operation is Operation.WRITE:
                 view = memoryview(arguments[0]).cast("B")
                 call.size = len(view)

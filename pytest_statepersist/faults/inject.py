@@ -12,6 +12,7 @@ run and lets the chosen one fail. Rules:
 
 from __future__ import annotations
 
+import stat
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from pytest_statepersist.faults.calls import (
     fitting,
     os_error,
 )
-from pytest_statepersist.faults.gate import fail_sync
+from pytest_statepersist.faults.gate import current, fail_sync
+from pytest_statepersist.faults.leftovers import Leftover, Synced
+from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.callsite import CallSites
 
 __all__ = ["Counting", "Fault", "Injection"]
@@ -43,10 +46,13 @@ class Fault:
     error: str
     persistent: bool = False
     phase: str = "workload"
+    leaves: Leftover = Leftover.KEPT
+    """What reads give after a sync that met it."""
 
     def __str__(self) -> str:
         lasting = " from there on" if self.persistent else ""
-        return f"{self.error} at call {self.index}{lasting} ({self.phase})"
+        reverted = ", content reverted" if self.leaves is Leftover.REVERTED else ""
+        return f"{self.error} at call {self.index}{lasting}{reverted} ({self.phase})"
 
 
 class Counting:
@@ -68,6 +74,7 @@ class Counting:
                     call.function,
                     call.site or self._callsites.site(),
                     fitting(call),
+                    _can_revert(call),
                 )
             )
         return run()
@@ -82,11 +89,28 @@ class Injection:
         self.hits = 0
         self.began = 0
         """What ``position`` gave when the fault came first: the length of a recording."""
+        self.failed_syncs = 0
         self.position: Callable[[], int] | None = None
         self._lock = threading.Lock()
+        self._inside = threading.local()
+        self._synced: Synced | None = None
 
     def __call__(self, call: Call, run: Callable[[], Any]) -> Any:
         """Make the call, or let it fail."""
+        if self.fault.leaves is Leftover.KEPT:
+            return self._meet(call, run)
+        if getattr(self._inside, "at_work", False):
+            return run()  # our own call, that puts a content back
+        if self._synced is None:
+            gate = current()
+            assert gate is not None  # it has just asked this handler
+            self._synced = Synced(gate.directory)
+        self._synced.before(call)
+        result = self._meet(call, run)
+        self._synced.after(call)
+        return result
+
+    def _meet(self, call: Call, run: Callable[[], Any]) -> Any:
         fault = self.fault
         with self._lock:
             index = self.count
@@ -109,8 +133,27 @@ class Injection:
         fills_up = self.fault.persistent and error in ("ENOSPC", "EDQUOT") and self.hits == 1
         if fills_up and call.shorten is not None and half:
             return call.shorten(half)
-        if call.operation is Operation.FSYNC and not call.native:
-            return fail_sync(os_error(error), run)
+        if call.operation is Operation.FSYNC:
+            self.failed_syncs += 1
+            if not call.native:
+                self._fail_sync(call, run)
         if call.operation is Operation.CLOSE:
             run()  # the descriptor is released whatever close says
         raise os_error(error, call.path)
+
+    def _fail_sync(self, call: Call, run: Callable[[], Any]) -> None:
+        try:
+            fail_sync(os_error(self.fault.error), run)
+        finally:
+            if self._synced is not None:
+                self._inside.at_work = True
+                try:
+                    self._synced.put_back(call)
+                finally:
+                    self._inside.at_work = False
+
+
+def _can_revert(call: Call) -> bool:
+    if call.operation is not Operation.FSYNC or call.native or call.descriptor is None:
+        return False
+    return stat.S_ISREG(real.fstat(call.descriptor).st_mode)

@@ -58,8 +58,17 @@ def _appends(fd: int) -> bool:
     return bool(fcntl(fd, F_GETFL) & os.O_APPEND)
 
 
+def _allows(fd: int, mode: int) -> bool:
+    """Say whether a descriptor can be read, or written at any place."""
+    flags = fcntl(fd, F_GETFL)
+    if mode == os.O_WRONLY and flags & os.O_APPEND:
+        return False
+    return (flags & os.O_ACCMODE) in (mode, os.O_RDWR)
+
+
 system = SimpleNamespace(
     **{name: getattr(os, name) for name in dir(os) if callable(getattr(os, name))},
     appends=_appends,
+    allows=_allows,
 )
 """Every function of `os` as it was."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.zoo.spec import ZooSpec
 from tests.zoo.steps import replace_durably, sync_directory
 
-KINDS = {"lost with the power"}
+KINDS = {"lost with the power", "unrecoverable"}
 
 
 def workload(directory: Path) -> None:
