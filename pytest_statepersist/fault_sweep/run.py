@@ -107,11 +107,11 @@ class SweepRun:
                     f"{words} already, so that alone is blamed on no fault; CrashSimulator.check "
                     "explains it"
                 )
-        only = [model for model in self.options.models if leftovers([model]) == (Leftover.REVERTED,)]
+        only = [each for each in self.options.models if leftovers([each]) == (Leftover.REVERTED,)]
         if only and any(self._keeps(sites[fault.phase][fault.index]) for fault in faults):
             not_covered.append(
-                f"what reverts after a failed sync ({only[0]}): it is tried for syncs of files that "
-                "Python makes, not for those inside SQLite or another program"
+                f"what reverts after a failed sync ({only[0]}): it is tried for syncs that Python "
+                "makes, not for those inside SQLite or another program"
             )
         results = self._run_all(faults)
         missed = sum(not result.met for result in results)
