@@ -503,12 +503,40 @@ def test_sqlite_reports_what_its_calls_meet(tmp_path: Path) -> None:
     assert {"FULL", "IOERR"} <= messages
 
 
-@pytest.mark.skipif(not locks_known(), reason="no /proc/locks")
+def test_sqlite_closes_whatever_close_says(tmp_path: Path) -> None:
+    from pytest_statepersist.faults.sqlite import sqlite_gate
+
+    def save() -> None:
+        with closing(sqlite3.connect(tmp_path / "s.db")) as database, database:
+            database.execute("CREATE TABLE IF NOT EXISTS t (v)")
+
+    counting = Counting()
+    with sqlite_gate(), gated(tmp_path, counting):
+        save()
+    closes = [site for site in counting.sites if site.operation is Operation.CLOSE]
+    assert {site.path for site in closes} == {"", "s.db", "s.db-journal"}
+    assert set(closes[0].errors) == {"EIO", "ENOSPC", "EDQUOT", "EINTR"}
+    before = len(os.listdir("/dev/fd"))
+    with (
+        sqlite_gate(),
+        gated(tmp_path, Injection(Fault(0, "EIO", persistent=True))),
+        suppress(sqlite3.OperationalError),
+    ):
+        save()
+    assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.skipif(not locks_known(), reason="the system does not tell")
 def test_locks_of_this_process_are_found(tmp_path: Path) -> None:
     with open(tmp_path / "a", "w") as one, open(tmp_path / "b", "w") as two:
         fcntl.flock(one, fcntl.LOCK_EX)
         fcntl.lockf(two, fcntl.LOCK_EX)
         assert held_locks(str(tmp_path)) == {("a", "FLOCK"), ("b", "POSIX")}
+        assert (
+            held_locks(str(tmp_path / "c")) == frozenset()
+        )  # as another disk, with its own inodes
+        os.unlink(tmp_path / "a")
+        assert held_locks(str(tmp_path)) == {("b", "POSIX")}
     assert held_locks(str(tmp_path)) == frozenset()
 
 

@@ -1,7 +1,8 @@
-"""Locks that a process has on files of a directory.
+"""Locks that this process has on files of a directory.
 
-Belongs here: reading them from the kernel. Opening the files to try would drop locks: a process
-loses its fcntl locks on a file when it closes any descriptor of it.
+Belongs here: reading them from the kernel, which tells for each open file the locks that were taken
+through it (proc(5), /proc/pid/fdinfo). Opening the files to try would drop locks: a process loses
+its fcntl locks on a file when it closes any descriptor of it.
 """
 
 from __future__ import annotations
@@ -12,62 +13,39 @@ from pytest_statepersist.recorders import real
 
 __all__ = ["held_locks", "locks_known"]
 
-_TABLE = "/proc/locks"
+_OPEN, _INFORMATION = "/proc/self/fd", "/proc/self/fdinfo"
+_DELETED = " (deleted)"
 
 
 def locks_known() -> bool:
     """Say whether this system tells which locks are held."""
-    return os.access(_TABLE, os.R_OK)
+    return os.access(_INFORMATION, os.R_OK)
 
 
-def held_locks(directory: str, pid: int | None = None) -> frozenset[tuple[str, str]]:
+def held_locks(directory: str) -> frozenset[tuple[str, str]]:
     """Return (relative path, kind) of every lock of this process below a directory.
 
-    Kinds are the kernel's: POSIX (fcntl, lockf), FLOCK, OFDLCK. Empty where nothing tells.
+    Kinds are the kernel's: POSIX (fcntl, lockf), FLOCK, OFDLCK. Empty where nothing tells. A lock
+    on a file that is deleted is none: nobody else can come to wait for it.
     """
-    if pid is None and not _has_open(directory):
-        return frozenset()  # a lock needs a descriptor, and that is far cheaper to find out
-    pids = {str(os.getpid() if pid is None else pid), "-1"}
-    found: dict[str, set[str]] = {}
-    try:
-        with real.open(_TABLE, encoding="ascii", errors="replace") as table:
-            for line in table:
-                fields = line.split()
-                if "->" in fields or len(fields) < 6 or fields[4] not in pids:
-                    continue
-                found.setdefault(fields[5].rpartition(":")[2], set()).add(fields[1])
-    except OSError:
-        return frozenset()
-    if not found:
-        return frozenset()
-    return frozenset(_named(directory, "", found))
-
-
-def _has_open(directory: str) -> bool:
-    """Say whether this process has a descriptor of anything below a directory."""
     prefix = directory + os.sep
+    found: set[tuple[str, str]] = set()
     try:
-        with real.scandir("/proc/self/fd") as entries:
-            for entry in entries:
-                try:
-                    if real.readlink(entry.path).startswith(prefix):
-                        return True
-                except OSError:
-                    continue  # the descriptor of this very listing
+        with real.scandir(_OPEN) as entries:
+            names = [entry.name for entry in entries]
     except OSError:
-        return True
-    return False
+        return frozenset()
+    for name in names:
+        try:
+            path = real.readlink(f"{_OPEN}/{name}")
+            if path.startswith(prefix) and not path.endswith(_DELETED):
+                kinds = _kinds(f"{_INFORMATION}/{name}")
+                found.update((path.removeprefix(prefix), kind) for kind in kinds)
+        except OSError:
+            continue  # the descriptor of the listing itself
+    return frozenset(found)
 
 
-def _named(directory: str, prefix: str, found: dict[str, set[str]]) -> list[tuple[str, str]]:
-    named: list[tuple[str, str]] = []
-    try:
-        with real.scandir(directory) as entries:
-            for entry in entries:
-                kinds = found.get(str(entry.inode()), ())
-                named.extend((prefix + entry.name, kind) for kind in kinds)
-                if entry.is_dir(follow_symlinks=False):
-                    named.extend(_named(entry.path, f"{prefix}{entry.name}/", found))
-    except OSError:
-        pass
-    return named
+def _kinds(path: str) -> set[str]:
+    with real.open(path, encoding="ascii", errors="replace") as file:
+        return {line.split()[2] for line in file if line.startswith("lock:")}

@@ -41,6 +41,7 @@ _READS: dict[str, Any] = {
 }
 _OPERATIONS = {
     "open": Operation.OPEN,
+    "close": Operation.CLOSE,
     "openDirectory": Operation.OPEN,
     "write": Operation.WRITE,
     "pwrite": Operation.WRITE,
