@@ -11,6 +11,7 @@ for each request. No cache, global or open file of the subject is inherited by t
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import select
@@ -142,7 +143,12 @@ class FreshProcess:
 
 
 def _become_server() -> None:
-    """Let go of the terminal, and of signals that belong to the parent."""
+    """Let go of the terminal, and of signals that belong to the parent.
+
+    What was there before is never collected: to look at it would copy each page of it once more in
+    each child.
+    """
+    gc.freeze()
     quiet = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(quiet, descriptor)
