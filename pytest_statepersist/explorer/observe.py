@@ -430,10 +430,10 @@ class Observer:
         return moved
 
     def _exit(self, original: Any) -> Callable[..., Any]:
-        refuse = refuse_exit(original)
+        pid = os.getpid()
 
         def leave(status: int = 0) -> Any:
-            return original(status) if self._log is None else refuse(status)
+            return original(status) if self._log is None else refuse_exit(original, pid, status)
 
         return leave
 

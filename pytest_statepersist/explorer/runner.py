@@ -168,13 +168,8 @@ class _ByThread(Limit):
             self._done.wait(_AGAIN)
 
 
-def refuse_exit(original: Callable[[int], Any]) -> Callable[[int], Any]:
-    """Return a replacement for `os._exit` that raises in this process and exits in its children."""
-    pid = os.getpid()
-
-    def leave(status: int = 0) -> Any:
-        if os.getpid() != pid:
-            original(status)
-        raise Exited(status)
-
-    return leave
+def refuse_exit(original: Callable[[int], Any], pid: int, status: int) -> None:
+    """Do what `os._exit` does in a recovery: raise in the process ``pid``, exit in its children."""
+    if os.getpid() != pid:
+        original(status)
+    raise Exited(status)

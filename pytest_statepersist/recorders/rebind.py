@@ -26,7 +26,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from pytest_statepersist.recorders import real
+from pytest_statepersist.recorders import real, usual
 from pytest_statepersist.recorders.callsite import is_internal
 
 __all__ = ["Rebinding", "Unreached"]
@@ -82,6 +82,8 @@ class Rebinding:
         self._rebuilt: dict[int, _Rebuilt] = {}
         self._searched: set[int] = set()
         self._own = {id(item) for pair in pairs for item in pair}
+        everything = chain.from_iterable(usual.parts(item) for pair in pairs for item in pair)
+        self._parts = list({id(part): part for part in everything}.values())
         self._before: dict[int, int] = {}
         self._forward = True
 
@@ -113,7 +115,7 @@ class Rebinding:
         if self._forward:
             # What holds a replacement before anybody was given it is this package itself.
             shown = [*private, *(each for each, own in spaces if not own)]
-            self._before = _held_elsewhere([new for _, new in pairs], shown)
+            self._before = _held_elsewhere([new for _, new in pairs], shown, self._parts)
             shown.clear()
         for namespace, own in spaces:
             if not own:
@@ -123,9 +125,13 @@ class Rebinding:
         frames = _running(new, self.unreached)
         while frames:
             _rewrite_frame(frames.pop(), new)
-        held = _held_elsewhere([old for old, _ in pairs], private)
-        # On the way back the reversed pairs are one more reference.
-        known = {} if self._forward else {key: count + 1 for key, count in self._before.items()}
+        for function in usual.with_defaults():
+            self._rewrite_defaults(function, new)
+        held = _held_elsewhere([old for old, _ in pairs], private, self._parts)
+        # What is in ``new`` was counted before; on the way back it is in the reversed pairs.
+        known = self._before
+        if self._forward:
+            known = {id(old): usual.hidden(old) for old, _ in pairs}
         olds = [
             old
             for old, _ in pairs
@@ -142,16 +148,18 @@ class Rebinding:
             self._replace(olds, new, names, skip, _DEPTH)
             olds.clear()
             if self._forward:
-                self._hidden(names, private)
+                held = _held_elsewhere([old for old, _ in self._pairs], private, self._parts)
+        if self._forward:
+            self._hidden(held)
 
-    def _hidden(self, names: dict[int, frozenset[str]], private: list[Any]) -> None:
+    def _hidden(self, held: dict[int, int]) -> None:
         """Report what is still held: frozen objects, or variables of C, that no search shows."""
-        held = _held_elsewhere([old for old, _ in self._pairs], private)
         known: frozenset[str] = frozenset()
         known = known.union(*(each.names for each in self.unreached))
         for old, _ in self._pairs:
-            own = names.get(id(old), known)
+            own = frozenset([getattr(old, "__name__", "?")])
             if held[id(old)] > 0 and not isinstance(old, type) and not own <= known:
+                usual.note_hidden(old, held[id(old)])
                 holder = "something that the garbage collector does not show"
                 self.unreached.append(Unreached(holder, own, hidden=True))
 
@@ -165,8 +173,9 @@ class Rebinding:
     ) -> None:
         fresh: dict[int, Any] = {}
         rebuilt: list[Any] = []
+        dicts: list[dict[Any, Any]] = []
         inherited: dict[int, frozenset[str]] = {}
-        skip = skip | {id(olds), id(new), id(fresh), id(rebuilt)}
+        skip = skip | {id(olds), id(new), id(fresh), id(rebuilt), id(dicts)}
         marker = object()
         holders = gc.get_referrers(*olds, marker)
         skip |= {id(holders), *_own_cells(holders)}
@@ -181,9 +190,14 @@ class Rebinding:
                     fresh[id(holder)] = value
                     rebuilt.append(holder)
                     inherited[id(holder)] = _held_names(holder, names)
-            elif not self._rewrite(holder, new) and _calls(holder, olds):
-                self._cannot(holder, names)
+            elif not self._rewrite(holder, new):
+                if _calls(holder, olds):
+                    self._cannot(holder, names)
+            elif type(holder) is dict and "__module__" not in holder:
+                dicts.append(holder)
         del holders
+        usual.note_keyword_defaults(dicts)
+        dicts.clear()
         if rebuilt and depth > 0:
             self._replace(rebuilt, fresh, inherited, skip, depth - 1)
         else:
@@ -253,6 +267,21 @@ class Rebinding:
                 return _rewrite_frame(frame, new)
         return _rewrite_object(holder, new)
 
+    def _rewrite_defaults(self, function: types.FunctionType, new: dict[int, Any]) -> None:
+        """Do what a search would; a tuple that something else holds as well is left to that."""
+        defaults = function.__defaults__
+        if defaults is not None and not new.keys().isdisjoint(map(id, defaults)):
+            # The function, the variable here, the call below, and what remembers it.
+            known = 3 + (id(defaults) in self._rebuilt)
+            alone = sys.getrefcount(defaults) == known
+            value = self._remembered(defaults, new) if alone else None
+            if value is not None:
+                function.__defaults__ = value
+                if not self._forward:
+                    self._rebuilt.pop(id(defaults), None)
+        if function.__kwdefaults__:
+            self._rewrite_dict(function.__kwdefaults__, new)
+
     def _rewrite_dict(self, holder: dict[Any, Any], new: dict[int, Any]) -> bool:
         owner = _class_of(holder) if "__module__" in holder else None
         for key, value in list(holder.items()):
@@ -319,15 +348,20 @@ def _remembered() -> list[Any]:
     ]
 
 
-def _held_elsewhere(objects: list[Any], private: list[Any]) -> dict[int, int]:
+def _held_elsewhere(
+    objects: list[Any], private: list[Any], parts: list[Any]
+) -> dict[int, int]:
     """Count the references to each object that are not in ``private``, containers or namespaces.
 
     Searching the whole heap is slow, and hardly ever is there anything to find. What is found here
-    by name or by the count of references needs no search. ``objects`` is the list to count for.
+    by name or by the count of references needs no search. ``objects`` is the list to count for,
+    ``parts`` are objects that may hold them without being containers.
     """
     ids = {id(item) for item in objects}
     known = dict.fromkeys(ids, 0)
-    for container in chain(_support_sets(), private, map(gc.get_referents, _remembered())):
+    for container in chain(
+        _support_sets(), private, [parts], map(gc.get_referents, chain(_remembered(), parts))
+    ):
         if isinstance(container, dict):
             container = container.values()
         if not ids.isdisjoint(map(id, container)):
@@ -409,10 +443,9 @@ def _own_containers(pairs: list[tuple[Any, Any]]) -> set[int]:
     for pair in pairs:
         found.add(id(pair))
         for item in pair:
+            found.update(map(id, usual.parts(item)))
             if isinstance(item, types.FunctionType):
-                found |= {id(vars(item)), id(item.__closure__), *map(id, item.__closure__ or ())}
-            elif isinstance(item, type):
-                found |= {id(item.__bases__), id(item.__mro__)}
+                found.add(id(item.__closure__))
     return found
 
 
@@ -479,6 +512,7 @@ def _rewrite_function(function: types.FunctionType, new: dict[int, Any]) -> bool
     defaults = function.__defaults__
     if defaults is not None and id(defaults) in new:
         function.__defaults__ = new[id(defaults)]
+        usual.note_defaults(function)
     closure = function.__closure__
     return closure is None or id(closure) not in new
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import itertools
+import mmap
 import os
 import sys
 import threading
@@ -419,6 +420,78 @@ def test_a_holder_that_no_search_shows_is_reported() -> None:
     assert is_replaced(held[0])
     rebinding.undo()
     assert rebinding.unreached == []
+
+
+class Made:
+    """Holds a replacement that was taken inside, in one place only."""
+
+
+def test_one_reference_taken_inside_is_given_back() -> None:
+    made = Made()
+    with Interposition({(os, "replace"): traced([], "a")}, rebind=True):
+        made.call = os.replace  # type: ignore[attr-defined]
+        assert isinstance(made.call, types.FunctionType)  # type: ignore[attr-defined]
+    assert isinstance(made.call, types.BuiltinFunctionType)  # type: ignore[attr-defined]
+
+
+def named_default(call: Any = os.getlogin, *, other: Any = os.getlogin) -> tuple[Any, Any]:
+    return call, other
+
+
+def count_searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets an entry with each search of the heap."""
+    searches: list[int] = []
+    search = Rebinding._replace
+
+    def counted(self: Rebinding, *arguments: Any) -> None:
+        searches.append(1)
+        search(self, *arguments)
+
+    monkeypatch.setattr(Rebinding, "_replace", counted)
+    return searches
+
+
+@pytest.mark.parametrize("taken", ["never", "before", "inside"])
+def test_default_arguments_that_were_found_once_need_no_search(
+    taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.unfreeze()  # it is found by a search once
+    first, keywords = id(named_default.__defaults__), named_default.__kwdefaults__
+    interposition = Interposition({(os, "getlogin"): traced([], "a")}, rebind=True)
+    with interposition:
+        pass  # the search
+    if taken == "never":
+        gc.freeze()
+    searches = count_searches(monkeypatch)
+    held = [named_default.__defaults__] if taken == "before" else []
+    with interposition:
+        assert named_default() == (os.getlogin, os.getlogin)
+        if taken == "inside":
+            held.append(named_default.__defaults__)
+    assert named_default() == (os.getlogin, os.getlogin)
+    assert named_default.__kwdefaults__ is keywords
+    assert id(named_default.__defaults__) == first
+    assert all(each == (os.getlogin,) for each in held)
+    assert bool(searches) is (taken != "never")
+
+
+def test_a_class_that_only_its_own_methods_hold_needs_no_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Watched(mmap.mmap):
+        pass
+
+    searches = count_searches(monkeypatch)
+    table = {(mmap, "mmap"): lambda _: Watched}
+    with Interposition(table, rebind=True):
+        assert mmap.mmap is Watched
+    assert not searches
+    made = Made()
+    made.kinds = [mmap.mmap]  # type: ignore[attr-defined]
+    with Interposition(table, rebind=True):
+        assert made.kinds == [Watched]  # type: ignore[attr-defined]
+    assert made.kinds == [mmap.mmap]  # type: ignore[attr-defined]
+    assert searches
 
 
 def test_a_local_of_another_thread_is_named() -> None:

@@ -1,0 +1,93 @@
+"""What holds a function or a class in every process, so that no search of the heap is needed.
+
+Belongs here: parts of functions and classes that hold them by their nature, functions whose default
+arguments an earlier search found, and functions that variables of C hold. Searching the heap takes
+longer than all else that a small check does; a search is left out only where each reference to
+an object is accounted for without it.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = [
+    "hidden",
+    "note_defaults",
+    "note_hidden",
+    "note_keyword_defaults",
+    "parts",
+    "with_defaults",
+]
+
+_DESCRIPTORS = (
+    types.WrapperDescriptorType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    types.BuiltinFunctionType,
+)
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE; a type without it is a variable of C, and holds itself
+
+_with_defaults: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
+_hidden: dict[int, int] = {}
+"""By the id of a function, which is never freed: to hold it here would be one reference more."""
+
+
+def parts(item: Any) -> Iterator[Any]:
+    """Yield what belongs to a function or a class, and may hold it or what it stands for.
+
+    The closure of a replacement holds the original. The methods of a class, its subclasses and its
+    module hold the class, and all of them need the real one.
+    """
+    if isinstance(item, types.FunctionType):
+        yield from item.__closure__ or ()
+        yield vars(item)
+    elif isinstance(item, type):
+        yield sys.modules.get(item.__module__)
+        waiting = [item]
+        seen: set[int] = set()
+        while waiting:
+            each = waiting.pop()
+            if id(each) not in seen:
+                seen.add(id(each))
+                waiting.extend(type.__subclasses__(each))
+                yield from (each, each.__bases__, each.__mro__)
+                yield from (part for part in vars(each).values() if isinstance(part, _DESCRIPTORS))
+
+
+def with_defaults() -> list[types.FunctionType]:
+    """Return the functions whose default arguments held something that was searched for."""
+    return list(_with_defaults)
+
+
+def note_defaults(function: types.FunctionType) -> None:
+    """Remember a function by whose default arguments something is held."""
+    _with_defaults.add(function)
+
+
+def note_keyword_defaults(found: list[dict[Any, Any]]) -> None:
+    """Remember the functions that have one of these as their keyword-only default arguments."""
+    wanted = {id(each) for each in found}
+    for holder in gc.get_referrers(*found) if found else ():
+        if isinstance(holder, types.FunctionType) and id(holder.__kwdefaults__) in wanted:
+            _with_defaults.add(holder)
+
+
+def hidden(item: Any) -> int:
+    """Return how many references are held by C itself, where no search sees them."""
+    if isinstance(item, type):
+        return not item.__flags__ & _HEAP_TYPE
+    return _hidden.get(id(item), 0)
+
+
+def note_hidden(item: Any, count: int) -> None:
+    """Remember what a search left over, of `open` only: the interpreter keeps it for ever."""
+    if isinstance(item, types.BuiltinFunctionType) and item.__module__ in ("io", "_io"):
+        _hidden[id(item)] = count
