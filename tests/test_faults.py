@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import importlib.util
 import io
 import itertools
@@ -581,3 +582,24 @@ def test_a_hang_that_swallows_its_end_is_one() -> None:
         return 1
 
     assert run_recovery(recover, None, 0.1).ended is Ended.HUNG
+
+
+def test_a_file_left_to_the_collector_is_closed(tmp_path: Path) -> None:
+    """The collector clears references to a file first; its lock must not be held for ever."""
+
+    class Holder:
+        pass
+
+    with installed(), gated(tmp_path, lambda call, run: run()):
+        holder: Any = Holder()
+        holder.itself = holder
+        holder.file = open(tmp_path / "locked", "wb")  # noqa: SIM115  (it is left open)
+        fd = holder.file.fileno()
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        del holder
+        with pytest.warns(ResourceWarning, match="unclosed file"):
+            gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    with open(tmp_path / "locked", "rb") as again:
+        fcntl.flock(again.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

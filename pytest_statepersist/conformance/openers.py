@@ -65,13 +65,17 @@ class OpenerChecks(BaseBench):
             change(store)
 
     def check_threads(self) -> None:
-        """Save from four threads through one opener."""
+        """Save from four threads through one opener; one that refuses them all is not covered."""
         errors: list[Exception] = []
+        refusals: list[Exception] = []
+        saved: Content = {}
         with self.opened() as store:
 
             def run(name: str) -> None:
                 try:
-                    _save_five(self, store, name)
+                    _save_five(self, store, name, saved)
+                except self.adapter.refusal as error:
+                    refusals.append(error)
                 except Exception as error:
                     errors.append(error)
 
@@ -80,9 +84,14 @@ class OpenerChecks(BaseBench):
                 thread.start()
             for thread in threads:
                 thread.join(_LIMIT_S)
+        if len(refusals) < len(threads):
+            errors += refusals  # a store that serves some threads has to serve them all
         assert not errors, f"a thread met {errors[0]!r}"
-        expected = {f"t{n}-{m}": self.value(m) for n in range(4) for m in range(5)}
-        assert self.content(known=expected) == expected
+        assert refusals or len(saved) == 20, f"after {_LIMIT_S:.0f} s {len(saved)} of 20 saves"
+        named: Content = {f"t{n}-{m}": {} for n in range(4) for m in range(5)}
+        assert self.content(known=named) == saved
+        if not saved:
+            not_covered(f"{self.adapter.name} refuses other threads: {refusals[0]!r}")
 
     def check_processes(self) -> None:
         """Save from three processes into one directory."""
@@ -147,11 +156,12 @@ class _Intruder:
             self.error = error
 
 
-def _save_five(bench: BaseBench, store: OpenStore, name: str) -> None:
+def _save_five(bench: BaseBench, store: OpenStore, name: str, saved: Content) -> None:
     for number in range(5):
         for attempt in range(200):
             try:
                 store.save(f"{name}-{number}", bench.value(number))
+                saved[f"{name}-{number}"] = bench.value(number)
                 break
             except bench.adapter.busy:
                 if attempt == 199:
@@ -160,4 +170,4 @@ def _save_five(bench: BaseBench, store: OpenStore, name: str) -> None:
 
 def _save_in_process(bench: BaseBench, directory: Path, name: str) -> None:
     with bench.opened(directory) as store:
-        _save_five(bench, store, name)
+        _save_five(bench, store, name, {})

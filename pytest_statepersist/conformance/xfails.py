@@ -6,7 +6,8 @@ with the reason in words::
     [TestMyStore]
     test_the_first_save_survives = "issue 12: the directory is not synced"
 
-A listed test that passes fails the run, so that the list only ever shrinks.
+A listed test that passes fails the run, and so does one that the store does not declare: the list
+only ever shrinks.
 """
 
 from __future__ import annotations

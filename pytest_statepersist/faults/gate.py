@@ -20,6 +20,7 @@ import fcntl
 import io
 import os
 import posix
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -367,7 +368,7 @@ def _open_file(original: Any, file: Any, mode: str, rest: Any, options: Any, fun
 
 def _attach(raw: Any, place: str) -> None:
     """Give a raw file methods that ask the gate; those below are the recorder's or the type's."""
-    kind, fd, ref = type(raw), raw.fileno(), weakref.ref(raw)
+    kind, fd, ref, owned = type(raw), raw.fileno(), weakref.ref(raw), raw.closefd
 
     def below(name: str) -> Callable[..., Any]:
         recorded: Callable[..., Any] | None = raw_dict.get(name)
@@ -375,9 +376,15 @@ def _attach(raw: Any, place: str) -> None:
 
         def call(*arguments: Any) -> Any:
             owner = ref()
-            if owner is None and name == "write":
+            if owner is not None:
+                return method(owner, *arguments)
+            # The collector clears references to a file before it flushes and closes it.
+            if name == "write":
                 return real.write(fd, *arguments)
-            return method(owner, *arguments)
+            if name == "close" and owned:
+                warnings.warn(f"unclosed file {place!r}", ResourceWarning, 2)
+                real.close(fd)
+            return None
 
         return recorded if recorded is not None else call
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import hypothesis  # noqa: F401  (each inner run would import it anew, for its summary)
 import pytest
 
+from pytest_statepersist.adapter import Capabilities, StoreAdapter, Value
+from pytest_statepersist.conformance.bench import Bench
 from pytest_statepersist.conformance.suite import GROUPS, all_test_ids, names_of
 
 pytest_plugins = ["pytester"]
@@ -122,6 +124,45 @@ def test_a_store_that_lists_no_keys_is_asked_for_those_it_was_told(
     result.stdout.fnmatch_lines(["*assert {'gone': *"])
 
 
+class ThreadsAdapter(StoreAdapter):
+    """Keeps one dictionary for each directory, and refuses all threads but some."""
+
+    capabilities = Capabilities(concurrent_writers=True)
+
+    def __init__(self, serves: tuple[int, ...], keeps: bool = True) -> None:
+        self.serves, self.keeps = serves, keeps
+        self.values: dict[str, Value] = {}
+
+    def open(self, directory: Path) -> ThreadsAdapter:
+        return self
+
+    def save(self, store: object, key: str, value: Value) -> None:
+        if int(key[1]) not in self.serves:
+            raise ValueError("another thread")
+        if self.keeps or key != "t1-3":
+            self.values[key] = value
+
+    def load(self, store: object, key: str) -> Value:
+        return self.values[key]
+
+    def keys(self, store: object) -> list[str]:
+        return list(self.values)
+
+    def close(self, store: object) -> None:
+        pass
+
+
+def test_a_store_that_refuses_every_other_thread_is_not_covered(tmp_path: Path) -> None:
+    """One that serves some of them and refuses others fails, and so does one that forgets."""
+    Bench(ThreadsAdapter((0, 1, 2, 3)), tmp_path / "sound").check_threads()
+    with pytest.raises(pytest.skip.Exception, match=r"not covered: .* refuses other threads"):
+        Bench(ThreadsAdapter(()), tmp_path / "none").check_threads()
+    with pytest.raises(AssertionError, match="a thread met ValueError"):
+        Bench(ThreadsAdapter((1, 2)), tmp_path / "some").check_threads()
+    with pytest.raises(AssertionError):
+        Bench(ThreadsAdapter((0, 1, 2, 3), keeps=False), tmp_path / "forgets").check_threads()
+
+
 def test_a_list_makes_it_pass_and_only_shrinks(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(STORE.replace("{extra}", 'xfails = "known.toml"'))
     known = pytester.path / "known.toml"
@@ -132,6 +173,10 @@ def test_a_list_makes_it_pass_and_only_shrinks(pytester: pytest.Pytester) -> Non
     result = pytester.runpytest(*only)
     result.assert_outcomes(failed=2, deselected=len(ids()) - 2)
     result.stdout.fnmatch_lines(["*XPASS(strict)*not true any more*"])
+    known.write_text('[TestNotes]\ntest_a_wrong_key_is_refused = "no such promise"\n')
+    result = pytester.runpytest("-k", "wrong_key_is_refused")
+    result.assert_outcomes(errors=1, deselected=len(ids()) - 1)
+    result.stdout.fnmatch_lines(["*listed as failing, but Notes does not declare encryption*"])
 
 
 def test_the_ini_setting_does_the_same(pytester: pytest.Pytester) -> None:
