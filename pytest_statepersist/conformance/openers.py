@@ -66,8 +66,8 @@ class OpenerChecks(BaseBench):
 
     def check_threads(self) -> None:
         """Save from four threads through one opener; one that refuses them all is not covered."""
-        errors: list[Exception] = []
-        refusals: list[Exception] = []
+        errors: list[BaseException] = []
+        refusals: list[BaseException] = []
         saved: Content = {}
         with self.opened() as store:
 
