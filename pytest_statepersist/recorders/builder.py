@@ -93,6 +93,10 @@ class TraceBuilder(Namespace):
         itself."""
         self._acknowledged: list[tuple[int, str]] = []
         self._next = max(base.nodes) + 1
+        here = self[ROOT].entries
+        assert here is not None
+        self._here = here
+        """What is directly in the directory."""
 
     def __len__(self) -> int:
         """Return how many operations were kept so far, those outside included."""
@@ -114,8 +118,65 @@ class TraceBuilder(Namespace):
         ``name`` is an absolute path for OUTSIDE; an empty one stands for a file without a name.
         """
         number = self._new(parent, name, at, identity)
-        self._add(Create, (number, parent, name, mode), self._inodes[number].path, at)
+        site, time, task = at
+        path = self._inodes[number].path
+        self.log.append((Create, path, site, time, task, number, parent, name, mode))
         return number
+
+    def create_here(
+        self,
+        name: str,
+        mode: int,
+        identity: Identity,
+        site: Site | None,
+        time: int | None,
+        task: int,
+    ) -> Inode:
+        """Record a new file directly in the directory, opened for writing, under a free name.
+
+        It does as `create` and `opened` do, for what most saves begin with.
+        """
+        number = self._next
+        self._next = number + 1
+        # fmt: off
+        made = Inode(number, name, None, None, 0, 1, 1, ROOT, True, identity, time, 0, True)
+        # fmt: on
+        self._inodes[number] = made
+        self._here[name] = number
+        self.identities[identity] = number
+        self.log.append((Create, name, site, time, task, number, ROOT, name, mode))
+        return made
+
+    def rename_here(
+        self,
+        number: int,
+        name: str,
+        replaced: int | None,
+        new_name: str,
+        site: Site | None,
+        time: int | None,
+        task: int,
+    ) -> None:
+        """Record a rename of a file, no directory, within the directory itself; see `rename`.
+
+        The names are those of these inodes, which are not the same.
+        """
+        here, inodes = self._here, self._inodes
+        if replaced is not None:
+            del here[new_name]
+            old = inodes[replaced]
+            old.links -= 1
+            old.changed = time
+            if old.links <= 0 and old.opens <= 0:
+                self.let_go(old)
+        del here[name]
+        here[new_name] = number
+        inode = inodes[number]
+        inode.path, inode.changed = new_name, time
+        self.log.append(
+            (Rename, new_name, site, time, task, number, ROOT, name, ROOT, new_name, replaced,
+             False)
+        )  # fmt: skip
 
     def mkdir(
         self,
@@ -179,17 +240,22 @@ class TraceBuilder(Namespace):
 
         From OUTSIDE the file must be known there: see `adopt`.
         """
-        path = self._path(new_parent, new_name)
-        number = self.entry(parent, name)
-        if number is None:
+        inodes = self._inodes
+        above, below = inodes[parent], inodes[new_parent]
+        entries, new_entries = above.entries, below.entries
+        number = None if entries is None else entries.get(name)
+        if number is None or entries is None:
             what = "was renamed although the recording had no such"
             self._doubt(self._path(parent, name), what, about=parent)
             return
-        replaced = self.entry(new_parent, new_name)
+        assert new_entries is not None  # only a directory can have taken it
+        replaced = new_entries.get(new_name)
         if replaced == number:
             return  # two names of one inode: the kernel does nothing
-        inode = self._inodes[number]
-        inode.changed = at[1]
+        site, time, task = at
+        inode = inodes[number]
+        inode.changed = time
+        path = self._path(new_parent, new_name)
         if exchange:
             if replaced is None:
                 what = "was exchanged although the recording had no such"
@@ -198,16 +264,20 @@ class TraceBuilder(Namespace):
             self._exchange(number, parent, name, replaced, new_parent, new_name)
         else:
             if replaced is not None:
-                self._drop_name(new_parent, new_name, at[1])
-            entries = self._inodes[parent].entries
-            assert entries is not None
+                self._drop_name(new_parent, new_name, time)
             del entries[name]
-            self._enter_name(new_parent, new_name, inode)
-        if parent == OUTSIDE == new_parent and not inode.inside:
+            if parent == new_parent and inode.inside and inode.entries is None:
+                new_entries[new_name] = number
+                inode.path = path
+            else:
+                self._enter_name(new_parent, new_name, inode)
+        if inode.lost or (parent == OUTSIDE == new_parent and not inode.inside):
             return
         shown = replaced if new_parent != OUTSIDE or exchange else None
-        fields = (number, parent, name, new_parent, new_name, shown, exchange)
-        self._add(Rename, fields, path, at)
+        self.log.append(
+            (Rename, path, site, time, task, number, parent, name, new_parent, new_name, shown,
+             exchange)
+        )  # fmt: skip
 
     def write(
         self,
@@ -288,9 +358,11 @@ class TraceBuilder(Namespace):
         """
         inode = self._inodes[number]
         inode.opens -= 1
-        if written:
-            self._add(Close, (number,), inode.path, at)
-        self._release(inode)
+        if written and not inode.lost:
+            site, time, task = at
+            self.log.append((Close, inode.path, site, time, task, number))
+        if inode.links <= 0:
+            self.let_go(inode)
 
     def adopt(
         self,
@@ -305,7 +377,7 @@ class TraceBuilder(Namespace):
 
         It counts as created and written now, and as synced only by what follows.
         """
-        number = None if identity is None else self._identities.get(identity)
+        number = None if identity is None else self.identities.get(identity)
         if number is None or not self._inodes[number].lost:
             number = self.create(OUTSIDE, path, at, mode=mode, identity=identity)
         else:
@@ -488,17 +560,23 @@ class TraceBuilder(Namespace):
             self._drop_name(parent, name, None)
 
     def _new(self, parent: int, name: str, at: Moment, identity: Identity | None) -> int:
-        if name:
-            self._free(parent, name, "created")
         number = self._next
         self._next += 1
-        inode = Inode(number, self._path(parent, name), links=0, inside=False, changed=at[1])
+        above = self._inodes[parent]
+        path = f"{above.path}/{name}" if parent != OUTSIDE and above.path else name
+        inode = Inode(number, path, links=0, inside=False, changed=at[1])
+        if name:
+            entries = above.entries
+            assert entries is not None
+            if name in entries:
+                self._free(parent, name, "created")
+            entries[name] = number
+            inode.links = 1
+            inode.parent = parent
+            inode.inside = parent != OUTSIDE and above.inside
         self._inodes[number] = inode
         if identity is not None:
             self.bind(number, identity)
-        if name:
-            inode.links = 1
-            self._enter_name(parent, name, inode)
         return number
 
     def _remove(self, cls: type[Operation], parent: int, name: str, at: Moment) -> None:

@@ -30,6 +30,7 @@ __all__ = ["Calls"]
 
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _write, _getframe = system.write, sys._getframe
+_rename, _replace = system.rename, system.replace
 _TMPFILE = getattr(os, "O_TMPFILE", 0)
 _RWF_DSYNC, _RWF_SYNC = getattr(os, "RWF_DSYNC", 0), getattr(os, "RWF_SYNC", 0)
 _RWF_APPEND = getattr(os, "RWF_APPEND", 0)
@@ -309,7 +310,14 @@ class Calls:
         src_dir_fd: int | None = None,
         dst_dir_fd: int | None = None,
     ) -> None:
-        self._rename(system.rename, src, dst, src_dir_fd, dst_dir_fd)
+        session = self._slot.session
+        if (
+            session is None
+            or src_dir_fd is not None
+            or dst_dir_fd is not None
+            or not session.renamed_here(_rename, src, dst, _getframe(1))
+        ):
+            self._rename(_rename, src, dst, src_dir_fd, dst_dir_fd)
 
     def replace(
         self,
@@ -319,7 +327,14 @@ class Calls:
         src_dir_fd: int | None = None,
         dst_dir_fd: int | None = None,
     ) -> None:
-        self._rename(system.replace, src, dst, src_dir_fd, dst_dir_fd)
+        session = self._slot.session
+        if (
+            session is None
+            or src_dir_fd is not None
+            or dst_dir_fd is not None
+            or not session.renamed_here(_replace, src, dst, _getframe(1))
+        ):
+            self._rename(_replace, src, dst, src_dir_fd, dst_dir_fd)
 
     def _rename(
         self, call: Any, src: Any, dst: Any, src_fd: int | None, dst_fd: int | None

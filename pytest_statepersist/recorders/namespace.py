@@ -63,7 +63,8 @@ class Namespace:
         self.directory = os.path.normpath(directory)
         self._outside = Inode(OUTSIDE, "", {}, inside=False)
         self._inodes: dict[int, Inode] = {OUTSIDE: self._outside, ROOT: Inode(ROOT, "", {})}
-        self._identities: dict[Identity, int] = {}
+        self.identities: dict[Identity, int] = {}
+        """By real file; `find` leaves out those of which nothing is recorded."""
         self._load(base)
         for identity, number in identities.items():
             self.bind(number, identity)
@@ -97,13 +98,13 @@ class Namespace:
 
     def find(self, identity: Identity) -> int | None:
         """Return the inode number of a real file, ``None`` if it is not known."""
-        number = self._identities.get(identity)
+        number = self.identities.get(identity)
         return None if number is None or self._inodes[number].lost else number
 
     def bind(self, number: int, identity: Identity) -> None:
         """Say which real file an inode is; an older inode with that identity is forgotten."""
         self._inodes[number].identity = identity
-        self._identities[identity] = number
+        self.identities[identity] = number
 
     def opened(self, number: int) -> None:
         """Count one more open description: the kernel keeps the inode while one is open."""
@@ -215,7 +216,7 @@ class Namespace:
         inode = self._inodes[entries.pop(name)]
         inode.links -= 1
         inode.changed = changed
-        self._release(inode)
+        self.let_go(inode)
 
     def _exchange(
         self, number: int, parent: int, name: str, other: int, new_parent: int, new_name: str
@@ -226,9 +227,9 @@ class Namespace:
             del entries[what]
             self._enter_name(where, what, self._inodes[who])
 
-    def _release(self, inode: Inode) -> None:
+    def let_go(self, inode: Inode) -> None:
         """Forget a real inode that the kernel frees: it will give the number to another file."""
         if inode.links <= 0 and inode.opens <= 0 and inode.identity is not None:
-            if self._identities.get(inode.identity) == inode.number:
-                del self._identities[inode.identity]
+            if self.identities.get(inode.identity) == inode.number:
+                del self.identities[inode.identity]
             inode.identity = None

@@ -44,8 +44,9 @@ _VERBS = {
 }
 _HEADER = struct.Struct("iIII")
 _BUFFER = 1 << 14
-_LARGEST = _HEADER.size + 256
-"""Bytes of an event with the longest name that there can be."""
+_FULL = _BUFFER - _HEADER.size - 256
+"""From so many bytes on a read may have left an event, with the longest name that there can be."""
+_read = real.read
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +115,16 @@ class Notifications:
         if self._descriptor < 0:
             return
         after, self._drained = self._drained, before
-        while True:
-            try:
-                chunk = real.read(self._descriptor, _BUFFER)
-            except BlockingIOError:
-                return
+        try:
+            chunk = _read(self._descriptor, _BUFFER)
             self._chunks.append((chunk, after, before))
             # A read gives as many events as fit (inotify(7)): with room for one more left over,
             # that was all.
-            if len(chunk) <= _BUFFER - _LARGEST:
-                return
+            while len(chunk) > _FULL:
+                chunk = _read(self._descriptor, _BUFFER)
+                self._chunks.append((chunk, after, before))
+        except BlockingIOError:
+            pass
 
     def close(self) -> None:
         """Give the queue back; called twice it does nothing."""

@@ -33,6 +33,7 @@ from pytest_statepersist.recorders.calls import Calls
 from pytest_statepersist.recorders.interpose import Interposition, Table
 from pytest_statepersist.recorders.maps import Mappings, make_mmap
 from pytest_statepersist.recorders.notify import Notifications
+from pytest_statepersist.recorders.rawfile import compare_position
 from pytest_statepersist.recorders.scan import Keep, Scan, scan, survey
 from pytest_statepersist.recorders.session import Session, Slot
 from pytest_statepersist.recorders.undoing import surely
@@ -223,8 +224,7 @@ class PythonRecorder:
             with session.lock:
                 _mappings[-1].sample()
                 for fd, found in list(session.files.items()):
-                    if found.position >= 0:
-                        streams.compare_position(session, fd, found)
+                    compare_position(session, fd, found)
                 for companion in self._companions:
                     companion.stop()
                 self._companions.clear()

@@ -18,11 +18,12 @@ import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PosixPath
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
-from pytest_statepersist.core.operations import OUTSIDE, ROOT, Durability, Site, Write
+from pytest_statepersist.core.operations import OUTSIDE, ROOT, Close, Durability, Site, Write
 from pytest_statepersist.core.tree import LARGE
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
@@ -31,14 +32,15 @@ from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.notify import Notifications
 from pytest_statepersist.recorders.scan import scan
 
-__all__ = ["DRAIN", "Description", "Session", "Slot", "descriptor_path", "durability_of"]
+__all__ = ["DOTS", "DRAIN", "Description", "Session", "Slot", "descriptor_path", "durability_of"]
 
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 DRAIN = 64
 """After how many operations the kernel's notifications are read."""
 _lseek, _getframe, _get_ident = real.lseek, sys._getframe, get_ident
 _lstat, _fstat = real.lstat, real.fstat
-_DOTS = frozenset({"", ".", ".."})
+DOTS = frozenset({"", ".", ".."})
+"""Last components of paths that are no names."""
 _FORMAT, _REGULAR, _BITS = 0o170000, stat.S_IFREG, 0o7777
 _ADOPTED = 256 << 20
 _DSYNC = getattr(os, "O_DSYNC", 0)
@@ -55,7 +57,7 @@ class Description:
     written: bool = False
     references: int = 1
     position: int = -1
-    """Where the next write goes, -1 where only the kernel knows; see `streams.attach`."""
+    """Where the next write goes, -1 where only the kernel knows; see `rawfile`."""
 
 
 @dataclass(slots=True)
@@ -76,9 +78,6 @@ class Session:
     """The state of one running recording."""
 
     __slots__ = (
-        "_last_code",
-        "_last_line",
-        "_last_site",
         "_outside_heads",
         "acquire",
         "attached",
@@ -87,11 +86,17 @@ class Session:
         "callsites",
         "directory",
         "files",
+        "identities",
+        "last_code",
+        "last_line",
+        "last_site",
         "lock",
         "log",
+        "names",
         "notifications",
         "now",
         "outside",
+        "previous",
         "release",
         "since_drain",
         "sites",
@@ -105,9 +110,14 @@ class Session:
         # Bound once: `with` looks two methods up, and that is half of what a lock costs.
         self.acquire, self.release = builder.lock.acquire, builder.lock.release
         self.log = builder.log
-        self._last_code: CodeType | None = None
-        self._last_line = -1
-        self._last_site: tuple[Site, CodeType] | None = None
+        names = builder[ROOT].entries
+        assert names is not None
+        self.identities = builder.identities
+        self.names = names
+        """What is directly in the directory."""
+        self.last_code: CodeType | None = None
+        self.last_line = -1
+        self.last_site: tuple[Site, CodeType] | None = None
         self.notifications = notifications
         self.callsites = CallSites()
         self.sites, self.tasks = self.callsites.sites, self.callsites.tasks
@@ -117,6 +127,8 @@ class Session:
         """Weak references to the raw files that are recorded, by descriptor."""
         self.before_moment: Callable[[], None] | None = None
         self.since_drain = 0
+        self.previous = b""
+        """The bytes that were written last: where the same come again they are kept once."""
         self.outside: set[str] = set()
         """Paths elsewhere that a call was about to change."""
         self._outside_heads: dict[Identity, str] = {}
@@ -128,8 +140,9 @@ class Session:
         """
         if self.before_moment is not None:
             self.before_moment()
-        self.since_drain += 1
-        if self.since_drain >= DRAIN:
+        since = self.since_drain + 1
+        self.since_drain = since
+        if since >= DRAIN:
             self.drain(1)
         if frame is not None:
             known = self.sites.get((id(frame.f_code), frame.f_lasti))
@@ -141,7 +154,7 @@ class Session:
     def drain(self, pending: int = 0) -> None:
         """Read the kernel's notifications; ``pending`` calls are made and not yet recorded."""
         self.since_drain = 0
-        self.notifications.drain(len(self.builder) + pending)
+        self.notifications.drain(len(self.log) + pending)
 
     # -- paths ---------------------------------------------------------------------------------
 
@@ -149,7 +162,7 @@ class Session:
         """Return (inode of the parent, name) of a path; OUTSIDE names are absolute paths."""
         text = path if type(path) is str else os.fsdecode(path)
         head, slash, name = text.rpartition("/")
-        if head == self.directory and directory is None and name not in _DOTS:
+        if head == self.directory and directory is None and name not in DOTS:
             return ROOT, name
         if name in ("", ".", ".."):
             return self._odd_place(text, directory)
@@ -227,19 +240,9 @@ class Session:
 
     def compare(self, inode: Inode, status: os.stat_result) -> None:
         """Doubt the recording if a real file is not the one, or not as long, as the model says."""
-        if inode.number == OUTSIDE or not inode.inside:
-            return
-        identity = (status.st_dev, status.st_ino)
-        if inode.identity is not None and inode.identity != identity:
-            self.unseen(inode.path, "was replaced")
-        elif stat.S_ISREG(status.st_mode) and inode.size != status.st_size:
-            self.unseen(inode.path, "was written or cut")
-        elif (
-            inode.entries is None  # every entry that comes or goes changes its directory
-            and inode.changed is not None
-            and status.st_ctime_ns > inode.changed
-        ):
-            self.unseen(inode.path, "was changed")
+        what = _difference(inode, status)
+        if what is not None and inode.number != OUTSIDE and inode.inside:
+            self.unseen(inode.path, what)
 
     def full(self, parent: int, name: str) -> str:
         """Return a place as a path: relative to the directory inside it, elsewhere absolute."""
@@ -351,6 +354,71 @@ class Session:
             self.compare(builder[known], status)
         return self.register(fd, known, durability)
 
+    def opened_here(
+        self, fd: int, path: str, name: str, truncated: bool, frame: FrameType
+    ) -> Description | None:
+        """Do as `opened` for a name directly in the directory.
+
+        A new file, or a known one that was cut, is recorded here; all others there.
+        """
+        status = _fstat(fd)
+        mode = status.st_mode
+        if mode & _FORMAT == _REGULAR:
+            identity = (status.st_dev, status.st_ino)
+            known, real_one = self.names.get(name), self.identities.get(identity)
+            if known is None:
+                if real_one is None and not status.st_size:
+                    site, time, task = self.moment(frame)
+                    bits = mode & _BITS
+                    node = self.builder.create_here(name, bits, identity, site, time, task)
+                    made = self.files[fd] = Description(node.number, node)
+                    return made
+            elif truncated and known == real_one:
+                self.builder.truncate(known, 0, self.moment(frame))
+                return self.register(fd, known, Durability.NONE)
+        return self.opened(fd, path, place=(ROOT, name), truncated=truncated, frame=frame)
+
+    def renamed_here(
+        self, call: Callable[[Any, Any], None], src: Path, dst: Path, frame: FrameType
+    ) -> bool:
+        """Rename a known file directly in the directory, and record it.
+
+        Returns false, with nothing done, for any other, and where something is not as expected:
+        then the caller finds out what it is.
+        """
+        here = str(src) if type(src) is PosixPath else src
+        there = str(dst) if type(dst) is PosixPath else dst
+        if type(here) is not str or type(there) is not str:
+            return False
+        directory = self.directory
+        head, _, name = here.rpartition("/")
+        new_head, _, new_name = there.rpartition("/")
+        if head != directory or new_head != directory or name in DOTS or new_name in DOTS:
+            return False
+        self.acquire()
+        try:
+            builder = self.builder
+            number, replaced = self.names.get(name), self.names.get(new_name)
+            if number is None or number == replaced:
+                return False
+            inode = builder[number]
+            try:
+                if inode.entries is not None or _difference(inode, _lstat(here)) is not None:
+                    return False
+                if replaced is not None:
+                    if _difference(builder[replaced], _lstat(there)) is not None:
+                        return False
+                elif _exists(there):
+                    return False
+            except OSError:
+                return False
+            call(src, dst)
+            site, time, task = self.moment(frame)
+            builder.rename_here(number, name, replaced, new_name, site, time, task)
+            return True
+        finally:
+            self.release()
+
     def opened_nameless(self, fd: int, durability: Durability) -> Description:
         """Record a file that O_TMPFILE made."""
         status = real.fstat(fd)
@@ -363,12 +431,22 @@ class Session:
         found = self.files.pop(fd, None)
         if found is None:
             return
-        found.references -= 1
-        if found.references == 0:
+        left = found.references - 1
+        found.references = left
+        if left == 0:
             at = self.moment(frame)
-            self.builder.close(found.inode, at, written=found.written)
-            if found.written:
-                self.drain()
+            node = found.node
+            if not found.written or node.lost:
+                self.builder.close(found.inode, at, written=False)
+                return
+            # What `TraceBuilder.close` does for a file that was written and is kept.
+            site, time, task = at
+            node.opens -= 1
+            self.log.append((Close, node.path, site, time, task, found.inode))
+            if node.links <= 0:
+                self.builder.let_go(node)
+            self.since_drain = 0
+            self.notifications.drain(len(self.log))
 
     def duplicated(self, fd: int, copy: int) -> None:
         """Note one more descriptor of the same description."""
@@ -393,16 +471,16 @@ class Session:
             found.position = end
         frame = _getframe(2)
         code, line = frame.f_code, frame.f_lasti
-        if code is self._last_code and line == self._last_line:
-            site = self._last_site
+        if code is self.last_code and line == self.last_line:
+            site = self.last_site
         else:
-            self._last_code, self._last_line = code, line
-            site = self._last_site = self.sites.get((id(code), line))
+            self.last_code, self.last_line = code, line
+            site = self.last_site = self.sites.get((id(code), line))
         task = self.tasks.get(_get_ident())
         inode = found.node
         found.written = True
         if self.before_moment is not None or site is None or task is None or not inode.inside:
-            self._last_code = None
+            self.last_code = None
             self.builder.write(found.inode, end - count, data, self.moment(), found.durability)
             return
         now = inode.changed = self.now()
@@ -520,6 +598,26 @@ class Session:
         for name, child in (self.builder[number].entries or {}).items():
             if self.builder[child].entries is not None:
                 self.watch_below(child, f"{path}/{name}")
+
+
+def _difference(inode: Inode, status: os.stat_result) -> str | None:
+    """Return what happened to a file since its last recorded operation, ``None`` for nothing."""
+    if inode.identity is not None and inode.identity != (status.st_dev, status.st_ino):
+        return "was replaced"
+    if inode.size != status.st_size and status.st_mode & _FORMAT == _REGULAR:
+        return "was written or cut"
+    # Every entry that comes or goes changes its directory.
+    if inode.entries is None and inode.changed is not None and status.st_ctime_ns > inode.changed:
+        return "was changed"
+    return None
+
+
+def _exists(path: str) -> bool:
+    try:
+        _lstat(path)
+    except OSError:
+        return False
+    return True
 
 
 def _bytes_of(data: Any, count: int) -> bytes:

@@ -8,10 +8,8 @@ space and lost in a crash. Rules:
    were opened before the recording are seen as well, and every type is as it always was.
 2. The attributes refer to the raw file weakly: a file that nobody holds is closed at once.
 3. Files opened for reading only are not touched.
-4. Where a write goes is asked of the kernel, unless nobody but the file object can have moved the
-   position: the recording saw it being opened, it cannot be read, it does not append, it was never
-   sought in, and nobody was given its descriptor's number. Then it is counted, and the count is
-   compared with the kernel's when the file is closed.
+4. What makes or cuts a file directly in the directory, as most saves do, goes a short way. It asks
+   all that the long way asks, and what is in the least unexpected goes that one.
 """
 
 from __future__ import annotations
@@ -20,17 +18,17 @@ import io
 import os
 import stat
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from threading import get_ident
+from pathlib import PosixPath
 from types import FrameType
 from typing import Any, TypeAlias
 
-from pytest_statepersist.core.operations import OUTSIDE, Write
+from pytest_statepersist.core.operations import OUTSIDE, ROOT
 from pytest_statepersist.recorders import real
+from pytest_statepersist.recorders.rawfile import ATTRIBUTES, RawFile
 from pytest_statepersist.recorders.session import (
-    DRAIN,
+    DOTS,
     Description,
     Session,
     Slot,
@@ -40,7 +38,6 @@ from pytest_statepersist.recorders.session import (
 __all__ = [
     "Patched",
     "attach",
-    "compare_position",
     "detach",
     "make_fileio",
     "make_open",
@@ -53,8 +50,9 @@ Patched: TypeAlias = list[tuple[type, Any, Any]]
 """Classes, what they had themselves as ``__init__`` (``None`` for nothing), and what they got."""
 
 _READING = frozenset({"r", "rb", "rt", "br", "tr", "U"})
-_lseek, _getframe, _get_ident = real.lseek, sys._getframe, get_ident
-_ATTACHED = ("write", "truncate", "close", "seek", "fileno")
+_MAKING = frozenset({"w", "wb", "wt", "x", "xb", "xt"})
+_getframe, _Buffered, _open = sys._getframe, io.BufferedWriter, real.open
+_warns = bool(sys.flags.warn_default_encoding)
 
 
 def raw_of(file: Any) -> Any:
@@ -78,12 +76,31 @@ def make_open(slot: Slot) -> Callable[..., Any]:
         opener: Callable[[str, int], int] | None = None,
     ) -> Any:
         session = slot.session
-        rest = (mode, buffering, encoding, errors, newline, closefd, opener)
         if session is None or mode in _READING or type(mode) is not str:
-            return real.open(file, *rest)
-        if encoding is None and "b" not in mode and sys.flags.warn_default_encoding:
-            rest = (*rest[:2], io.text_encoding(None, 2), *rest[3:])
+            return real.open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+        if _warns and encoding is None and "b" not in mode:
+            encoding = io.text_encoding(None, 2)
         frame = _getframe(1)
+        text = str(file) if type(file) is PosixPath else file
+        if mode in _MAKING and type(text) is str and opener is None:
+            head, _, name = text.rpartition("/")
+            if head == session.directory and name not in DOTS:
+                session.acquire()
+                try:
+                    try:
+                        made = _open(file, mode, buffering, encoding, errors, newline, closefd)
+                    except BaseException:
+                        _after_failure(session, file, mode, (ROOT, name))
+                        raise
+                    raw = made.raw if type(made) is _Buffered else raw_of(made)
+                    fd = raw.fileno()
+                    found = session.opened_here(fd, text, name, "w" in mode, frame)
+                    if found is not None:
+                        attach(slot, session, raw, fd, found, True)
+                    return made
+                finally:
+                    session.release()
+        rest = (mode, buffering, encoding, errors, newline, closefd, opener)
         return _opening(slot, session, file, mode, opener, lambda: real.open(file, *rest), frame)
 
     return open
@@ -198,9 +215,8 @@ def _opening(
                 place = session.place(file)
             found = session.opened(fd, file, place=place, truncated="w" in mode, frame=frame)
         if found is not None:
-            attach(slot, session, raw, fd, found)
-            if opener is None and "+" not in mode and "a" not in mode and type(raw) is real.FileIO:
-                _count(raw, found)
+            counted = opener is None and "+" not in mode and "a" not in mode
+            attach(slot, session, raw, fd, found, counted and type(raw) is real.FileIO)
         return made
     finally:
         session.release()
@@ -246,162 +262,27 @@ def _after_failure(session: Session, file: Any, mode: str, place: tuple[int, str
         session.builder.close(number, session.moment(), written=False)
 
 
-def attach(slot: Slot, session: Session, raw: Any, fd: int, found: Description) -> None:
-    """Give a raw file the attributes that record it."""
-    kind = type(raw)
-    plain = kind is real.FileIO
-    raw_write, raw_truncate, raw_close = kind.write, kind.truncate, kind.close
-    ref: Callable[[], Any] = weakref.ref(raw)
-    closes = bool(raw.closefd)
-    lock, wrote, now = session.lock, session.wrote, session.now
-    acquire, release = session.acquire, session.release
-    sites, tasks, log = session.sites, session.tasks, session.log
-    node, number, durability = found.node, found.inode, found.durability
-    previous = b""
-    last_code, last_line, site = None, -1, None
-
-    def write(data: Any, /) -> int | None:
-        """Write and record. The one replacement that is written for speed alone."""
-        nonlocal previous, last_code, last_line, site
-        raw = ref()
-        acquire()
-        try:
-            if raw is None or not plain or slot.session is not session:
-                return _write_otherwise(slot, session, raw, raw_write, fd, found, data)
-            count: int | None = raw_write(raw, data)
-            if not count:
-                return count
-            frame = _getframe(1)
-            code, line = frame.f_code, frame.f_lasti
-            if code is not last_code or line != last_line:
-                last_code, last_line, site = code, line, sites.get((id(code), line))
-            task = tasks.get(_get_ident())
-            kind = type(data)
-            if (
-                site is None
-                or task is None
-                or not node.inside
-                or session.before_moment is not None
-                or (kind is not bytes and kind is not memoryview)
-                or count != (len(data) if kind is bytes else data.nbytes)
-            ):
-                last_code = None
-                wrote(fd, found, data, count)
-                return count
-            if kind is memoryview:
-                # Kept once where the same bytes come again: memory that is touched for the first
-                # time costs more than all the rest here.
-                data = data.tobytes()
-                if data == previous:
-                    data = previous
-                previous = data
-            end = found.position
-            if end < 0:
-                end = _lseek(fd, 0, 1)
-            else:
-                end += count
-                found.position = end
-            at = now()
-            found.written = True
-            node.changed = at
-            if end > node.size:
-                node.size = end
-            log.append(
-                (Write, node.path, site[0], at, task, number, end - count, data, durability)
-            )
-            if not len(log) % DRAIN:
-                session.drain()
-            return count
-        finally:
-            release()
-
-    def truncate(size: int | None = None, /) -> int:
-        with lock:
-            result: int = raw_truncate(ref(), size)
-            if slot.session is session:
-                session.builder.truncate(found.inode, result, session.moment())
-                found.written = True
-            return result
-
-    def close() -> None:
-        raw = ref()
-        acquire()
-        try:
-            open_before = raw is None or not raw.closed
-            if open_before and found.position >= 0 and slot.session is session:
-                compare_position(session, fd, found)
-            try:
-                if raw is not None:
-                    raw_close(raw)
-                elif closes:
-                    warnings.warn(f"unclosed file {found.node.path!r}", ResourceWarning, 2)
-                    real.close(fd)
-            finally:
-                ended = open_before and closes and slot.session is session
-                if ended and session.files.get(fd) is found:
-                    session.closed(fd, _getframe(1))
-        finally:
-            release()
-
-    raw.write, raw.truncate, raw.close = write, truncate, close
+def attach(
+    slot: Slot,
+    session: Session,
+    raw: Any,
+    fd: int,
+    found: Description,
+    counted: bool = False,
+) -> None:
+    """Give a raw file the attributes that record it; with ``counted`` its position is counted."""
+    ref = weakref.ref(raw)
+    made = RawFile(slot, session, ref, fd, found, raw.closefd, type(raw) is real.FileIO)
+    raw.write, raw.truncate, raw.close = made.write, made.truncate, made.close
+    if counted:
+        found.position = 0
+        raw.seek, raw.fileno = made.seek, made.fileno
     session.attached[fd] = ref
-
-
-def _count(raw: Any, found: Description) -> None:
-    """Count the position of a new file, until somebody else may move it."""
-    ref: Callable[[], Any] = weakref.ref(raw)
-    found.position = 0
-
-    def seek(offset: int, whence: int = 0, /) -> int:
-        found.position = -1
-        result: int = real.FileIO.seek(ref(), offset, whence)
-        return result
-
-    def fileno() -> int:
-        found.position = -1
-        result: int = real.FileIO.fileno(ref())
-        return result
-
-    raw.seek, raw.fileno = seek, fileno
-
-
-def compare_position(session: Session, fd: int, found: Description) -> None:
-    """Doubt the recording where a counted position is not the kernel's: it was moved unseen."""
-    counted, found.position = found.position, -1
-    try:
-        actual = real.lseek(fd, 0, os.SEEK_CUR)
-    except OSError:
-        return  # the descriptor was closed beneath the object
-    if actual != counted:
-        session.moved(found)
-
-
-def _write_otherwise(
-    slot: Slot, session: Session, raw: Any, call: Any, fd: int, found: Description, data: Any
-) -> int | None:
-    """Write where the object is gone, of a subclass, or no longer recorded."""
-    plain = raw is None or type(raw) is real.FileIO
-    start = 0 if plain else real.lseek(fd, 0, os.SEEK_CUR)
-    # Without the object (in a cycle that is being collected) the descriptor is still there.
-    count: int | None = real.write(fd, data) if raw is None else call(raw, data)
-    if count and slot.session is session:
-        if plain:
-            session.wrote(fd, found, data, count)
-        else:
-            _wrote_somehow(session, fd, found, start)
-    return count
-
-
-def _wrote_somehow(session: Session, fd: int, found: Description, start: int) -> None:
-    """A subclass wrote what it liked: read it back."""
-    end = real.lseek(fd, 0, os.SEEK_CUR)
-    if end > start:
-        session.wrote_at(found, start, session.read_back(fd, start, end - start))
 
 
 def detach(raw: Any) -> None:
     """Take the attributes away again."""
-    for name in _ATTACHED:
+    for name in ATTRIBUTES:
         try:
             delattr(raw, name)
         except AttributeError:
