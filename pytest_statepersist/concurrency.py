@@ -5,7 +5,9 @@ to chance; and judging what they leave. Rules:
 
 1. A saver runs from one call on the directory to the next, and waits before each for its turn.
 2. A saver that waits for something else (a lock of any kind) is not runnable until it goes on by
-   itself; one that sleeps is not runnable until another has made a call. Neither is a hang.
+   itself; one that sleeps, or tries again what has just failed, is not runnable until another has
+   made a call. So is one that computes for long: it may be looking for something in a loop. None
+   of them is a hang.
 3. First come all orders with one switch (the first saver is stopped before its n-th call, the
    others run, it goes on), then random ones by seed. Each has a name by which it is replayed.
 4. What is left must be what the savers leave one after the other, in some order; a saver that
@@ -44,6 +46,7 @@ from pytest_statepersist.faults.gate import gated, installed
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.interpose import Interposition
 from pytest_statepersist.recorders.scan import Keep, scan
+from pytest_statepersist.recording import sqlite_companions
 
 __all__ = ["ConcurrencyFinding", "ConcurrencyReport", "interleave"]
 
@@ -52,6 +55,8 @@ _SETTLED = 4
 """So many looks at a sleeping saver, a millisecond apart and nothing moved: it waits for a lock."""
 _GRACE = 0.1
 """Seconds after which a saver counts as waiting where the system does not show what it does."""
+_BUSY = 500_000_000
+"""Nanoseconds of processor time after which one counts as waiting that makes no call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +189,10 @@ class _Explorer:
     def __enter__(self) -> _Explorer:
         try:
             self.stack.enter_context(installed())
+            if sqlite_companions()[0]:
+                from pytest_statepersist.faults.sqlite import sqlite_gate
+
+                self.stack.enter_context(sqlite_gate())
             self.stack.enter_context(_sleeping())
             self.stack.enter_context(gated(self.directory, _park))
             self.fresh = FreshProcess(self.recover, self.directory)
@@ -363,9 +372,17 @@ _station = _Station()
 def _park(call: Call, run: Callable[[], Any]) -> Any:
     """Wait for the turn before each call; calls of everyone else pass."""
     task = _station.task
-    if task is not None and call.operation is not Operation.CLOSE:
-        task.wait(b"p", f"{call.operation.value} {call.path}".strip())
-    return run()
+    if task is None or call.operation is Operation.CLOSE:
+        return run()
+    what = f"{call.operation.value} {call.path}".strip()
+    task.wait(b"r" if what in task.failed else b"p", what)
+    try:
+        result = run()
+    except OSError:
+        task.failed.add(what)
+        raise
+    task.failed.discard(what)
+    return result
 
 
 def _sleep(original: Any) -> Any:
@@ -393,7 +410,10 @@ class _Task:
         self.asleep = False
         self.ended = False
         self.stuck = False
+        self.busy = False
         self.error = ""
+        self.failed: set[str] = set()
+        """In the saver: calls that failed when they were made last."""
 
     def wait(self, kind: bytes, what: str) -> None:
         """In the saver: say where it is, and wait for the turn."""
@@ -416,7 +436,7 @@ class _Task:
         """Wait until the saver has arrived somewhere, ended, or waits for something else."""
         if self.at is not None or self.ended:
             return
-        still, last, begun = 0, None, time.monotonic()
+        still, last, begun, worked = 0, None, time.monotonic(), self.worked()
         while True:
             ready, _, _ = select.select([self._arrive], [], [], 0.001)
             if ready:
@@ -429,20 +449,35 @@ class _Task:
                 still = still + 1 if moved == last and moved[0] == "S" else 0
                 self.stuck = still >= _SETTLED
             last = moved
+            # Once known to be in a loop it is given only a moment to have found what it looks for.
+            self.busy |= self.worked() - worked > _BUSY
+            self.stuck |= self.busy
             if self.stuck:
                 return
 
     def _hear(self) -> None:
-        self.stuck = False
+        self.stuck = self.busy = False
         kind, length = _HEADER.unpack(_exactly(self._arrive, _HEADER.size))
         text = _exactly(self._arrive, length).decode(errors="replace")
         if kind == b"e":
             self.ended, self.error = True, text
         else:
-            self.at, self.asleep = text, kind == b"s"
+            self.at, self.asleep = text, kind in (b"s", b"r")
 
     def motion(self) -> tuple[str, ...] | None:
         """Return what changes as long as the saver runs, ``None`` where nothing shows it."""
+        return _seen(self.place())
+
+    def worked(self) -> int:
+        """Return the nanoseconds of processor time that the saver has had, 0 where none shows."""
+        try:
+            with real.open(f"{self.place()}/schedstat", encoding="ascii") as file:
+                return int(file.read().split()[0])
+        except (OSError, IndexError):
+            return 0
+
+    def place(self) -> str:
+        """Return where the system shows what the saver does."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -493,8 +528,8 @@ class _ThreadTask(_Task):
         with suppress(OSError):
             self.finish(error)
 
-    def motion(self) -> tuple[str, ...] | None:
-        return _seen(f"/proc/self/task/{self._thread.native_id}")
+    def place(self) -> str:
+        return f"/proc/self/task/{self._thread.native_id}"
 
     def close(self) -> None:
         if not self.ended and self.at is not None:
@@ -526,8 +561,8 @@ class _ProcessTask(_Task):
         _station.task = None
         self.finish(error)
 
-    def motion(self) -> tuple[str, ...] | None:
-        return _seen(f"/proc/{self._pid}")
+    def place(self) -> str:
+        return f"/proc/{self._pid}"
 
     def close(self) -> None:
         for kill, target in ((os.killpg, self._pid), (os.kill, self._pid)):

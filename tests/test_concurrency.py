@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ def run(saver: Callable[..., None], **options: Any) -> ConcurrencyReport:
         savers=[partial(saver, item="a"), partial(saver, item="b")],
         setup=setup,
         recover=lambda d: sorted(load(d)),
-        **{"runs": 5, "check": False, **options},
+        **{"runs": 2, "check": False, **options},
     )
 
 
@@ -103,6 +105,74 @@ def test_the_same_store_with_a_lock_passes(saver: Callable[..., None], processes
     report = run(saver, processes=processes)
     assert report.ok is True, str(report)
     assert report.schedules > 8
+
+
+def add_when_free(directory: Path, *, item: str) -> None:
+    """Try again at once, without a pause."""
+    while True:
+        try:
+            os.close(os.open(directory / "taken", os.O_CREAT | os.O_EXCL))
+            break
+        except FileExistsError:
+            continue
+    add(directory, item=item)
+    os.unlink(directory / "taken")
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_who_tries_again_and_again_waits(processes: bool) -> None:
+    report = run(add_when_free, processes=processes, runs=1)
+    assert report.ok is True, str(report)
+    assert report.schedules > 8
+
+
+def test_who_looks_for_a_lock_file_in_a_loop_waits() -> None:
+    """Not one call of this loop can be scheduled: it only computes."""
+
+    def add_when_gone(directory: Path, *, item: str) -> None:
+        while (directory / "taken").exists():
+            continue
+        add_when_free(directory, item=item)
+
+    report = run(add_when_gone, schedule="switch:0:3")
+    assert report.ok is True, str(report)
+    assert report.schedules == 1
+
+
+def count_in_sqlite(directory: Path, *, item: str, begin: str) -> None:
+    with closing(sqlite3.connect(directory / "s.db", isolation_level=None)) as database:
+        database.execute(begin)
+        (count,) = database.execute("SELECT n FROM t").fetchone()
+        database.execute("UPDATE t SET n = ?", (count + 1,))
+        database.execute("COMMIT" if "BEGIN" in begin else "SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("begin", "schedule", "found"),
+    [
+        ("SELECT 1", "switch:0:4", ["lost update"]),
+        ("BEGIN IMMEDIATE", "switch:0:4", []),
+        ("BEGIN IMMEDIATE", "random:1", []),
+    ],
+)
+def test_savers_through_sqlite_are_scheduled(begin: str, schedule: str, found: list[str]) -> None:
+    def setup(directory: Path) -> None:
+        with closing(sqlite3.connect(directory / "s.db")) as database, database:
+            database.execute("CREATE TABLE t AS SELECT 0 AS n")
+
+    def load(directory: Path) -> Any:
+        with closing(sqlite3.connect(directory / "s.db")) as database:
+            return database.execute("SELECT n FROM t").fetchone()
+
+    report = CrashSimulator().interleave(
+        savers=[partial(count_in_sqlite, item=item, begin=begin) for item in "ab"],
+        setup=setup,
+        recover=load,
+        schedule=schedule,
+        check=False,
+    )
+    assert [finding.kind for finding in report.findings] == found, str(report)
+    assert report.not_covered == ()
 
 
 def test_a_torn_pair_is_found() -> None:
