@@ -24,7 +24,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pytest_statepersist.errors import RecorderUnavailable
 
@@ -194,11 +194,14 @@ class SQLiteLibrary:
 class _Writable:
     """Makes the memory page of a pointer writable for a moment, and what it was before after."""
 
+    _read_only: ClassVar[dict[int, int]] = {}
+    """Protections by page. A library's own keep theirs; one to write on is asked each time."""
+
     def __init__(self, address: int) -> None:
         self._page = address - address % mmap.PAGESIZE
-        self._protection = _protection(address)
-        self._mprotect = ctypes.CDLL(None, use_errno=True).mprotect
-        self._mprotect.argtypes = [_pointer, _size, _int]
+        self._protection = self._read_only.get(self._page) or _protection(address)
+        if not self._protection & mmap.PROT_WRITE:
+            self._read_only[self._page] = self._protection
 
     def __enter__(self) -> None:
         if not self._protection & mmap.PROT_WRITE:
@@ -209,12 +212,19 @@ class _Writable:
             self._protect(self._protection)
 
     def _protect(self, protection: int) -> None:
-        if self._mprotect(self._page, mmap.PAGESIZE, protection) != 0:
+        if _mprotect()(self._page, mmap.PAGESIZE, protection) != 0:
             raise RecorderUnavailable(
                 "the SQLite library's method table cannot be made writable "
                 f"({os.strerror(ctypes.get_errno())}; a hardened system forbids it): record with "
                 "strace instead"
             )
+
+
+@functools.cache
+def _mprotect() -> Any:
+    function = ctypes.CDLL(None, use_errno=True).mprotect
+    function.argtypes = [_pointer, _size, _int]
+    return function
 
 
 def _protection(address: int) -> int:
