@@ -68,6 +68,7 @@ def test_python_blocks(block: Block, tmp_path: Path) -> None:
 CHECKED = {
     # make demo and make test are what continuous integration itself runs.
     "make": lambda words: f"{words[1]}:" in (ROOT / "Makefile").read_text(),
+    "python": lambda words: _accepted([sys.executable, *words[1:3], "--help"], words),
     "pip": lambda words: words[1] == "install",
     "pytest": lambda words: _accepted([sys.executable, "-m", "pytest", "--help"], words),
     "statepersist": lambda words: _accepted(

@@ -27,9 +27,12 @@ LIST = HERE / "xfails.toml"
 COLUMNS = ("passed", "expected failures", "not covered", "not declared")
 
 
+# Rewritten assertions and Hypothesis' summary would take longer than the suite of a small store.
+# What a store left open is also collected after the last test, where no mark of a test reaches.
 _OPTIONS = (
-    "-q", "-p", "no:cacheprovider", "-p", "no:randomly",
-    "-W", "ignore::pytest.PytestAssertRewriteWarning",  # the package is imported already
+    "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:randomly",
+    "-p", "no:hypothesispytest", "-W", "ignore:unclosed:ResourceWarning",
+    "-W", "ignore::pytest.PytestUnraisableExceptionWarning",
 )  # fmt: skip
 
 

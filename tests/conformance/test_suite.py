@@ -163,6 +163,19 @@ def test_a_store_that_refuses_every_other_thread_is_not_covered(tmp_path: Path) 
         Bench(ThreadsAdapter((0, 1, 2, 3), keeps=False), tmp_path / "forgets").check_threads()
 
 
+class KeepsWhatItRefusesAdapter(ThreadsAdapter):
+    capabilities = Capabilities(list=False)
+
+    def save(self, store: object, key: str, value: Value) -> None:
+        self.values[key] = value
+        raise ValueError(key)
+
+
+def test_a_refused_key_must_leave_nothing_where_none_is_listed(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="'a/b' was refused, and loads as"):
+        Bench(KeepsWhatItRefusesAdapter(()), tmp_path).check_keys(("a/b",))
+
+
 def test_a_list_makes_it_pass_and_only_shrinks(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(STORE.replace("{extra}", 'xfails = "known.toml"'))
     known = pytester.path / "known.toml"
