@@ -140,6 +140,13 @@ class _Block:
                     self._undo.append((module, name, value, new))
                     setattr(module, name, new)
 
+        # The standard library's own timers keep both functions as default arguments.
+        timers = sys.modules.get("sched")
+        if timers is not None:
+            made = timers.scheduler.__init__
+            kept = tuple(self._names.get(id(each), each) for each in made.__defaults__)
+            self._set(made, "__defaults__", kept)
+
     def undo(self) -> None:
         """Put everything back, and let virtual waits of other threads go on in real time."""
         self._live = False
