@@ -159,6 +159,11 @@ def test_base64_is_found_whatever_stands_around(before: int, after: int, canary:
     assert scan_leaks([{"f": text}], [canary]).ok is False
 
 
+def test_a_form_has_its_simplest_name() -> None:
+    (finding,) = scan_leaks([{"f": b"the plain canary"}], ["plain canary"]).findings
+    assert finding.form == "plain"
+
+
 def test_names_targets_and_attributes_are_scanned() -> None:
     for tree in (
         Tree.from_mapping({f"vault/{SECRET}.bin": b""}),
@@ -263,6 +268,11 @@ def test_bare_nonces_take_the_file_for_the_message() -> None:
     one, two = message(N1, b"c" * 64), message(N1, b"d" * 64)
     assert scan_nonces([{"s": one}, {"s": two}], bare).ok is False
     assert scan_nonces([{"s": one}, {"s": one}, {"s": message(N2, b"x")}], bare).ok is True
+
+
+def test_one_nonce_may_be_given_alone() -> None:
+    states = [{"a": b"n" * 12 + b"one"}, {"a": b"n" * 12 + b"two"}]
+    assert scan_nonces(states, lambda data: data[:12]).ok is False
 
 
 def test_the_same_nonce_under_two_keys_is_fine() -> None:

@@ -62,8 +62,6 @@ def _forms(canary: bytes) -> Iterator[tuple[str, bytes]]:
     else:
         texts.append(("UTF-16 LE", text.encode("utf-16-le")))
         texts.append(("UTF-16 BE", text.encode("utf-16-be")))
-        yield "JSON-escaped", json.dumps(text)[1:-1].encode()
-    yield "percent-encoded", quote_from_bytes(canary).encode()
     for name, data in texts:
         of = "" if name == "plain" else f" of {name}"
         yield name, data
@@ -76,6 +74,9 @@ def _forms(canary: bytes) -> Iterator[tuple[str, bytes]]:
                 f"URL-safe Base64{of}, alignment {shift}",
                 core.translate(bytes.maketrans(b"+/", b"-_")),
             )
+    if len(texts) > 1:
+        yield "JSON-escaped", json.dumps(canary.decode())[1:-1].encode()
+    yield "percent-encoded", quote_from_bytes(canary).encode()
 
 
 def _base64_core(data: bytes, shift: int) -> bytes:

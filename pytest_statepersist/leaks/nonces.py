@@ -111,14 +111,14 @@ class NonceReport(ScanReport):
 
 def scan_nonces(
     states: Iterable[State],
-    nonces: Callable[[bytes], Iterable[bytes | Sealed]] | None,
+    nonces: Callable[[bytes], Iterable[bytes | Sealed] | bytes | Sealed] | None,
 ) -> NonceReport:
     """Look for a nonce that was used for two messages under one key, over all states.
 
-    ``nonces`` gets the content of a file and gives what was sealed in it: `Sealed`, or bare
-    nonces (then the whole file is the ciphertext, and all have one key); nothing for other files.
-    Without it nothing is covered. Where it can check the tag, it should give only messages that
-    are authentic. What it raises on, a torn file for example, is counted as unreadable.
+    ``nonces`` gets the content of a file and gives what was sealed in it, one or several:
+    `Sealed`, or bare nonces (then the whole file is the ciphertext, and all have one key); nothing
+    for other files. Without it nothing is covered. Where it can check the tag, it should give only
+    messages that are authentic. What it raises on, a torn file for example, counts as unreadable.
 
     Raises `UserError` where it gives something else.
     """
@@ -175,7 +175,7 @@ class _Use:
 class _Reader:
     """Reads each distinct content once and keeps each distinct message."""
 
-    nonces: Callable[[bytes], Iterable[bytes | Sealed]]
+    nonces: Callable[[bytes], Iterable[bytes | Sealed] | bytes | Sealed]
     known: set[bytes] = field(default_factory=set)
     messages: dict[str, dict[tuple[bytes, bytes], _Use]] = field(default_factory=dict)
     salts: dict[bytes, tuple[str, str]] = field(default_factory=dict)
@@ -191,7 +191,8 @@ class _Reader:
             return
         self.known.add(digest)
         try:
-            found = list(self.nonces(data))
+            given = self.nonces(data)
+            found = [given] if isinstance(given, bytes | bytearray | Sealed) else list(given)
         except UserError:
             raise
         except Exception as error:
