@@ -95,7 +95,7 @@ class TraceBuilder(Namespace):
         self._next = max(base.nodes) + 1
         here = self[ROOT].entries
         assert here is not None
-        self._here = here
+        self.names = here
         """What is directly in the directory."""
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ class TraceBuilder(Namespace):
         made = Inode(number, name, None, None, 0, 1, 1, ROOT, True, identity, time, 0, True)
         # fmt: on
         self._inodes[number] = made
-        self._here[name] = number
+        self.names[name] = number
         self.identities[identity] = number
         self.log.append((Create, name, site, time, task, number, ROOT, name, mode))
         return made
@@ -161,7 +161,7 @@ class TraceBuilder(Namespace):
 
         The names are those of these inodes, which are not the same.
         """
-        here, inodes = self._here, self._inodes
+        here, inodes = self.names, self._inodes
         if replaced is not None:
             del here[new_name]
             old = inodes[replaced]
@@ -580,16 +580,23 @@ class TraceBuilder(Namespace):
         return number
 
     def _remove(self, cls: type[Operation], parent: int, name: str, at: Moment) -> None:
-        number = self.entry(parent, name)
-        if number is None:
+        above = self._inodes[parent]
+        number = None if above.entries is None else above.entries.get(name)
+        if number is None or above.entries is None:
             if parent != OUTSIDE:
                 what = "was removed although the recording had no such"
                 self._doubt(self._path(parent, name), what, about=parent)
             return
         inode = self._inodes[number]
-        self._drop_name(parent, name, at[1])
-        if parent != OUTSIDE or inode.inside:
-            self._add(cls, (number, parent, name), self._path(parent, name), at)
+        site, time, task = at
+        del above.entries[name]
+        inode.links -= 1
+        inode.changed = time
+        if inode.links <= 0 and inode.opens <= 0:
+            self.let_go(inode)
+        if not inode.lost and (parent != OUTSIDE or inode.inside):
+            path = self._path(parent, name)
+            self.log.append((cls, path, site, time, task, number, parent, name))
 
     def _simple(
         self, cls: type[Operation], number: int, fields: tuple[Any, ...], at: Moment

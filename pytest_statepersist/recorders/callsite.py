@@ -54,14 +54,13 @@ class CallSites:
     def moment(self, frame: FrameType | None = None) -> Moment:
         """Return what to record of a call that has just returned; ``frame`` as for `site`."""
         now = self.now()
-        thread = _get_ident()
-        task = self.tasks.get(thread)
-        if task is None:
-            task = self.tasks[thread] = len(self.tasks)
-        if frame is not None:
+        task = self.tasks.get(_get_ident())
+        if frame is not None and task is not None:
             known = self.sites.get((id(frame.f_code), frame.f_lasti))
             if known is not None:
                 return known[0], now, task
+        if task is None:
+            task = self.tasks[_get_ident()] = len(self.tasks)
         return self.site(frame), now, task
 
     def site(self, frame: FrameType | None = None) -> Site | None:

@@ -110,11 +110,7 @@ class Session:
         # Bound once: `with` looks two methods up, and that is half of what a lock costs.
         self.acquire, self.release = builder.lock.acquire, builder.lock.release
         self.log = builder.log
-        names = builder[ROOT].entries
-        assert names is not None
-        self.identities = builder.identities
-        self.names = names
-        """What is directly in the directory."""
+        self.identities, self.names = builder.identities, builder.names
         self.last_code: CodeType | None = None
         self.last_line = -1
         self.last_site: tuple[Site, CodeType] | None = None

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pytest_statepersist.errors import UserError
+from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.sqlite_library import PROTOTYPES, SYNC, SQLiteLibrary, library
 from pytest_statepersist.recorders.sqlite_signals import DeferredSignals
 
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Hooks", "hooks"]
 
-_getframe = sys._getframe
+_getframe, _pwrite, _fstat = sys._getframe, real.system.pwrite, real.fstat
 _POSITIONED = frozenset({"pwrite", "pwrite64"})
 _bytes_at: Callable[[int, int], bytes] = ctypes.PYFUNCTYPE(
     ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t
 )(("PyBytes_FromStringAndSize", ctypes.pythonapi))
 """`ctypes.string_at` without its frame in Python."""
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+_O_CREAT = os.O_CREAT
 _DATA_ONLY = 0x10  # SQLITE_SYNC_DATAONLY
 _F2FS_IOCTL = 0xF5  # the group of SQLite's only ioctl: F2FS atomic writes
 _IOERR_FSYNC = 10 | 4 << 8
@@ -57,6 +60,8 @@ class Hooks:
         self.sync_before: dict[int, int] = {}
         self.sync_real: dict[int, Callable[[int, int], int]] = {}
         self.real: dict[str, Callable[..., int]] = {"sync": self._real_sync}
+        self.from_libc: set[str] = set()
+        """Calls that nobody has replaced: what `os` calls is the same function."""
         self.thunks: dict[str, Any] = {}
         for name in PROTOTYPES:
             replacement = getattr(self, f"_{name}", None)
@@ -94,6 +99,10 @@ class Hooks:
                 assert before_call is not None  # a call does not leave the table
                 self.real[name] = PROTOTYPES[name](before_call)
                 self.before[name] = before_call
+                if before_call == _in_libc(name):
+                    self.from_libc.add(name)
+                else:
+                    self.from_libc.discard(name)
                 self.sqlite.set_system_call(name, _address(thunk))
             self.recorder = recorder
         except BaseException:
@@ -127,14 +136,13 @@ class Hooks:
 
         def call(*arguments: Any) -> int:
             recorder = self.recorder
-            real = calls[name]
             if recorder is None:
-                return real(*arguments)
+                return calls[name](*arguments)
             try:
                 recorder.acquire()
                 try:
                     recorder.frame = _getframe(1)
-                    return replacement(recorder, real, *arguments)
+                    return replacement(recorder, calls[name], *arguments)
                 finally:
                     recorder.frame = None
                     recorder.release()
@@ -151,11 +159,10 @@ class Hooks:
     def _open(
         self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes, flags: int, mode: int
     ) -> int:
-        name = os.fsdecode(path)
-        existed = not flags & os.O_CREAT or _exists(path)
+        existed = not flags & _O_CREAT or _exists(path)
         descriptor = real(path, flags, mode)
         if descriptor >= 0:
-            recorder.opened(descriptor, name, existed)
+            recorder.opened(descriptor, _text(path), existed)
         return descriptor
 
     def _close(self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int) -> int:
@@ -166,7 +173,10 @@ class Hooks:
                 data_only = self.sqlite.syncs_data_only
                 failed = cannot_be_synced(descriptor)
                 recorder.synced(descriptor, data_only=data_only, failed=failed)
-        result = real(descriptor)
+        if "close" in self.from_libc:
+            result = _closed(descriptor)
+        else:
+            result = real(descriptor)
         recorder.closed(descriptor)
         return result
 
@@ -180,7 +190,7 @@ class Hooks:
 
     def _positioned(self, name: str) -> Callable[[int, int, int, int], int]:
         """Return what `_guarded` makes of a write at an offset, for the call SQLite makes most."""
-        calls = self.real
+        calls, from_libc = self.real, self.from_libc
 
         def write(descriptor: int, buffer: int, count: int, offset: int) -> int:
             recorder = self.recorder
@@ -189,9 +199,21 @@ class Hooks:
             try:
                 recorder.acquire()
                 try:
-                    written = calls[name](descriptor, buffer, count, offset)
-                    if written > 0:
-                        recorder.wrote(descriptor, offset, _bytes_at(buffer, written), _getframe(1))
+                    data = _bytes_at(buffer, count)
+                    written: int
+                    if name in from_libc:
+                        # The same call of the same library, and half as dear as through ctypes.
+                        try:
+                            written = _pwrite(descriptor, data, offset)
+                        except OSError as error:
+                            ctypes.set_errno(error.errno or errno.EIO)
+                            return -1
+                    else:
+                        written = calls[name](descriptor, buffer, count, offset)
+                    if written == count:
+                        recorder.wrote(descriptor, offset, data, _getframe(1))
+                    elif written > 0:
+                        recorder.wrote(descriptor, offset, data[:written], _getframe(1))
                     return written
                 finally:
                     recorder.release()
@@ -223,7 +245,7 @@ class Hooks:
     def _fchmod(
         self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int, mode: int
     ) -> int:
-        before = os.fstat(descriptor)
+        before = _fstat(descriptor)
         result = real(descriptor, mode)
         if result == 0:
             recorder.changed_attributes(descriptor, before, same_owner=False)
@@ -237,7 +259,7 @@ class Hooks:
         user: int,
         group: int,
     ) -> int:
-        before = os.fstat(descriptor)
+        before = _fstat(descriptor)
         result = real(descriptor, user, group)
         if result == 0:
             same = before.st_uid == user and before.st_gid == group
@@ -247,7 +269,7 @@ class Hooks:
     def _unlink(self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes) -> int:
         result = real(path)
         if result == 0:
-            recorder.unlinked(os.fsdecode(path))
+            recorder.unlinked(_text(path))
         return result
 
     def _mkdir(
@@ -310,12 +332,39 @@ class Hooks:
         return result
 
 
-def _exists(path: bytes) -> bool:
+def _closed(descriptor: int) -> int:
     try:
-        os.lstat(path)
+        real.close(descriptor)
+    except OSError as error:
+        ctypes.set_errno(error.errno or errno.EIO)
+        return -1
+    return 0
+
+
+def _text(path: bytes) -> str:
+    return path.decode(_ENCODING, _ERRORS)
+
+
+def _exists_by_status(path: bytes) -> bool:
+    try:
+        real.lstat(path)
     except OSError:
         return False
     return True
+
+
+def _exists_by_access(path: bytes) -> bool:
+    """Like a status, and cheaper: there is none to make, and no exception."""
+    found: bool = _access(path, 0, follow_symlinks=False, effective_ids=True)
+    return found
+
+
+_access = real.system.access
+_exists = (
+    _exists_by_access
+    if os.access in os.supports_follow_symlinks and os.access in os.supports_effective_ids
+    else _exists_by_status
+)
 
 
 def cannot_be_synced(descriptor: int) -> bool:
@@ -327,6 +376,14 @@ def cannot_be_synced(descriptor: int) -> bool:
 def hooks() -> Hooks:
     """Return the one set of hooks of this process; raises as `library` does."""
     return Hooks(library())
+
+
+def _in_libc(name: str) -> int | None:
+    """Return the address of the C library's function of that name, if it has one."""
+    try:
+        return _address(getattr(ctypes.CDLL(None), name))
+    except AttributeError:
+        return None
 
 
 def _address(function: Any) -> int:
