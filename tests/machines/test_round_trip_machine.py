@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from pytest_statepersist.adapter import StoreAdapter
+from pytest_statepersist.machines import replay_history
 from pytest_statepersist.machines.reference_stores import REFERENCE_STORES
 from pytest_statepersist.machines.round_trip import RoundTripMachine
 
@@ -55,6 +57,40 @@ class OneFile(StoreAdapter):
 
 def test_a_sound_store_passes() -> None:
     run_state_machine_as_test(RoundTripMachine.for_store(OneFile), settings=FEW)
+
+
+class FilePerKey(OneFile):
+    """Loads the file of the key's name, and asks nothing before."""
+
+    def open(self, directory: Path) -> Path:
+        return directory
+
+    def load(self, store: Path, key: str) -> dict[str, Any]:
+        if key == "unreadable":
+            raise OSError(errno.EIO, "Input/output error")
+        return dict(json.loads((store / f"{key}.json").read_text()))
+
+    def keys(self, store: Path) -> Iterable[str]:
+        return []
+
+
+def test_a_name_that_no_file_can_have_is_missing() -> None:
+    """Any other error in the place of a missing key is a failure."""
+    step = {"rule": "load_missing", "draws": [], "drawing": ""}
+
+    def load(key: str) -> None:
+        history = {
+            "format": "statepersist-history", "version": 1, "machine": "RoundTripMachine",
+            "store": "FilePerKey", "steps": [
+                {"rule": "open", "arguments": {}, "draws": [], "drawing": ""},
+                step | {"arguments": {"key": key}},
+            ],
+        }  # fmt: skip
+        replay_history(RoundTripMachine.for_store(FilePerKey), json.dumps(history))
+
+    load("c" * 1000)
+    with pytest.raises(OSError, match="Input/output error"):
+        load("unreadable")
 
 
 class Lossy(OneFile):
