@@ -25,6 +25,7 @@ class FaultConformance:
         """Whichever call of a save finds the disk full: the save raises, or the value is there."""
         bench.check_faults(errno.ENOSPC, lambda store: store.save("key", bench.value(2)))
 
+    @needs("durable")
     def test_a_failed_sync_is_told(self, bench: Bench) -> None:
         """A save whose fsync fails raises, unless no power loss can take what it acknowledged."""
         bench.check_failed_syncs(lambda store: store.save("key", bench.value(2)))

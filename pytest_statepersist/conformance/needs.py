@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["needs", "needs_of"]
+__all__ = ["choice_of", "needs", "needs_of", "needs_one_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,6 +25,21 @@ def needs(*capabilities: str) -> Callable[[F], F]:
         return function
 
     return mark
+
+
+def needs_one_of(*capabilities: str) -> Callable[[F], F]:
+    """Say that a test is of each of these that is declared, and makes sense with any of them."""
+
+    def mark(function: F) -> F:
+        function.__conformance_choice__ = capabilities  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def choice_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return what `needs_one_of` said of a test."""
+    return tuple(getattr(function, "__conformance_choice__", ()))
 
 
 def needs_of(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from pytest_statepersist.conformance.durable import DurableConformance
 from pytest_statepersist.conformance.encryption import EncryptionConformance
 from pytest_statepersist.conformance.errors import FaultConformance
 from pytest_statepersist.conformance.migration import MigrationConformance
-from pytest_statepersist.conformance.needs import needs_of
+from pytest_statepersist.conformance.needs import choice_of, needs_of
 from pytest_statepersist.conformance.permissions import PermissionConformance
 from pytest_statepersist.conformance.recovery import RecoveryConformance
 from pytest_statepersist.conformance.retention import RetentionConformance
@@ -87,10 +87,17 @@ class StoreConformance(
         from pytest_statepersist.options import settings_for
 
         adapter = adapter_of(store)
-        needed, test = needs_of(request.function), request.function.__name__
-        reason, expected = adapter.lacks(*needed), self._expected_failures(request).get(test)
+        test = request.function.__name__
+        choice = choice_of(request.function)
+        chosen = [name for name in choice if adapter.has(name)]
+        needed = (*needs_of(request.function), *chosen)
+        expected = self._expected_failures(request).get(test)
+        absent = [name for name in needed if not adapter.has(name)]
+        reason = adapter.lacks(*needed)
+        if choice and not chosen:
+            absent += choice
+            reason = reason or f"{adapter.name} does not declare {' or '.join(choice)}"
         if reason is not None:
-            absent = [name for name in needed if not adapter.has(name)]
             matrix.not_declared(adapter, test, absent, reason)
             if expected is not None:
                 pytest.fail(f"{test} is listed as failing, but {reason}: take its line out", False)
