@@ -11,7 +11,7 @@ Belongs here: the judgement of a workload and of a recovery that met a fault. Ru
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ from pytest_statepersist.explorer.outcome import (
 )
 from pytest_statepersist.explorer.runner import TimeIsUp, call
 from pytest_statepersist.fault_sweep.case import FAR, Problem, Reference, Result, refused
-from pytest_statepersist.fault_sweep.power import PowerLoss
+from pytest_statepersist.fault_sweep.power import PowerLoss, alike
 from pytest_statepersist.fault_sweep.stage import Recorder, Stage, fingerprint
-from pytest_statepersist.faults.inject import Fault, Injection
+from pytest_statepersist.faults.inject import NATIVE, Fault, Injection
 from pytest_statepersist.faults.report import FaultKind
+from pytest_statepersist.mixing import is_unordered
 from pytest_statepersist.programs import ProgramRecorder
 from pytest_statepersist.recorders.python import PythonRecorder
 
@@ -53,6 +54,9 @@ class Cases:
         self.workload = workload
         self.invariant = invariant
         self.reference: Reference
+        self._runs: dict[Any, list[_Run]] = {}
+        """Recorded runs by where a fault was put: other errors there mostly lead to the same."""
+        self._retried: dict[Any, tuple[list[Problem], int, list[str]]] = {}
 
     def unacknowledged(self, directory: Path) -> Any:
         """Run the workload without listening to what it acknowledges."""
@@ -69,35 +73,10 @@ class Cases:
 
     def _workload_case(self, fault: Fault) -> Result:
         reference = self.reference
-        self.stage.show(reference.base)
         locks = self.stage.locks()
-        values: list[tuple[int, Any]] = []
         notes: list[str] = []
-        ended = Outcome(Ended.HUNG, text="ended by its time limit inside of C code")
-        injection = Injection(fault)
-        recorder = self.stage.recorder(reference.base) if self.power.crashing else None
-        trace: op.Trace | None = None
-        began = 0
-
-        def acknowledge(value: Any = None) -> None:
-            values.append((_position(recorder, len(values)), value))
-
-        def run() -> Outcome:
-            with self.stage.gated(injection, recorder):
-                return self.stage.attempt(lambda d: call(self.workload, d, acknowledge))
-
-        if recorder is None:
-            ended = run()
-        else:
-            try:
-                with recorder:
-                    ended = run()
-                trace = recorder.trace
-                began = recorder.began if isinstance(recorder, ProgramRecorder) else injection.began
-            except BlindSpot as blind:
-                notes.append(f"power loss after a fault: {blind}")
-            except TimeIsUp:
-                self.stage.late = True
+        run = self._run_workload(fault, notes)
+        ended, injection, values, trace = run.ended, run.injection, run.values, run.trace
         if not injection.hits:
             return Result(False, notes=tuple(notes))
         if ended.ended is Ended.HUNG:
@@ -120,23 +99,90 @@ class Cases:
             more, states, further = self.power.judge(
                 trace,
                 self.expect(ended.ok, trace, values),
-                began,
+                run.began,
                 leaves=fault.leaves,
                 syncs=injection.failed_syncs,
             )
             problems += more if not problems else ()
             notes += further
             if not problems and not ended.ok and injection.failed_syncs:
-                more, count, further = self._power_loss_after_retry(fault)
+                more, count, further = self._power_loss_after_retry(fault, trace)
                 problems, notes, states = [*problems, *more], [*notes, *further], states + count
         hung = any(each.kind in (FaultKind.HANG, FaultKind.LOCKED) for each in problems)
         return Result(True, tuple(problems), tuple(notes), states, hung)
 
-    def _power_loss_after_retry(self, fault: Fault) -> tuple[list[Problem], int, list[str]]:
+    def _run_workload(self, fault: Fault, notes: list[str]) -> _Run:
+        """Run the workload with a fault, recorded unless another error there led to the same run.
+
+        Most programs do the same whatever the error is, and recording takes longer than running.
+        """
+        site = (fault.index, fault.persistent, fault.leaves)
+        known = self._runs.get(site, ())
+        if known and self.power.crashing:
+            run = self._run_once(fault, None, notes)
+            for other in known:
+                if run.calls == other.calls and run.ended.ok == other.ended.ok:
+                    if self.stage.scan().key() != other.left:
+                        continue
+                    pairs = zip(other.values, run.values, strict=True)
+                    values = [(position, value) for (position, _), (_, value) in pairs]
+                    return replace(run, values=values, trace=other.trace, began=other.began)
+            if run.ended.ended is Ended.HUNG or not run.injection.hits:
+                return run
+        recorder = self.stage.recorder(self.reference.base) if self.power.crashing else None
+        run = self._run_once(fault, recorder, notes)
+        if run.trace is not None and run.is_plain:
+            run = replace(run, left=self.stage.scan().key())
+            self._runs.setdefault(site, []).append(run)
+        return run
+
+    def _run_once(self, fault: Fault, recorder: Recorder | None, notes: list[str]) -> _Run:
+        self.stage.show(self.reference.base)
+        injection = Injection(fault)
+        calls = injection.calls = []
+        values: list[tuple[int, Any]] = []
+        ended = Outcome(Ended.HUNG, text="ended by its time limit inside of C code")
+        trace: op.Trace | None = None
+        began = 0
+
+        def acknowledge(value: Any = None) -> None:
+            calls.append(("acknowledged", repr(value)))
+            values.append((_position(recorder, len(values)), value))
+
+        def run() -> Outcome:
+            with self.stage.gated(injection, recorder):
+                return self.stage.attempt(lambda d: call(self.workload, d, acknowledge))
+
+        if recorder is None:
+            ended = run()
+        else:
+            try:
+                with recorder:
+                    ended = run()
+                trace = recorder.trace
+                began = recorder.began if isinstance(recorder, ProgramRecorder) else injection.began
+            except BlindSpot as blind:
+                notes.append(f"power loss after a fault: {blind}")
+            except TimeIsUp:
+                self.stage.late = True
+        return _Run(ended, injection, values, trace, began, calls)
+
+    def _power_loss_after_retry(
+        self, fault: Fault, trace: op.Trace
+    ) -> tuple[list[Problem], int, list[str]]:
         """Judge what a power failure leaves of a retry that may rest on what is not on disk.
 
         A sync that failed has marked its pages clean: a second one that succeeds proves nothing.
+        What was done after the error decides what a retry finds, so alike traces are tried once.
         """
+        key = (fault.leaves, alike(trace))
+        known = self._retried.get(key)
+        if known is None:
+            known = self._retried[key] = self._retry_recorded(fault)
+            return known
+        return known[0], 0, known[2]
+
+    def _retry_recorded(self, fault: Fault) -> tuple[list[Problem], int, list[str]]:
         self.stage.show(self.reference.base)
         recorder = self.stage.recorder(self.reference.base)
         injection = Injection(fault)
@@ -326,6 +372,26 @@ class Cases:
 
     def _right_words(self, expected: Expected) -> str:
         return describe(expected) if self.invariant is None else "what was acknowledged"
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of the workload that met a fault; ``left`` is what the directory held afterwards."""
+
+    ended: Outcome
+    injection: Injection
+    values: list[tuple[int, Any]]
+    trace: op.Trace | None
+    began: int
+    calls: list[Any]
+    left: Any = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its calls tell all that it did: neither C code nor stores into a map."""
+        native = any(each[0] is NATIVE for each in self.calls)
+        unordered = self.trace is not None and is_unordered(self.trace)
+        return self.ended.ended is not Ended.HUNG and not native and not unordered
 
 
 def _position(recorder: Recorder | None, done: int) -> int:

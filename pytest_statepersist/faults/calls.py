@@ -96,6 +96,8 @@ class Call:
     creates: bool = False
     native: bool = False
     descriptor: int | None = None
+    data: memoryview | None = None
+    """What a write is to write, where that is known."""
     synchronous: bool = False
     """Whether an open asks that each write is synced."""
     shorten: Callable[[int], Any] | None = None

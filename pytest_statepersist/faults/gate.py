@@ -255,6 +255,7 @@ def _writing(original: Any) -> Any:
             f"os.{name}",
             size=len(view),
             descriptor=fd,
+            data=view,
             shorten=lambda count: original(fd, view[:count], *offset),
             growth=growth,
         )
@@ -286,6 +287,7 @@ def _writing_many(original: Any) -> Any:
             f"os.{name}",
             size=len(joined),
             descriptor=fd,
+            data=memoryview(joined),
             shorten=lambda count: original(fd, [joined[:count]], *rest),
             growth=growth,
         )
@@ -398,7 +400,7 @@ def _attach(raw: Any, place: str) -> None:
             call = Call(operation, place, f"file.{name}", descriptor=fd)
             if operation is Operation.WRITE:
                 view = memoryview(arguments[0]).cast("B")
-                call.size = len(view)
+                call.size, call.data = len(view), view
                 call.shorten = lambda count: run(view[:count])
                 call.growth = lambda: _growth(fd, len(view))
             elif operation is Operation.TRUNCATE and arguments and arguments[0] is not None:

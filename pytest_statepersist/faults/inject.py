@@ -12,6 +12,7 @@ run and lets the chosen one fail. Rules:
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import threading
 from collections.abc import Callable
@@ -31,7 +32,10 @@ from pytest_statepersist.faults.leftovers import Leftover, Synced
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.callsite import CallSites
 
-__all__ = ["Counting", "Fault", "Injection"]
+__all__ = ["NATIVE", "Counting", "Fault", "Injection"]
+
+NATIVE = object()
+"""Stands for calls of C code among those that an injection has noted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ class Injection:
         self.began = 0
         """What ``position`` gave when the fault came first: the length of a recording."""
         self.failed_syncs = 0
+        self.calls: list[Any] | None = None
+        """What was called and written, where a list is given for it."""
         self.position: Callable[[], int] | None = None
         self._lock = threading.Lock()
         self._inside = threading.local()
@@ -115,6 +121,8 @@ class Injection:
         with self._lock:
             index = self.count
             self.count += 1
+        if self.calls is not None:
+            self.calls.append(_sign(call))
         if index < fault.index or (index > fault.index and not fault.persistent):
             return run()
         if fault.error not in fitting(call):
@@ -151,6 +159,14 @@ class Injection:
                     self._synced.put_back(call)
                 finally:
                     self._inside.at_work = False
+
+
+def _sign(call: Call) -> Any:
+    """Return what tells a call from others; what C code does cannot be told."""
+    if call.native:
+        return (NATIVE,)
+    data = b"" if call.data is None else hashlib.blake2b(call.data).digest()
+    return call.operation, call.path, call.function, call.size, data
 
 
 def _can_revert(call: Call) -> bool:
