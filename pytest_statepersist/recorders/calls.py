@@ -18,18 +18,26 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any
 
-from pytest_statepersist.core.operations import OUTSIDE, Durability
+from pytest_statepersist.core.operations import OUTSIDE, Durability, Write
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.acl import ACCESS, mode_of_acl
 from pytest_statepersist.recorders.real import system
-from pytest_statepersist.recorders.session import Description, Session, Slot, durability_of
+from pytest_statepersist.recorders.session import (
+    DRAIN,
+    Description,
+    Session,
+    Slot,
+    durability_of,
+)
 
 __all__ = ["Calls"]
 
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_write, _getframe = system.write, sys._getframe
+_write, _lseek, _getframe = system.write, system.lseek, sys._getframe
+_get_ident = get_ident
 _rename, _replace = system.rename, system.replace
 _TMPFILE = getattr(os, "O_TMPFILE", 0)
 _RWF_DSYNC, _RWF_SYNC = getattr(os, "RWF_DSYNC", 0), getattr(os, "RWF_SYNC", 0)
@@ -145,7 +153,34 @@ class Calls:
         session.acquire()
         try:
             count = _write(fd, data)
-            session.wrote(fd, found, data, count)
+            frame, node = _getframe(1), found.node
+            if (
+                frame.f_code is not session.last_code
+                or frame.f_lasti != session.last_line
+                or _get_ident() != session.last_thread
+                or session.before_moment is not None
+                or not node.inside
+                or found.position >= 0
+                or type(data) is not bytes
+                or count != len(data)
+                or not count
+            ):
+                session.wrote(fd, found, data, count)
+                return count
+            # What `Session.wrote` does for bytes that were all written to a file inside, from the
+            # line of the write before.
+            end = _lseek(fd, 0, 1)
+            time = node.changed = session.now()
+            found.written = True
+            if end > node.size:
+                node.size = end
+            log = session.log
+            log.append(
+                (Write, node.path, session.last_site, time, session.last_task, found.inode,
+                 end - count, data, found.durability)
+            )  # fmt: skip
+            if not len(log) % DRAIN:
+                session.drain()
             return count
         finally:
             session.release()

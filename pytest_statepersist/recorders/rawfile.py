@@ -18,7 +18,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from threading import get_ident
 from typing import Any
 
 from pytest_statepersist.core.operations import Write
@@ -29,7 +28,7 @@ __all__ = ["ATTRIBUTES", "RawFile", "compare_position"]
 
 ATTRIBUTES = ("write", "truncate", "close", "seek", "fileno")
 """The methods that may take the place of a raw file's own."""
-_lseek, _getframe, _get_ident = real.lseek, sys._getframe, get_ident
+_lseek, _getframe = real.lseek, sys._getframe
 _write, _close, _FileIO = real.FileIO.write, real.FileIO.close, real.FileIO
 
 
@@ -69,18 +68,10 @@ class RawFile:
                 return count
             found = self.found
             node = found.node
-            frame = _getframe(1)
-            code, line = frame.f_code, frame.f_lasti
-            if code is session.last_code and line == session.last_line:
-                site = session.last_site
-            else:
-                session.last_code, session.last_line = code, line
-                site = session.last_site = session.sites.get((id(code), line))
-            task = session.tasks.get(_get_ident())
+            site = session.site_of(_getframe(1))
             kind = type(data)
             if (
                 site is None
-                or task is None
                 or session.before_moment is not None
                 or not node.inside
                 or (
@@ -89,7 +80,6 @@ class RawFile:
                     else kind is not memoryview or count != data.nbytes
                 )
             ):
-                session.last_code = None
                 session.wrote(self.fd, found, data, count)
                 return count
             if kind is memoryview:
@@ -112,7 +102,7 @@ class RawFile:
                 node.size = end
             log = session.log
             log.append(
-                (Write, node.path, site[0], at, task, found.inode, end - count, data,
+                (Write, node.path, site, at, session.last_task, found.inode, end - count, data,
                  found.durability)
             )  # fmt: skip
             if not len(log) % DRAIN:
@@ -139,7 +129,7 @@ class RawFile:
         try:
             raw = self.raw()
             ends = (raw is None or not raw.closed) and self.slot.session is session
-            if ends:
+            if ends and found.position >= 0:
                 compare_position(session, fd, found)
             try:
                 if raw is None:
@@ -189,12 +179,8 @@ class RawFile:
 def compare_position(session: Session, fd: int, found: Description) -> None:
     """Doubt the recording where a counted position is not the kernel's: it was moved unseen."""
     counted, found.position = found.position, -1
-    if counted >= 0 and _position(fd) not in (counted, None):
-        session.moved(found)
-
-
-def _position(fd: int) -> int | None:
     try:
-        return _lseek(fd, 0, 1)
+        if counted >= 0 and _lseek(fd, 0, 1) != counted:
+            session.moved(found)
     except OSError:
-        return None  # the descriptor was closed beneath the object
+        pass  # the descriptor was closed beneath the object

@@ -28,7 +28,7 @@ def clock() -> Callable[[], int]:
     """Return a function that gives the true wall time in nanoseconds, whatever tests freeze."""
     time_machine = sys.modules.get("time_machine")
     if time_machine is None:
-        return _time_ns
+        return _time_ns.func
     # It changes the function in place, and offers a way around while it does.
     hatch = time_machine.escape_hatch
     return lambda: int(hatch.time.time_ns() if hatch.is_travelling() else _time_ns())

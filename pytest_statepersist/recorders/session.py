@@ -90,6 +90,8 @@ class Session:
         "last_code",
         "last_line",
         "last_site",
+        "last_task",
+        "last_thread",
         "lock",
         "log",
         "names",
@@ -113,7 +115,9 @@ class Session:
         self.identities, self.names = builder.identities, builder.names
         self.last_code: CodeType | None = None
         self.last_line = -1
-        self.last_site: tuple[Site, CodeType] | None = None
+        self.last_site: Site | None = None
+        self.last_thread = -1
+        self.last_task = 0
         self.notifications = notifications
         self.callsites = CallSites()
         self.sites, self.tasks = self.callsites.sites, self.callsites.tasks
@@ -146,6 +150,21 @@ class Session:
             if known is not None and task is not None:
                 return known[0], self.now(), task
         return self.callsites.moment(frame)
+
+    def site_of(self, frame: FrameType) -> Site | None:
+        """Return where this frame is, if it has called before; its thread is then `last_task`.
+
+        Loops that write call from one line: it is compared with the last one first.
+        """
+        code, line, thread = frame.f_code, frame.f_lasti, _get_ident()
+        if code is self.last_code and line == self.last_line and thread == self.last_thread:
+            return self.last_site
+        known, task = self.sites.get((id(code), line)), self.tasks.get(thread)
+        if known is None or task is None:
+            return None
+        self.last_code, self.last_line, self.last_site = code, line, known[0]
+        self.last_thread, self.last_task = thread, task
+        return known[0]
 
     def drain(self, pending: int = 0) -> None:
         """Read the kernel's notifications; ``pending`` calls are made and not yet recorded."""
@@ -465,18 +484,10 @@ class Session:
             if found.position != end - count:
                 self.moved(found)
             found.position = end
-        frame = _getframe(2)
-        code, line = frame.f_code, frame.f_lasti
-        if code is self.last_code and line == self.last_line:
-            site = self.last_site
-        else:
-            self.last_code, self.last_line = code, line
-            site = self.last_site = self.sites.get((id(code), line))
-        task = self.tasks.get(_get_ident())
+        site = self.site_of(_getframe(2))
         inode = found.node
         found.written = True
-        if self.before_moment is not None or site is None or task is None or not inode.inside:
-            self.last_code = None
+        if not count or self.before_moment is not None or site is None or not inode.inside:
             self.builder.write(found.inode, end - count, data, self.moment(), found.durability)
             return
         now = inode.changed = self.now()
@@ -487,9 +498,9 @@ class Session:
             (
                 Write,
                 inode.path,
-                site[0],
+                site,
                 now,
-                task,
+                self.last_task,
                 found.inode,
                 end - count,
                 data,
