@@ -1,7 +1,8 @@
 """Faults: a disk that is full or fails is told, costs nothing that was saved, and can be retried.
 
-Belongs here: errors of the operating system, one failing call at a time. Calls that are made from
-native code are not reached; where none was, the test is skipped as not covered.
+Belongs here: errors of the operating system, one failing call at a time, and a store's own bound.
+Calls that are made from native code are not reached; where none was, the test is skipped as not
+covered.
 """
 
 from __future__ import annotations
@@ -52,3 +53,18 @@ class FaultConformance:
     def test_an_io_error_at_opening_loses_nothing(self, bench: Bench) -> None:
         """Whichever call of an opening fails: afterwards everything saved is still there."""
         bench.check_faults_at_opening(errno.EIO)
+
+    @needs("quota")
+    def test_what_would_exceed_the_quota_is_refused(self, bench: Bench) -> None:
+        """A store with a quota refuses to grow beyond it, and keeps all that it took before."""
+        bench.check_quota()
+
+    @needs("quota")
+    def test_a_refused_overwrite_keeps_the_old_value(self, bench: Bench) -> None:
+        """A value that does not fit leaves the one that it would replace, and a usable store."""
+        bench.check_quota_overwrite()
+
+    @needs("quota", "delete")
+    def test_what_was_deleted_counts_no_more(self, bench: Bench) -> None:
+        """A store at its quota takes as much again as was deleted from it."""
+        bench.check_quota_is_freed()

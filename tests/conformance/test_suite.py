@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis  # noqa: F401  (each inner run would import it anew, for its summary)
@@ -165,6 +168,67 @@ def test_a_store_that_refuses_every_other_thread_is_not_covered(tmp_path: Path) 
         Bench(ThreadsAdapter((1, 2)), tmp_path / "some").check_threads()
     with pytest.raises(AssertionError):
         Bench(ThreadsAdapter((0, 1, 2, 3), keeps=False), tmp_path / "forgets").check_threads()
+
+
+class BoundedAdapter(StoreAdapter):
+    """A file for each value, and a bound on their sum; wrong in one of three ways, or in none."""
+
+    capabilities = Capabilities(quota=True)
+
+    def __init__(self, wrong: str = "") -> None:
+        self.wrong = wrong
+
+    def open_with_quota(self, directory: Path, quota: int) -> tuple[Path, int]:
+        return directory, quota
+
+    def save(self, store: tuple[Path, int], key: str, value: Value) -> None:
+        directory, quota = store
+        text, path = json.dumps(value), directory / key
+        if self.wrong == "makes room first":
+            path.unlink(missing_ok=True)
+        used = sum(len(each.read_text()) for each in directory.iterdir() if each != path)
+        if self.wrong == "counts the new one only":
+            used = 0
+        if used + len(text) > quota:
+            raise OSError(errno.EDQUOT, "quota exceeded")
+        path.write_text(text)
+
+    def load(self, store: tuple[Path, int], key: str) -> Value:
+        return dict(json.loads((store[0] / key).read_text()))
+
+    def delete(self, store: tuple[Path, int], key: str) -> None:
+        if self.wrong == "frees nothing":
+            (store[0] / key).rename(store[0] / f"{key}.deleted")
+        else:
+            (store[0] / key).unlink()
+
+    def keys(self, store: tuple[Path, int]) -> list[str]:
+        return [path.name for path in store[0].iterdir() if path.suffix != ".deleted"]
+
+
+def test_a_quota_is_kept_and_a_refusal_harms_nothing(tmp_path: Path) -> None:
+    """The sound store passes all three tests; each broken one fails the one that is meant."""
+    checks = (Bench.check_quota, Bench.check_quota_overwrite, Bench.check_quota_is_freed)
+    caught = {
+        (wrong, check.__name__)
+        for wrong in ("", "counts the new one only", "makes room first", "frees nothing")
+        for check in checks
+        if _fails(check, Bench(BoundedAdapter(wrong), tmp_path / wrong / check.__name__))
+    }
+    assert caught == {
+        ("counts the new one only", "check_quota"),
+        ("counts the new one only", "check_quota_is_freed"),
+        ("makes room first", "check_quota_overwrite"),
+        ("frees nothing", "check_quota_is_freed"),
+    }
+
+
+def _fails(check: Callable[[Bench], None], bench: Bench) -> bool:
+    try:
+        check(bench)
+    except AssertionError:
+        return True
+    return False
 
 
 class KeepsWhatItRefusesAdapter(ThreadsAdapter):
