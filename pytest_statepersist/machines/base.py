@@ -34,7 +34,7 @@ from pytest_statepersist.explorer.workplace import workplace
 from pytest_statepersist.machines import kept, profiles
 from pytest_statepersist.machines.history import Diverged, Drawing, History, Scripted, Step
 
-__all__ = ["Content", "Lazy", "StoreMachine", "as_text", "content_of", "replay_history"]
+__all__ = ["Content", "Held", "Lazy", "StoreMachine", "as_text", "content_of", "replay_history"]
 
 Content = dict[str, str]
 """What is stored: keys to values, as JSON text with sorted names."""
@@ -63,6 +63,26 @@ def content_of(store: OpenStore, keys: tuple[str, ...] = ()) -> Content:
         assert value is not None, f"{key!r} is listed and missing"
         found_all[key] = as_text(value)
     return found_all
+
+
+class Held(Content):
+    """What a store has to hold, and in ``named`` every key that it ever held.
+
+    A store that cannot list is asked for all of them: what was deleted must not come back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.named: dict[str, None] = {}
+
+    def __setitem__(self, key: str, text: str) -> None:
+        self.named[key] = None
+        super().__setitem__(key, text)
+
+    def update(self, values: Content) -> None:  # type: ignore[override]
+        """Take over several."""
+        self.named.update(dict.fromkeys(values))
+        super().update(values)
 
 
 class Lazy:

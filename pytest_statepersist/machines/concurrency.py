@@ -17,7 +17,7 @@ from hypothesis.stateful import precondition
 from pytest_statepersist.adapter import OpenStore, Value
 from pytest_statepersist.concurrency import interleave
 from pytest_statepersist.explorer.workplace import workplace
-from pytest_statepersist.machines.base import Content, StoreMachine, as_text, content_of
+from pytest_statepersist.machines.base import Content, Held, StoreMachine, as_text, content_of
 from pytest_statepersist.machines.history import Drawing, initialize, rule
 from pytest_statepersist.strategies import Save, documents, keys
 
@@ -37,7 +37,7 @@ class ConcurrencyMachine(StoreMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.expected: Content = {}
+        self.expected = Held()
         self.openers: dict[int, OpenStore] = {}
 
     @initialize()
@@ -87,7 +87,7 @@ class ConcurrencyMachine(StoreMachine):
     def look_afresh(self) -> None:
         """A new opener sees everything that any of them saved."""
         with self.adapter.opened(self.directory) as store:
-            found = content_of(store, tuple(self.expected))
+            found = content_of(store, tuple(self.expected.named))
         assert found == self.expected, f"a new opener sees {found}, saved was {self.expected}"
 
     @rule(

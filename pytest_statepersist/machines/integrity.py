@@ -19,7 +19,7 @@ from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.leaks import scan_leaks, scan_nonces, scan_permissions
-from pytest_statepersist.machines.base import Content, Lazy, StoreMachine, as_text, content_of
+from pytest_statepersist.machines.base import Held, Lazy, StoreMachine, as_text, content_of
 from pytest_statepersist.machines.expected import Worlds
 from pytest_statepersist.machines.files import Files, files_of, put_files, write_changes
 from pytest_statepersist.machines.history import Drawing, initialize, rule
@@ -45,7 +45,7 @@ class IntegrityMachine(StoreMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.expected: Content = {}
+        self.expected = Held()
         self.key = "first password"
         self.opened: OpenStore | None = None
         self.pasts: list[Files] = []
@@ -225,7 +225,7 @@ class IntegrityMachine(StoreMachine):
         self.seen.append((f"save {len(self.seen)}", files))
 
     def _all_is_there(self) -> None:
-        found = content_of(self.now, tuple(self.expected))
+        found = content_of(self.now, tuple(self.expected.named))
         assert found == self.expected, f"stored is {found}, saved was {self.expected}"
 
     def _refused(self, key: str) -> None:
@@ -249,7 +249,7 @@ class IntegrityMachine(StoreMachine):
         except self.adapter.wrong_key:
             return False
         try:
-            return content_of(store, tuple(self.expected)) == self.expected
+            return content_of(store, tuple(self.expected.named)) == self.expected
         except self.adapter.wrong_key:
             return False
         finally:

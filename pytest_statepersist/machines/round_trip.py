@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore
-from pytest_statepersist.machines.base import Content, StoreMachine, as_text, content_of
+from pytest_statepersist.machines.base import Held, StoreMachine, as_text, content_of
 from pytest_statepersist.machines.history import Drawing, initialize, rule
 from pytest_statepersist.strategies import documents, hostile_names, keys
 
@@ -28,7 +28,7 @@ class RoundTripMachine(StoreMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.expected: Content = {}
+        self.expected = Held()
         self.opened: OpenStore | None = None
 
     @property
@@ -122,7 +122,7 @@ class RoundTripMachine(StoreMachine):
     def after_step(self) -> None:
         """The store holds what the dictionary holds."""
         if self.opened is not None:
-            found = content_of(self.opened, tuple(self.expected))
+            found = content_of(self.opened, tuple(self.expected.named))
             assert found == self.expected, f"stored is {found}, saved was {self.expected}"
 
     def _loads(self, key: str) -> None:

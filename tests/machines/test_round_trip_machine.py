@@ -10,8 +10,9 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from pytest_statepersist.adapter import StoreAdapter
+from pytest_statepersist.adapter import Capabilities, StoreAdapter
 from pytest_statepersist.machines import replay_history
+from pytest_statepersist.machines.base import Held, as_text, content_of
 from pytest_statepersist.machines.reference_stores import REFERENCE_STORES
 from pytest_statepersist.machines.round_trip import RoundTripMachine
 
@@ -137,7 +138,29 @@ class Sloppy(OneFile):
         return {name: int(v) if isinstance(v, bool) else v for name, v in found.items()}
 
 
-@pytest.mark.parametrize("broken", [Lossy, CaseBlind, Lazy, Merging, Sloppy])
+class LazyCache(Lazy):
+    """Cannot list: what comes back is seen by asking for it."""
+
+    capabilities = Capabilities(list=False)
+
+    def open(self, directory: Path) -> Path:
+        (directory / "deleted").unlink(missing_ok=True)
+        return super().open(directory)
+
+
+@pytest.mark.parametrize("broken", [Lossy, CaseBlind, Lazy, LazyCache, Merging, Sloppy])
 def test_broken_stores_are_caught(broken: type[StoreAdapter]) -> None:
     with pytest.raises(AssertionError):
         run_state_machine_as_test(RoundTripMachine.for_store(broken), settings=MANY)
+
+
+def test_a_deleted_key_is_asked_for_where_none_is_listed(tmp_path: Path) -> None:
+    adapter, held = LazyCache(), Held()
+    with adapter.opened(tmp_path) as store:
+        store.save("a", {})
+        held["a"] = as_text({})
+        store.delete("a")
+        del held["a"]
+        assert content_of(store, tuple(held.named)) == held == {}
+    with adapter.opened(tmp_path) as store:
+        assert content_of(store, tuple(held.named)) == {"a": "{}"}
