@@ -5,6 +5,7 @@ from __future__ import annotations
 import _sqlite3
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -23,7 +24,7 @@ from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.apply import apply
 from pytest_statepersist.core.tree import ROOT, Tree
 from pytest_statepersist.errors import RecorderUnavailable, UserError
-from pytest_statepersist.recorders import sqlite_library
+from pytest_statepersist.recorders import sqlite_calls, sqlite_library
 from pytest_statepersist.recorders.builder import Moment, TraceBuilder
 from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.scan import scan
@@ -362,6 +363,30 @@ def test_failures_reach_sqlite_as_they_are(recording: Recording, tmp_path: Path)
             connection.execute("PRAGMA journal_mode=truncate")
             connection.execute("PRAGMA journal_mode=delete")
             connection.execute("PRAGMA journal_mode=wal")
+    recording.check()
+
+
+@pytest.mark.parametrize("pages", [0, 1], ids=["nothing fits", "half a page fits"])
+def test_a_full_disk_reaches_sqlite_as_it_is(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch, pages: int
+) -> None:
+    full = False
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        if not full or (pages and len(data) > 2048):
+            return os.pwrite(descriptor, data[: 2048 if full else None], offset)
+        raise OSError(errno.ENOSPC, "full")
+
+    with connect(recording.directory / "a.db") as connection:
+        fill(connection)
+        with recording():
+            monkeypatch.setattr(sqlite_calls, "_pwrite", pwrite)
+            fill(connection)
+            full = True
+            with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+                fill(connection)
+            full = False
+            fill(connection)
     recording.check()
 
 
