@@ -46,6 +46,11 @@ class FaultConformance:
         """After a save that failed at any call, the same opener can save again."""
         bench.check_retry(errno.EIO, lambda store: store.save("key", bench.value(2)))
 
+    @needs("durable")
+    def test_a_save_that_is_repeated_after_a_failed_sync_survives(self, bench: Bench) -> None:
+        """A sync failed and was told, the same opener saved again: now the value is durable."""
+        bench.check_retry_is_durable(lambda store: store.save("key", bench.value(2)))
+
     def test_short_writes_are_completed(self, bench: Bench) -> None:
         """A write that takes only some of its bytes is continued, not taken for the whole."""
         bench.check_short_writes()

@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pytest_statepersist.adapter import OpenStore
-from pytest_statepersist.conformance.base import BaseBench, Change, Content, Shadow, not_covered
-from pytest_statepersist.errors import BlindSpot
+from pytest_statepersist.conformance.base import Change, Content, Shadow, not_covered
+from pytest_statepersist.conformance.crashes import CrashChecks
+from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.fault_injector import FaultInjector
 from pytest_statepersist.faults.calls import SHORT, FaultSite, Operation
 from pytest_statepersist.faults.gate import gated, installed
@@ -25,7 +26,7 @@ from pytest_statepersist.faults.inject import Counting, Fault, Injection
 __all__ = ["FaultChecks"]
 
 
-class FaultChecks(BaseBench):
+class FaultChecks(CrashChecks):
     """What an error of the disk leaves."""
 
     def before_fault(self) -> Content:
@@ -105,6 +106,49 @@ class FaultChecks(BaseBench):
                 f"after {errno.errorcode[code]} in {site.function}({site.path}) the change was "
                 f"made again, and the store holds {found!r}"
             )
+
+    def check_retry_is_durable(self, change: Change) -> None:
+        """Fail where a change made again after a failed sync is acknowledged and can be lost."""
+        before = self.before_fault()
+        shadow = Shadow(before)
+        change(shadow)
+        after = shadow.values
+        syncs = [
+            site
+            for site, told, _, _ in self._each(
+                "EIO", change, lambda site: site.operation is Operation.FSYNC
+            )
+            if told
+        ]
+        open_question = "no sync failed in a way that was told"
+        judged = 0
+        for site in syncs:
+
+            def workload(directory: Path, site: FaultSite = site) -> None:
+                with self.opened(directory) as store:
+                    with _failing(directory, site, "EIO"), suppress(Exception):
+                        change(store)
+                    change(store)
+
+            try:
+                with installed():
+                    report = self.explore(
+                        setup=lambda directory: self.fill(before, directory),
+                        workload=workload,
+                        recover=lambda directory: self.content(directory, {**before, **after}),
+                        before=before,
+                        after=after,
+                    )
+            except UserError as error:  # told again: nothing was acknowledged
+                open_question = str(error)
+                continue
+            judged += 1
+            assert all(verdict.durable is not False for verdict in report.verdicts), (
+                f"fsync of {site.path!r} failed, the change was made again, and it was not "
+                f"durable:\n{report}"
+            )
+        if not judged:
+            not_covered(open_question)
 
     def check_faults_at_opening(self, code: int) -> None:
         """Fail where an error while opening costs a value."""

@@ -122,13 +122,11 @@ class FileStoreAdapter(ReferenceAdapter):
         return store.ids(Session)
 
     def save_many(self, store: FileStore, values: Mapping[str, Value]) -> None:
-        """Save through a manager: one step."""
+        """Save through a manager: all of them in one step, or none."""
         manager = SessionManager()
         manager.adopt(tuple(_session(key, value) for key, value in values.items()))
         store.attach(sessions=manager)
-        failed = store.save_all().failed
-        if failed:
-            raise failed[0].error
+        store.save_all(or_nothing=True)
 
     def backup(self, store: FileStore, destination: Path) -> None:
         """Make a full backup."""

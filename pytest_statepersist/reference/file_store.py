@@ -240,12 +240,13 @@ class FileStore:
 
     # All items
 
-    def save_all(self) -> SaveReport:
+    def save_all(self, *, or_nothing: bool = False) -> SaveReport:
         """Save what changed in the attached managers: one atomic step, durable on return.
 
         A crash leaves all of these changes or none. An item that cannot be saved is reported
-        and does not stop the others. Items that a manager no longer has stay on disk until
-        `delete`. Raises `StorageError` or `LockTimeout` when nothing could be saved.
+        and does not stop the others; with ``or_nothing`` it does: its error is raised, and nothing
+        is saved. Items that a manager no longer has stay on disk until `delete`. Raises
+        `StorageError` or `LockTimeout` when nothing could be saved.
         """
         with self._exclusive():
             changed: dict[str, Encoded] = {}
@@ -259,6 +260,8 @@ class FileStore:
                         encoded = self._encode_if_changed(item, place)
                     except PersistenceError as error:
                         failed.append(self._reported(place, error))
+                        if or_nothing:
+                            raise
                         continue
                     if encoded is None:
                         unchanged.append(place)

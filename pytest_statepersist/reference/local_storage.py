@@ -104,6 +104,7 @@ class LocalStorage:
         self._lock = StoreLock(self.path.with_name(self.path.name + ".lock"), timeout=timeout)
         self._cached = threading.Lock()
         self._raw: bytes | None = None
+        self._unsettled = False  # a save failed, perhaps after its rename
         self._content = _Content()
         make_directory(self.path.parent)
         with self._lock:
@@ -248,6 +249,7 @@ class LocalStorage:
             wanted = {**content.entries, **changes}
             entries = {name: text for name, text in wanted.items() if text is not None}
             if entries == content.entries:
+                self._settle()
                 return False
             growing = any(text is not None for text in changes.values())
             if growing and _size(entries) > self.quota:
@@ -282,7 +284,15 @@ class LocalStorage:
                     pass  # damaged: to be replaced is the best that can happen to it
 
     def _store(self, content: _Content) -> None:
+        self._unsettled = True
         write_atomic(self.path, _encode(content))
+        self._unsettled = False
+
+    def _settle(self) -> None:
+        """Make what is there durable: the last sync of its name may have failed."""
+        if self._unsettled:
+            fsync_directory(self.path.parent)
+            self._unsettled = False
 
     def _load(self) -> _Content:
         # Read anew each time, parsed only when it changed: size and times of a file that another

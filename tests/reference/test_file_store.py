@@ -326,6 +326,20 @@ def test_save_all_is_one_step(tmp_path: Path) -> None:
     assert seen[-1] == new
 
 
+def test_save_all_or_nothing_saves_nothing_where_one_item_cannot_be_saved(tmp_path: Path) -> None:
+    newer = Schema(3, {2: lambda kind, data: data})
+    open_store(tmp_path, schema=newer).save(session("a", "from the future"))
+    store = open_store(tmp_path)
+    sessions, _, _ = attached(store)
+    sessions.put(session("a", "from the past"))
+    sessions.put(session("b"))
+    with pytest.raises(NewerVersion):
+        store.save_all(or_nothing=True)
+    assert store.ids(Session) == ("a",)
+    assert len(store.save_all().failed) == 1
+    assert store.ids(Session) == ("a", "b")
+
+
 def test_clear_is_one_step_and_spares_what_was_set_aside(tmp_path: Path) -> None:
     root = tmp_path / "store"
     full = {f"sessions/{n}": session(n) for n in "abc"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_statepersist.reference import atomic, local_storage
 from pytest_statepersist.reference.errors import (
     DamagedData,
     LockTimeout,
@@ -478,3 +480,24 @@ def test_nonsense_names_are_refused(tmp_path: Path, storage: LocalStorage) -> No
         storage.set("", 1)
     with pytest.raises(ValidationError):
         storage.set("\ud800", 1)
+
+
+def test_a_save_repeated_after_a_failed_sync_of_the_directory_syncs_it(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one had renamed already: nothing is left to write, and yet not all was done."""
+    synced = []
+
+    def sync(directory: Path) -> None:
+        synced.append(directory)
+        if len(synced) == 1:
+            raise StorageError(directory, OSError(errno.EIO, "I/O error"))
+
+    for module in (atomic, local_storage):
+        monkeypatch.setattr(module, "fsync_directory", sync)
+    with pytest.raises(StorageError):
+        storage.set("a", 1)
+    storage.set("a", 1)
+    assert synced == [storage.path.parent] * 2
+    storage.set("a", 1)
+    assert len(synced) == 2
