@@ -3,16 +3,23 @@
 Run with ``python benchmarks/bench_machines.py [examples]``. The first table runs each machine once;
 "without crashes" leaves the crash rules out, and RoundTrip never records. The second one says what
 each step of one crash costs: recording, the model's arithmetic, the disk, recovery.
+
+``python benchmarks/bench_machines.py profile [dev]`` runs all machines on the file store with the
+examples of a profile in two processes, as a test run on two cores does, and fails where that takes
+longer than a minute: seconds of the wall, and of the processor, which other load does not change.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import resource
 import sys
 import time
 import unittest
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +40,8 @@ from pytest_statepersist.machines.reference_stores import (
 )
 from pytest_statepersist.recorders.python import interposition
 
-EXAMPLES = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+EXAMPLES = int(sys.argv[1]) if sys.argv[1:] and sys.argv[1].isdigit() else 40
+BOUND = 60.0
 STEPS = 15
 STORES = {"RetentionMachine": DatabaseAdapter, "IntegrityMachine": EncryptedFileStoreAdapter}
 
@@ -112,7 +120,42 @@ def one_crash(rounds: int = 40) -> None:
     print(f"  {'together':<22} {sum(spent.values()) / rounds * 1000:6.2f} ms")
 
 
+def one_of_profile(name: str) -> tuple[str, float, float, str]:
+    """Run a machine as its test case does: (name, wall, processor, what became of it)."""
+    logging.disable(logging.WARNING)
+    kind = getattr(machines, name)
+    case = kind.for_store(STORES.get(name, FileStoreAdapter)).TestCase
+    outcome = unittest.TestResult()
+    wall, before = time.perf_counter(), _processor()
+    unittest.TestSuite([case("runTest")]).run(outcome)
+    bad = [*outcome.failures, *outcome.errors]
+    what = bad[0][1] if bad else f"{case.settings.max_examples} examples"
+    return name, time.perf_counter() - wall, _processor() - before, what
+
+
+def _processor() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def profile(name: str) -> bool:
+    """Run all machines with the examples of a profile; say whether that was in time."""
+    os.environ["STATEPERSIST_PROFILE"] = name
+    started, processor, failed = time.perf_counter(), 0.0, False
+    print(f"profile {name}, two processes:")
+    with ProcessPoolExecutor(2) as pool:
+        for machine, wall, used, what in pool.map(one_of_profile, machines.MACHINES):
+            processor += used
+            failed = failed or "examples" not in what
+            print(f"  {machine:<20} {wall:6.1f} s, processor {used:6.1f} s, {what}")
+    wall = time.perf_counter() - started
+    print(f"  together {wall:.1f} s; processor {processor:.1f} s")
+    return wall <= BOUND and not failed
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["profile"]:
+        sys.exit(not profile(sys.argv[2] if sys.argv[2:] else "dev"))
     # Damage is what Integrity is about; the stores need not tell us.
     logging.disable(logging.WARNING)
     whole_machines()

@@ -25,7 +25,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from pytest_statepersist.recorders.interpose import Interposition
 from pytest_statepersist.recorders.scan import Keep, scan
 from pytest_statepersist.recording import sqlite_companions
 
-__all__ = ["ConcurrencyFinding", "ConcurrencyReport", "interleave"]
+__all__ = ["ConcurrencyFinding", "ConcurrencyReport", "interleave", "interposed"]
 
 _HEADER = struct.Struct("<cI")
 _SETTLED = 4
@@ -188,12 +188,11 @@ class _Explorer:
 
     def __enter__(self) -> _Explorer:
         try:
-            self.stack.enter_context(installed())
+            self.stack.enter_context(interposed())
             if sqlite_companions()[0]:
                 from pytest_statepersist.faults.sqlite import sqlite_gate
 
                 self.stack.enter_context(sqlite_gate())
-            self.stack.enter_context(_sleeping())
             self.stack.enter_context(gated(self.directory, _park))
             self.fresh = FreshProcess(self.recover, self.directory)
             self.stack.callback(self.fresh.close)
@@ -396,8 +395,14 @@ def _sleep(original: Any) -> Any:
     return sleep
 
 
-def _sleeping() -> Interposition:
-    return Interposition({(time, "sleep"): _sleep}, layer=3, rebind=True)
+_sleeping = Interposition({(time, "sleep"): _sleep}, layer=3, rebind=True)
+
+
+@contextmanager
+def interposed() -> Iterator[None]:
+    """Put the replacements in place that `interleave` needs; around many calls they cost once."""
+    with installed(), _sleeping:
+        yield
 
 
 class _Task:

@@ -270,6 +270,9 @@ def _lost(draw: st.DrawFn, window: Window) -> CrashState:
             some = st.lists(st.sampled_from(free), min_size=1, max_size=3, unique=True)
             for bit in draw(some):
                 absent |= window.up[bit]
+        case "all":
+            # Nothing is there that no sync forced: what was only acknowledged shows.
+            absent = everything
         case _:
             # All that no sync forced is lost but these, and what they need.
             kept = 0
@@ -279,7 +282,7 @@ def _lost(draw: st.DrawFn, window: Window) -> CrashState:
     return _state(root, _some_put_back(draw, window, _closed(root, absent)))
 
 
-_WAYS = ("nothing", "operations", "names", "under way", "effects", "all but some")
+_WAYS = ("nothing", "operations", "names", "under way", "effects", "all but some", "all")
 
 
 def _some_put_back(draw: st.DrawFn, window: Window, absent: int) -> int:

@@ -511,14 +511,20 @@ def _above() -> Interposition:
 
 
 class _Below:
-    """Makes the syncs that the recorder calls fail on demand."""
+    """Makes the syncs that the recorder calls fail on demand, until the last user has gone."""
+
+    users = 0
 
     def __enter__(self) -> None:
+        _Below.users += 1
         real.system.fsync = _fsync_below
         if _fdatasync is not None:
             real.system.fdatasync = _fdatasync_below
 
     def __exit__(self, *_: object) -> None:
+        _Below.users -= 1
+        if _Below.users:
+            return
         real.system.fsync = _fsync
         if _fdatasync is not None:
             real.system.fdatasync = _fdatasync

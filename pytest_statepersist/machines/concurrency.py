@@ -8,14 +8,15 @@ against each other in an order of file-system calls that is drawn (`concurrency.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
 from pytest_statepersist.adapter import OpenStore, Value
-from pytest_statepersist.concurrency import interleave
+from pytest_statepersist.concurrency import interleave, interposed
 from pytest_statepersist.explorer.workplace import workplace
 from pytest_statepersist.machines.base import Content, Held, StoreMachine, as_text, content_of
 from pytest_statepersist.machines.history import Drawing, initialize, rule
@@ -34,6 +35,18 @@ class ConcurrencyMachine(StoreMachine):
     needs = ("concurrent_writers",)
     uses = ("delete", "atomic_keys")
     weight = 0.2
+    _calls: ClassVar[ExitStack]
+
+    @classmethod
+    def begin(cls) -> None:
+        """Put the scheduler's replacements in place once for all examples."""
+        cls._calls = ExitStack()
+        cls._calls.enter_context(interposed())
+
+    @classmethod
+    def end(cls) -> None:
+        """Undo it."""
+        cls._calls.close()
 
     def __init__(self) -> None:
         super().__init__()

@@ -54,14 +54,18 @@ class IntegrityMachine(StoreMachine):
     @classmethod
     def begin(cls) -> None:
         """Put the recorder's replacements in place once for all examples."""
-        if cls.store.has("key_change") and cls.store.has("crash_recovery"):
+        if cls._crashes():
             interposition().install()
 
     @classmethod
     def end(cls) -> None:
         """Undo it."""
-        if interposition().installed:
+        if cls._crashes():
             interposition().uninstall()
+
+    @classmethod
+    def _crashes(cls) -> bool:
+        return cls.store.has("key_change") and cls.store.has("crash_recovery")
 
     @property
     def now(self) -> OpenStore:

@@ -92,6 +92,14 @@ class RetentionMachine(CrashingMachine):
         self._clean_up()
         self.then(data)
 
+    @rule(data=st.data(), beyond=st.sampled_from([1, 0, -1]))
+    def clean_up_after_setting_back(self, data: Drawing, beyond: int) -> None:
+        """The wall clock is set back by as much as the limit: a snapshot is from the future."""
+        self._take("")
+        self.clock.step(-self.adapter.max_age - timedelta(microseconds=beyond))
+        self._clean_up()
+        self.then(data)
+
     @precondition(lambda self: self.live and self._stars)
     @rule(data=st.data(), starred=st.booleans())
     def star(self, data: Drawing, starred: bool) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+import unittest
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +14,7 @@ from pytest_statepersist.adapter import Capabilities, StoreAdapter
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.machines import MACHINES, profiles
 from pytest_statepersist.machines.base import as_text
-from pytest_statepersist.machines.reference_stores import REFERENCE_STORES
+from pytest_statepersist.machines.reference_stores import REFERENCE_STORES, LocalStorageAdapter
 from pytest_statepersist.machines.round_trip import RoundTripMachine
 from pytest_statepersist.matrix import Status
 from pytest_statepersist.report.capabilities import matrix_lines
@@ -122,6 +124,35 @@ def test_profiles_decide_how_many_examples(monkeypatch: pytest.MonkeyPatch) -> N
         assert machine.TestCase.settings.max_examples == expected
 
 
+@pytest.mark.parametrize("name", profiles.PROFILES)
+def test_a_profile_governs_what_really_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many examples of so many steps are run, and the same ones again where it says so."""
+    real = profiles.PROFILES[name]
+    small = replace(real, examples=real.examples % 53 + 6, steps=real.steps // 5)
+    monkeypatch.setitem(profiles.PROFILES, name, small)
+    monkeypatch.setenv(profiles.VARIABLE, name)
+    runs: list[list[str]] = []
+    for _ in range(2):
+        ran: list[str] = []
+
+        class Counted(RoundTripMachine):
+            weight = 1.0
+            store = LocalStorageAdapter  # type: ignore[assignment]
+
+            def teardown(self, ran: list[str] = ran) -> None:
+                ran.append(self.history.to_json())
+                super().teardown()
+
+        outcome = unittest.TestResult()
+        Counted.TestCase("runTest").run(outcome)
+        assert outcome.wasSuccessful(), outcome
+        runs.append(ran)
+    assert all(len(ran) >= small.examples for ran in runs)
+    steps = [len(json.loads(history)["steps"]) for history in runs[0]]
+    assert max(steps) <= small.steps + 1  # the opening is no drawn step
+    assert (runs[0] == runs[1]) is real.fixed
+
+
 def test_machines_are_found_by_name_and_the_adapters_come_without_hypothesis() -> None:
     code = (
         "import sys; import pytest_statepersist.machines.reference_stores, "
@@ -132,8 +163,8 @@ def test_machines_are_found_by_name_and_the_adapters_come_without_hypothesis() -
     assert len(MACHINES) == 7
 
 
-def test_a_test_case_runs_under_pytest(tmp_path: Path) -> None:
-    (tmp_path / "test_mine.py").write_text(
+def test_a_test_case_runs_under_pytest(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
         "from pytest_statepersist.machines import AtomicityMachine, RetentionMachine\n"
         "from pytest_statepersist.machines.reference_stores import LocalStorageAdapter as Store\n"
         "TestCrashes = AtomicityMachine.for_store(Store).TestCase\n"
@@ -141,10 +172,6 @@ def test_a_test_case_runs_under_pytest(tmp_path: Path) -> None:
         "    TestCrashes.settings, max_examples=3, database=None)\n"
         "TestRetention = RetentionMachine.for_store(Store).TestCase\n"
     )
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "1 passed, 1 skipped" in done.stdout, done.stdout
-    assert "LocalStorage does not declare snapshots, retention" in done.stdout
+    result = pytester.runpytest("-rs", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*LocalStorage does not declare snapshots, retention"])
