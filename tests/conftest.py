@@ -15,14 +15,28 @@ import pytest
 pytest_plugins = ["pytester"]
 
 SOAK = (
-    "tests/conformance/test_reference_stores.py",
-    "tests/mutants/test_mutants.py::test_mutant[",
-    "tests/mutants/test_mutants.py::test_the_sound_store_passes",
+    # Of the file store: the same crashes as in others, judged by another question.
+    *(
+        f"tests/conformance/test_reference_stores.py::TestFileStore::{name}"
+        for name in (
+            "test_several_keys_survive",
+            "test_a_crashed_save_of_several_keys_can_be_repeated",
+            "test_each_of_several_saves_survives",
+            "test_a_crashed_first_save_can_be_repeated",
+        )
+    ),
+    "tests/conformance/test_reference_stores.py::TestEncryptedFileStore",
+    "tests/conformance/test_reference_stores.py::TestLocalStorage",
+    "tests/conformance/test_reference_stores.py::TestVault",
+    "tests/conformance/test_reference_stores.py::TestDatabase",
+    "tests/conformance/test_reference_stores.py::TestGroupStore",
+    "tests/mutants/test_mutants.py::test_ordinary_unit_tests",
 )
 
 REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
 GIVEN = (
     REASON,
+    "FileStore does not declare",  # what a store does not promise is not asked of it
     "this kernel",
     "this file system",
     "the file system",

@@ -1,49 +1,74 @@
-"""The reference stores conform: every promise that they declare holds."""
+"""The reference stores conform: every promise that they declare holds.
+
+The file store's suite runs in every run, the others in the soak profile; tests of all of them are
+the sound controls of `tests/mutants`.
+"""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
 
 import pytest
 
 from pytest_statepersist.adapter import StoreAdapter
+from pytest_statepersist.concurrency import interposed
 from pytest_statepersist.conformance import StoreConformance
+from pytest_statepersist.conformance.bench import Bench
 from pytest_statepersist.machines import reference_stores as stores
 
+SOAK = os.environ.get("STATEPERSIST_PROFILE") == "soak"
 
-class TestFileStore(StoreConformance):
-    xfails = "reference_xfails.toml"
 
+@pytest.fixture(scope="module", autouse=True)
+def _fast() -> Iterator[None]:
+    """What each test would do again: replace the functions of the system."""
+    with interposed():
+        yield
+
+
+class Reference(StoreConformance):
+    """Complete up to the usual bound in every run; samples beyond it in the soak profile."""
+
+    @pytest.fixture(autouse=True)
+    def _complete(self, bench: Bench) -> None:
+        if not SOAK:
+            bench.settings["samples"] = 0
+
+
+class TestFileStore(Reference):
     @pytest.fixture
     def store(self) -> StoreAdapter:
         return stores.FileStoreAdapter()
 
 
-class TestEncryptedFileStore(StoreConformance):
-    xfails = "reference_xfails.toml"
-
+class TestEncryptedFileStore(Reference):
     @pytest.fixture
     def store(self) -> StoreAdapter:
         return stores.EncryptedFileStoreAdapter()
 
 
-class TestLocalStorage(StoreConformance):
+class TestLocalStorage(Reference):
     @pytest.fixture
     def store(self) -> StoreAdapter:
         return stores.LocalStorageAdapter()
 
 
-class TestVault(StoreConformance):
+class TestVault(Reference):
+    xfails = "reference_xfails.toml"
+
     @pytest.fixture
     def store(self) -> StoreAdapter:
         return stores.VaultAdapter()
 
 
-class TestDatabase(StoreConformance):
+class TestDatabase(Reference):
     @pytest.fixture
     def store(self) -> StoreAdapter:
         return stores.DatabaseAdapter()
 
 
-class TestGroupStore(StoreConformance):
+class TestGroupStore(Reference):
     @pytest.fixture
     def store(self) -> StoreAdapter:
         return stores.GroupStoreAdapter()

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pytest_statepersist.concurrency import interposed
 from tests.mutants.judge import Target, Verdict, judge
 from tests.mutants.mutation import Change, apply
 
@@ -42,12 +43,13 @@ class Forks:
         *,
         seed: int | None = None,
         examples: int | None = None,
+        recoveries: int | None = None,
     ) -> Verdict:
         """Judge a target with a change made, or with none. An unforeseen end is an error."""
         question = {
             "change": None if change is None else asdict(change),
             "target": asdict(target),
-            "options": {"seed": seed, "examples": examples},
+            "options": {"seed": seed, "examples": examples, "recoveries": recoveries},
         }
         if self._process is None:
             self._process = subprocess.Popen(
@@ -92,9 +94,14 @@ class Forks:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a subject prints is no answer
-    for line in sys.stdin:
-        answers.write(_in_a_fork(json.loads(line)) + "\n")
-        answers.flush()
+    # What every fork would do again: put the replacements in place, and Hypothesis' first steps.
+    with interposed():
+        judge(Target("RoundTripMachine", "LocalStorageAdapter"), examples=1)
+        judge(Target("AtomicityMachine", "FileStoreAdapter"), examples=1)
+        judge(Target("atomic/test_a_deletion_is_done_or_not", "LocalStorageAdapter"))
+        for line in sys.stdin:
+            answers.write(_in_a_fork(json.loads(line)) + "\n")
+            answers.flush()
 
 
 def _in_a_fork(question: dict[str, Any]) -> str:

@@ -38,7 +38,6 @@ __all__ = ["Target", "Verdict", "judge"]
 _SETTINGS = {"repairs": False, "samples": 0}
 """What explains findings, or looks beyond a complete exploration, decides no verdict here."""
 
-
 _MACHINES = str(Path(machines.__file__).parent)
 
 
@@ -68,10 +67,18 @@ class Verdict:
     examples: int = 0
 
 
-def judge(target: Target, *, seed: int | None = None, examples: int | None = None) -> Verdict:
+def judge(
+    target: Target,
+    *,
+    seed: int | None = None,
+    examples: int | None = None,
+    recoveries: int | None = None,
+) -> Verdict:
     """Run a target once.
 
-    ``seed`` replaces the profile's fixed choice of examples, ``examples`` their number.
+    ``seed`` replaces the profile's fixed choice of examples, ``examples`` their number. A
+    conformance test that is given ``recoveries`` looks no further than at the first disks of those
+    that it looks at by default.
     """
     adapter = _adapter(target.store)
     logging.disable(logging.CRITICAL)
@@ -79,7 +86,8 @@ def judge(target: Target, *, seed: int | None = None, examples: int | None = Non
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             if "/" in target.by:
-                found = _conformance(*target.by.split("/"), adapter)
+                first = {} if recoveries is None else {"budget": recoveries, "recovery_crashes": 0}
+                found = _conformance(*target.by.split("/"), adapter, {**_SETTINGS, **first})
             else:
                 found = _machine(getattr(machines, target.by).for_store(adapter), seed, examples)
     finally:
@@ -97,14 +105,16 @@ def _adapter(name: str) -> StoreAdapter:
 _Found = tuple[str, str, str, int]
 
 
-def _conformance(group: str, name: str, adapter: StoreAdapter) -> _Found:
+def _conformance(
+    group: str, name: str, adapter: StoreAdapter, settings: dict[str, Any]
+) -> _Found:
     test = getattr(GROUPS[group](), name)
     lacking = adapter.lacks(*needs_of(test))
     if lacking is not None:
         return "not covered", name, lacking, 0
     root = Path(tempfile.mkdtemp(prefix="mutant-", dir=_in_memory()))
     try:
-        test(Bench(adapter, root, _SETTINGS))
+        test(Bench(adapter, root, settings))
     except pytest.skip.Exception as reason:
         return "not covered", name, str(reason), 0
     except (Exception, pytest.fail.Exception) as error:

@@ -1,29 +1,41 @@
 """The machines and suites bite: each mutant is caught by all that are meant for it.
 
-The score is printed at the end of the run. A mutant that survives, that fails for another reason
-than the table says, or whose line is not there exactly once, fails its test. The sound stores pass
-the same tests and machines: without that a score would mean nothing.
+Each look stops at its first failure, and begins where the mutant was seen before (`SEEDS`, the
+first crash states); the look of the ci profile as it is follows, and in the soak profile is the
+only one. The score is printed at the end of the run. A mutant that survives, that fails for another
+reason than the table says, or whose line is not there exactly once, fails its test. The sound
+stores pass the same tests and machines: without that a score would mean nothing.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from pytest_statepersist.conformance import GROUPS
 from pytest_statepersist.machines import MACHINES
+from tests.conftest import SOAK as TOO_LONG
 from tests.mutants.forks import Forks
-from tests.mutants.judge import Target
+from tests.mutants.judge import Target, Verdict
 from tests.mutants.mutation import Change, NoSuchLine, apply, changed_source, path_of
-from tests.mutants.table import MUTANTS, Caught, Mutant
+from tests.mutants.seeds import FIRST, SEEDS
+from tests.mutants.table import MUTANTS, UNSEEN, Caught, Mutant
+from tests.mutants.unit_tests import files_of, is_ordinary, run
 
 SOAK = os.environ.get("STATEPERSIST_PROFILE") == "soak"
 FEW = 6
+ROOT = Path(__file__).parent.parent.parent
 CASES = [(mutant, caught) for mutant in MUTANTS for caught in mutant.caught]
 TARGETS = sorted({caught.target for _, caught in CASES}, key=str)
+SUITE = "FileStoreAdapter"
+"""The store whose whole suite runs in tests/conformance/test_reference_stores.py."""
+CONTROLS = [each for each in TARGETS if each.store != SUITE or "/" not in each.by]
 
 
 def test_there_are_enough_mutants_that_the_unit_tests_do_not_notice() -> None:
@@ -35,6 +47,18 @@ def test_there_are_enough_mutants_that_the_unit_tests_do_not_notice() -> None:
 def test_every_group_and_every_machine_has_its_mutants() -> None:
     looking = {target.by.partition("/")[0] for target in TARGETS}
     assert looking == {*GROUPS, *MACHINES}
+
+
+def test_the_file_store_passes_its_whole_suite_elsewhere() -> None:
+    """Each target that is no control here runs there, and is not expected to fail."""
+    from tests.conformance.test_reference_stores import TestFileStore
+
+    assert TestFileStore.xfails is None
+    place = "tests/conformance/test_reference_stores.py::TestFileStore::"
+    for target in set(TARGETS) - set(CONTROLS):
+        name = target.by.partition("/")[2]
+        assert hasattr(TestFileStore, name)
+        assert not (place + name).startswith(TOO_LONG)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -68,15 +92,86 @@ def test_mutant(
     mutant: Mutant, caught: Caught, forks: Forks, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("mutant", mutant.name)
-    verdict = forks.judge(mutant.change, caught.target)
-    assert verdict.outcome == "failed", f"{verdict.outcome}: {verdict.message}"
-    assert re.fullmatch(caught.at, verdict.test), f"it was {verdict.test} that failed"
-    assert re.search(caught.why, verdict.message, re.DOTALL), (
-        f"it failed for another reason than {caught.why!r}:\n{verdict.message}"
-    )
+    for look in looks(mutant, caught):
+        verdict = forks.judge(mutant.change, caught.target, **look)
+        if not why_not(verdict, caught):
+            break
+    assert not why_not(verdict, caught), f"{why_not(verdict, caught)}:\n{verdict.message}"
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+def looks(mutant: Mutant, caught: Caught) -> Iterator[dict[str, int]]:
+    """Yield how to look: where it was seen before, and then as the ci profile does by itself."""
+    if not SOAK and "/" in caught.target.by:
+        yield from ({"recoveries": number} for number in (40, 400))
+    elif not SOAK and (seed := SEEDS.get((mutant.name, str(caught.target)))) is not None:
+        yield {"seed": seed, "examples": FIRST}
+    yield {}
+
+
+def why_not(verdict: Verdict, caught: Caught) -> str:
+    if verdict.outcome != "failed":
+        return verdict.outcome
+    if not re.fullmatch(caught.at, verdict.test):
+        return f"it was {verdict.test} that failed"
+    if not re.search(caught.why, verdict.message, re.DOTALL):
+        return f"it failed for another reason than {caught.why!r}"
+    return ""
+
+
+@pytest.mark.parametrize("change", [change for change, _ in UNSEEN.values()], ids=UNSEEN)
+def test_what_nothing_catches_still_applies(change: Change) -> None:
+    compile(changed_source(change), str(path_of(change)), "exec")
+
+
+def test_without_authentication_every_bit_of_a_header_is_still_noticed() -> None:
+    """Why that mutant is not caught: it breaks nothing that could be seen."""
+    script = """
+import dataclasses
+from pytest_statepersist.reference.cipher import Cipher, KdfCost
+from pytest_statepersist.reference.errors import PersistenceError
+from tests.mutants.mutation import apply
+from tests.mutants.table import UNSEEN
+assert apply(UNSEEN["header unauthenticated"][0]) == 1
+cheap = KdfCost(memory_kib=8, iterations=1, lanes=1)
+for cipher in (Cipher(bytes(32)), Cipher.from_passphrase("word", cost=cheap)):
+    sealed = cipher.encrypt(b"text", "place")
+    for bit in range(52 * 8):
+        if 8 * 9 <= bit < 8 * 13 and not cipher.__dict__["_passphrase"] is None:
+            continue  # would ask for up to a GiB; the key would be another one all the same
+        changed = bytearray(sealed)
+        changed[bit >> 3] ^= 1 << (bit & 7)
+        try:
+            cipher.decrypt(bytes(changed), "place")
+        except PersistenceError:
+            continue
+        raise SystemExit(f"bit {bit} was not noticed")
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_what_kills_or_watches_calls_is_no_ordinary_test() -> None:
+    (file,) = files_of("atomic")
+    assert is_ordinary(file, "test_writes_and_replaces")
+    assert not is_ordinary(file, "test_syncs_the_data_before_the_rename_and_the_name_after_it")
+    assert not is_ordinary(file, "test_a_kill_at_any_call_leaves_old_or_new")
+    assert not is_ordinary(file, "test_modes_hold_from_the_first_instant")
+
+
+@pytest.mark.parametrize("module", sorted({mutant.change.module for mutant in MUTANTS}))
+def test_ordinary_unit_tests_pass(module: str) -> None:
+    found = run(None, module)
+    assert found["code"] == 0, found
+    assert found["passed"], f"{module} has no ordinary unit tests"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_ordinary_unit_tests_on_a_mutant(mutant: Mutant) -> None:
+    """They pass, or the table says which one does not."""
+    failed = [each.partition("[")[0] for each in run(mutant.change, mutant.change.module)["failed"]]
+    assert failed == ([mutant.noticed] if mutant.noticed else [])
+
+
+@pytest.mark.parametrize("target", CONTROLS, ids=str)
 def test_the_sound_store_passes(target: Target, forks: Forks) -> None:
     """Machines look at a few examples, at all of the ci profile in the soak profile."""
     verdict = forks.judge(None, target, examples=None if SOAK else FEW)

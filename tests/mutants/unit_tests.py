@@ -1,8 +1,5 @@
 """The ordinary unit tests of a mutated module: do they still pass?
 
-``python -m tests.mutants.unit_tests [NAME ...]`` prints one JSON line for each mutant. Each runs in
-a fork of a warm process.
-
 Belongs here: which tests are ordinary. Those are the tests in ``tests/reference/test_MODULE*.py``
 but for the ones that kill, that let calls of the system fail, or that watch them (they import
 `kill_points` or `fault_points` and use their tools, or replace functions of `os`): such tests do by
@@ -16,18 +13,20 @@ import contextlib
 import functools
 import io
 import json
-import os
+import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.mutants.mutation import Change, apply
-from tests.mutants.table import MUTANTS
 
-__all__ = ["files_of", "is_ordinary"]
+__all__ = ["files_of", "is_ordinary", "run"]
+
+_ROOT = Path(__file__).parent.parent.parent
 
 _TESTS = Path(__file__).parent.parent / "reference"
 _FILES = {
@@ -100,9 +99,10 @@ def _is_autouse(node: ast.FunctionDef) -> bool:
 
 
 class _Ordinary:
-    """Leaves the other tests out, and remembers what failed."""
+    """A plugin of the run on one mutant: changes the line, leaves the other tests out."""
 
-    def __init__(self) -> None:
+    def __init__(self, change: Change | None) -> None:
+        self.change = change
         self.failed: list[str] = []
         self.passed = 0
 
@@ -111,58 +111,44 @@ class _Ordinary:
             item for item in items
             if is_ordinary(item.path, getattr(item, "originalname", item.name))
         ]  # fmt: skip
+        if self.change is not None:  # only now is the module loaded
+            apply(self.change)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self.failed.append(report.nodeid)
+            self.failed.append(report.nodeid.partition("::")[2])
         elif report.when == "call" and report.passed:
             self.passed += 1
 
 
-def _run(change: Change | None, files: Sequence[Path]) -> dict[str, object]:
-    if change is not None:
-        apply(change)
-    watcher = _Ordinary()
+def run(change: Change | None, module: str) -> dict[str, Any]:
+    """Run the ordinary unit tests of a module up to the first failure, in a new process.
+
+    Returns pytest's exit ``code``, how many ``passed``, and which ``failed``.
+    """
+    question = json.dumps([None if change is None else asdict(change), module])
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.mutants.unit_tests", question],
+        cwd=_ROOT, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    if not lines:
+        raise RuntimeError(f"the unit tests of {module} gave no answer:\n{done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer
+
+
+def _main(question: str) -> None:
+    change, module = json.loads(question)
+    watcher = _Ordinary(None if change is None else Change(**change))
     with contextlib.redirect_stdout(io.StringIO()):
         code = pytest.main(
             ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist",
-             *map(str, files)],
+             "-W", "ignore::pytest.PytestAssertRewriteWarning", *map(str, files_of(module))],
             plugins=[watcher],
         )  # fmt: skip
-    return {"code": int(code), "passed": watcher.passed, "failed": watcher.failed}
-
-
-def _in_a_fork(change: Change | None, files: Sequence[Path]) -> dict[str, object]:
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reader)
-            os.write(writer, json.dumps(_run(change, files)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(child, 0)
-    found: dict[str, object] = json.loads(data) if data else {"code": -1}
-    return found
-
-
-def main(names: Sequence[str]) -> None:
-    """Run the ordinary unit tests on the mutants with these names, or all."""
-    import hypothesis.stateful  # noqa: F401 - warm
-
-    import pytest_statepersist.machines.reference_stores  # noqa: F401 - apply() needs it loaded
-
-    for mutant in MUTANTS:
-        if names and mutant.name not in names:
-            continue
-        began = time.perf_counter()
-        found = _in_a_fork(mutant.change, files_of(mutant.change.module))
-        seconds = round(time.perf_counter() - began, 1)
-        print(json.dumps({"name": mutant.name, **found, "seconds": seconds}), flush=True)
+    print(json.dumps({"code": int(code), "passed": watcher.passed, "failed": watcher.failed}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    _main(sys.argv[1])
