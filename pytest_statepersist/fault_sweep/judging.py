@@ -83,7 +83,7 @@ class Cases:
             expected = "the workload to end with an error or with success"
             problem = Problem(FaultKind.HANG, f"the workload: {ended}", expected)
             return Result(True, (problem,), tuple(notes), hung=True)
-        problems = [*self.stage.left_locked(locks | reference.left)]
+        problems = [*self.stage.left_locked(run.locks - locks - reference.left)]
         mark = fingerprint(self.stage.place.directory)
         recovered = self.stage.recovered()
         problems += self._judge(ended, recovered, values)
@@ -144,14 +144,18 @@ class Cases:
         ended = Outcome(Ended.HUNG, text="ended by its time limit inside of C code")
         trace: op.Trace | None = None
         began = 0
+        locks: frozenset[tuple[str, str]] = frozenset()
 
         def acknowledge(value: Any = None) -> None:
             calls.append(("acknowledged", repr(value)))
             values.append((_position(recorder, len(values)), value))
 
         def run() -> Outcome:
+            nonlocal locks
             with self.stage.gated(injection, recorder):
-                return self.stage.attempt(lambda d: call(self.workload, d, acknowledge))
+                outcome = self.stage.attempt(lambda d: call(self.workload, d, acknowledge))
+            locks = self.stage.locks()  # before the files are read: that drops locks of fcntl
+            return outcome
 
         if recorder is None:
             ended = run()
@@ -165,7 +169,7 @@ class Cases:
                 notes.append(f"power loss after a fault: {blind}")
             except TimeIsUp:
                 self.stage.late = True
-        return _Run(ended, injection, values, trace, began, calls)
+        return _Run(ended, injection, values, trace, began, calls, locks)
 
     def _power_loss_after_retry(
         self, fault: Fault, trace: op.Trace
@@ -304,10 +308,14 @@ class Cases:
         met = Outcome(Ended.HUNG, text="ended by its time limit inside of C code")
         recorder = self.stage.recorder(tree) if self.power.crashing else None
         trace = None
+        held: frozenset[tuple[str, str]] = frozenset()
 
         def run() -> Outcome:
+            nonlocal held
             with self.stage.gated(injection, recorder):
-                return self.stage.attempt(self.stage.recover)
+                outcome = self.stage.attempt(self.stage.recover)
+            held = self.stage.locks()
+            return outcome
 
         try:
             if recorder is None:
@@ -322,7 +330,7 @@ class Cases:
             self.stage.late = True
         if not injection.hits:
             return Result(False, notes=tuple(notes))
-        problems = [*self.stage.left_locked(locks | reference.left)]
+        problems = [*self.stage.left_locked(held - locks - reference.left)]
         if met.ended is Ended.HUNG:
             problems.append(Problem(FaultKind.HANG, f"the recovery: {met}", "it to end"))
             return Result(True, tuple(problems), tuple(notes), hung=True)
@@ -384,6 +392,7 @@ class _Run:
     trace: op.Trace | None
     began: int
     calls: list[Any]
+    locks: frozenset[tuple[str, str]]
     left: Any = None
 
     @property

@@ -110,10 +110,16 @@ class PowerLoss:
         return problems, count, notes
 
     def learn(self, trace: op.Trace, expectation: Expectation) -> None:
-        """Learn what a power failure breaks by itself, from a run without a fault."""
+        """Learn what a power failure breaks by itself, from a run without a fault.
+
+        The bound may be reached before the end, and there is what was saved and can be lost.
+        """
         for model in self.options.models:
             self.unsafe[model.name] = frozenset(
-                judged.kind for _, _, judged in self._states(trace, model, expectation) if judged
+                judged.kind
+                for since in (0, len(trace))
+                for _, _, judged in self._states(trace, model, expectation, since)
+                if judged
             )
         self.stage.forget_shown()
 

@@ -140,7 +140,7 @@ class SweepRun:
         counting, blind = Counting(), list[str]()
         acknowledged: list[Any] = []
         recorder = self.stage.recorder(base)
-        before_locks = self.stage.locks()
+        before_locks = held = self.stage.locks()
 
         def acknowledge(value: Any = None) -> None:
             acknowledged.append(value)
@@ -151,11 +151,12 @@ class SweepRun:
                 user_call(
                     "the workload", call, self.cases.workload, self.stage.directory, acknowledge
                 )
+                held = self.stage.locks()  # before the recorder reads the files, which drops some
         except BlindSpot as error:
             blind.append(f"{error}")
         else:
             blind += _uncounted(recorder.trace, counting.sites)
-        left = self.stage.locks() - before_locks
+        left = held - before_locks
         if not any(site.function.startswith("sqlite.") for site in counting.sites):
             self.stage.companions = ()
         final = self.stage.scan()

@@ -112,9 +112,9 @@ class Stage:
         """Return the locks that this process holds in the directory."""
         return held_locks(self.place.directory)
 
-    def left_locked(self, known: frozenset[tuple[str, str]]) -> Iterator[Problem]:
-        """Yield what is wrong where a lock is held that is not known."""
-        for path, kind in sorted(self.locks() - known):
+    def left_locked(self, locks: frozenset[tuple[str, str]]) -> Iterator[Problem]:
+        """Yield what is wrong where these locks are left."""
+        for path, kind in sorted(locks):
             yield Problem(
                 FaultKind.LOCKED,
                 f"a {kind} lock on {path!r} is still held after the workload has ended",

@@ -145,9 +145,11 @@ def test_a_sound_store_with_one_sync_less_is_caught(
                 module.SPEC.workload(*arguments)
 
         spec = replace(module.SPEC, workload=workload)
-        report = explore(
-            path, spec, model=["posix", "btrfs"], deviations=1, samples=0, recovery_crashes=0
-        )
+        for model in ("posix", "btrfs"):  # the second for what the weakest model never shows
+            less.calls = 0
+            report = explore(path, spec, model=model, deviations=1, samples=0, recovery_crashes=0)
+            if report.findings or less.calls <= forgotten:
+                break
         if less.calls <= forgotten:
             break
         caught.append(bool(report.findings))
