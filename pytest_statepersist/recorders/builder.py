@@ -119,7 +119,7 @@ class TraceBuilder(Namespace):
         """
         number = self._new(parent, name, at, identity)
         site, time, task = at
-        path = self._inodes[number].path
+        path = self.inodes[number].path
         self.log.append((Create, path, site, time, task, number, parent, name, mode))
         return number
 
@@ -141,7 +141,7 @@ class TraceBuilder(Namespace):
         # fmt: off
         made = Inode(number, name, None, None, 0, 1, 1, ROOT, True, identity, time, 0, True)
         # fmt: on
-        self._inodes[number] = made
+        self.inodes[number] = made
         self.names[name] = number
         self.identities[identity] = number
         self.log.append((Create, name, site, time, task, number, ROOT, name, mode))
@@ -161,14 +161,17 @@ class TraceBuilder(Namespace):
 
         The names are those of these inodes, which are not the same.
         """
-        here, inodes = self.names, self._inodes
+        here, inodes = self.names, self.inodes
         if replaced is not None:
             del here[new_name]
             old = inodes[replaced]
             old.links -= 1
             old.changed = time
-            if old.links <= 0 and old.opens <= 0:
-                self.let_go(old)
+            if old.links <= 0 and old.opens <= 0 and old.identity is not None:
+                # What `let_go` does.
+                if self.identities.get(old.identity) == replaced:
+                    del self.identities[old.identity]
+                old.identity = None
         del here[name]
         here[new_name] = number
         inode = inodes[number]
@@ -189,8 +192,8 @@ class TraceBuilder(Namespace):
     ) -> int:
         """Record a new directory and return its inode number."""
         number = self._new(parent, name, at, identity)
-        self._inodes[number].entries = {}
-        self._add(Mkdir, (number, parent, name, mode), self._inodes[number].path, at)
+        self.inodes[number].entries = {}
+        self._add(Mkdir, (number, parent, name, mode), self.inodes[number].path, at)
         return number
 
     def symlink(
@@ -204,13 +207,13 @@ class TraceBuilder(Namespace):
     ) -> int:
         """Record a new symbolic link and return its inode number."""
         number = self._new(parent, name, at, identity)
-        self._inodes[number].target = target
-        self._add(Symlink, (number, parent, name, target), self._inodes[number].path, at)
+        self.inodes[number].target = target
+        self._add(Symlink, (number, parent, name, target), self.inodes[number].path, at)
         return number
 
     def link(self, number: int, parent: int, name: str, at: Moment) -> None:
         """Record one more name for an inode; a link outside is remembered and not recorded."""
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         self._free(parent, name, "linked")
         self._enter_name(parent, name, inode)
         inode.links += 1
@@ -240,7 +243,7 @@ class TraceBuilder(Namespace):
 
         From OUTSIDE the file must be known there: see `adopt`.
         """
-        inodes = self._inodes
+        inodes = self.inodes
         above, below = inodes[parent], inodes[new_parent]
         entries, new_entries = above.entries, below.entries
         number = None if entries is None else entries.get(name)
@@ -290,7 +293,7 @@ class TraceBuilder(Namespace):
         unordered: bool = False,
     ) -> None:
         """Record bytes that reached the file at an offset; no bytes, no operation."""
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         site, time, task = at
         end = offset + len(data)
         if end > inode.size:
@@ -308,14 +311,14 @@ class TraceBuilder(Namespace):
 
     def truncate(self, number: int, size: int, at: Moment) -> None:
         """Record that the size was set."""
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         inode.size = size
         self._simple(Truncate, number, (number, size), at)
 
     def allocate(self, number: int, at: Moment, *, size: int | None = None) -> None:
         """Record reserved space; ``size`` where the file grew."""
         if size is not None:
-            self._inodes[number].size = size
+            self.inodes[number].size = size
         self._simple(Allocate, number, (number, size), at)
 
     def zero_range(self, number: int, offset: int, length: int, at: Moment) -> None:
@@ -339,12 +342,12 @@ class TraceBuilder(Namespace):
         self, number: int, at: Moment, *, data_only: bool = False, failed: bool = False
     ) -> None:
         """Record a sync of a file or directory; one that failed too, since it forces nothing."""
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         self._add(Fsync, (number, data_only, failed), inode.path, at)
 
     def sync_range(self, number: int, offset: int, length: int, at: Moment) -> None:
         """Record a sync of a range (msync)."""
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         self._add(SyncRange, (number, offset, length), inode.path, at)
 
     def sync_all(self, at: Moment) -> None:
@@ -356,7 +359,7 @@ class TraceBuilder(Namespace):
 
         Every `opened` needs one: an inode without names is forgotten when the last one closes.
         """
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         inode.opens -= 1
         if written and not inode.lost:
             site, time, task = at
@@ -378,15 +381,15 @@ class TraceBuilder(Namespace):
         It counts as created and written now, and as synced only by what follows.
         """
         number = None if identity is None else self.identities.get(identity)
-        if number is None or not self._inodes[number].lost:
+        if number is None or not self.inodes[number].lost:
             number = self.create(OUTSIDE, path, at, mode=mode, identity=identity)
         else:
-            inode = self._inodes[number]
+            inode = self.inodes[number]
             inode.lost, inode.size, inode.links, inode.kept = False, 0, 1, 0
             self._enter_name(OUTSIDE, path, inode)
             self._add(Create, (number, OUTSIDE, path, mode), path, at)
         if content:
-            self._inodes[number].size = len(content)
+            self.inodes[number].size = len(content)
             self._add(Write, (number, 0, content, Durability.NONE), path, at)
         return number
 
@@ -434,7 +437,7 @@ class TraceBuilder(Namespace):
 
     def forget(self, number: int) -> None:
         """Drop what was recorded of a file outside, as if it had never been seen."""
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         if inode.inside:
             return
         inode.lost = True
@@ -471,7 +474,7 @@ class TraceBuilder(Namespace):
         return [
             spot
             for spot, about in self._doubts
-            if about is None or about == OUTSIDE or self._inodes[about].inside
+            if about is None or about == OUTSIDE or self.inodes[about].inside
         ]
 
     # -- the trace -----------------------------------------------------------------------------
@@ -508,9 +511,9 @@ class TraceBuilder(Namespace):
 
         Directories elsewhere in which one of them ever was are taken along: the trace names them.
         """
-        wanted = {number for number, inode in self._inodes.items() if inode.inside}
+        wanted = {number for number, inode in self.inodes.items() if inode.inside}
         wanted.discard(OUTSIDE)
-        if len(wanted) == len(self._inodes) - 1:
+        if len(wanted) == len(self.inodes) - 1:
             return wanted
         size = -1
         while size != len(wanted):
@@ -539,7 +542,7 @@ class TraceBuilder(Namespace):
     # -- helpers -------------------------------------------------------------------------------
 
     def _add(self, cls: type[Operation], fields: tuple[Any, ...], path: str, at: Moment) -> None:
-        if not self._inodes[fields[0]].lost:
+        if not self.inodes[fields[0]].lost:
             self.log.append((cls, path, *at, *fields))
 
     def _doubt(self, path: str, what: str, *, about: int) -> None:
@@ -562,7 +565,7 @@ class TraceBuilder(Namespace):
     def _new(self, parent: int, name: str, at: Moment, identity: Identity | None) -> int:
         number = self._next
         self._next += 1
-        above = self._inodes[parent]
+        above = self.inodes[parent]
         path = f"{above.path}/{name}" if parent != OUTSIDE and above.path else name
         inode = Inode(number, path, links=0, inside=False, changed=at[1])
         if name:
@@ -574,20 +577,20 @@ class TraceBuilder(Namespace):
             inode.links = 1
             inode.parent = parent
             inode.inside = parent != OUTSIDE and above.inside
-        self._inodes[number] = inode
+        self.inodes[number] = inode
         if identity is not None:
             self.bind(number, identity)
         return number
 
     def _remove(self, cls: type[Operation], parent: int, name: str, at: Moment) -> None:
-        above = self._inodes[parent]
+        above = self.inodes[parent]
         number = None if above.entries is None else above.entries.get(name)
         if number is None or above.entries is None:
             if parent != OUTSIDE:
                 what = "was removed although the recording had no such"
                 self._doubt(self._path(parent, name), what, about=parent)
             return
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         site, time, task = at
         del above.entries[name]
         inode.links -= 1
@@ -601,6 +604,6 @@ class TraceBuilder(Namespace):
     def _simple(
         self, cls: type[Operation], number: int, fields: tuple[Any, ...], at: Moment
     ) -> None:
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         inode.changed = at[1]
         self._add(cls, fields, inode.path, at)

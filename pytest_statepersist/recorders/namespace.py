@@ -62,7 +62,7 @@ class Namespace:
     def __init__(self, directory: str, base: Tree, identities: Mapping[Identity, int]) -> None:
         self.directory = os.path.normpath(directory)
         self._outside = Inode(OUTSIDE, "", {}, inside=False)
-        self._inodes: dict[int, Inode] = {OUTSIDE: self._outside, ROOT: Inode(ROOT, "", {})}
+        self.inodes: dict[int, Inode] = {OUTSIDE: self._outside, ROOT: Inode(ROOT, "", {})}
         self.identities: dict[Identity, int] = {}
         """By real file; `find` leaves out those of which nothing is recorded."""
         self._load(base)
@@ -71,7 +71,7 @@ class Namespace:
 
     def _load(self, base: Tree) -> None:
         for number, node in base.nodes.items():
-            inode = self._inodes.setdefault(number, Inode(number, "", links=0))
+            inode = self.inodes.setdefault(number, Inode(number, "", links=0))
             if isinstance(node, Directory):
                 inode.entries = dict(node.entries)
             elif isinstance(node, File):
@@ -79,42 +79,42 @@ class Namespace:
             else:
                 inode.target = node.target
         for path, number, node in base.walk():
-            inode = self._inodes[number]
+            inode = self.inodes[number]
             inode.path = inode.path or path
             inode.links = 1 if isinstance(node, Directory) else inode.links + 1
         for number, node in base.nodes.items():
             if isinstance(node, Directory):
                 for child in node.entries.values():
-                    self._inodes[child].parent = number
+                    self.inodes[child].parent = number
 
     def __getitem__(self, number: int) -> Inode:
         """Return the model's inode; raises `KeyError` for an unknown number."""
-        return self._inodes[number]
+        return self.inodes[number]
 
     def entry(self, parent: int, name: str) -> int | None:
         """Return the inode number of a name; for OUTSIDE the name is an absolute path."""
-        entries = self._inodes[parent].entries
+        entries = self.inodes[parent].entries
         return None if entries is None else entries.get(name)
 
     def find(self, identity: Identity) -> int | None:
         """Return the inode number of a real file, ``None`` if it is not known."""
         number = self.identities.get(identity)
-        return None if number is None or self._inodes[number].lost else number
+        return None if number is None or self.inodes[number].lost else number
 
     def bind(self, number: int, identity: Identity) -> None:
         """Say which real file an inode is; an older inode with that identity is forgotten."""
-        self._inodes[number].identity = identity
+        self.inodes[number].identity = identity
         self.identities[identity] = number
 
     def opened(self, number: int) -> None:
         """Count one more open description: the kernel keeps the inode while one is open."""
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         inode.opens += 1
         inode.was_opened = True
 
     def inside(self) -> Iterator[Inode]:
         """Yield the inodes that are, or were, inside the directory."""
-        return (inode for number, inode in self._inodes.items() if inode.inside and number >= 0)
+        return (inode for number, inode in self.inodes.items() if inode.inside and number >= 0)
 
     def locate(self, path: str, *, start: int | None = None, follow: bool = True) -> Place:
         """Find a path by the model alone, symbolic links inside the directory included.
@@ -135,7 +135,7 @@ class Namespace:
                 place = self._self_place(here)
                 continue
             place = self._step(here, part)
-            target = None if place.inode is None else self._inodes[place.inode].target
+            target = None if place.inode is None else self.inodes[place.inode].target
             last = index == len(parts) - 1
             if target is not None and (follow or not last) and budget > 0:
                 place = self._locate_from(here, target, budget - 1)
@@ -151,7 +151,7 @@ class Namespace:
     def _self_place(self, here: int | str) -> Place:
         if isinstance(here, str):
             return Place(OUTSIDE, here, self.entry(OUTSIDE, here))
-        inode = self._inodes[here]
+        inode = self.inodes[here]
         if here == ROOT or inode.parent == OUTSIDE:
             return Place(OUTSIDE, inode.path if here != ROOT else self.directory, here)
         return Place(inode.parent, os.path.basename(inode.path), here)
@@ -161,15 +161,15 @@ class Namespace:
         if path == self.directory:
             return ROOT
         known = self.entry(OUTSIDE, path)
-        return path if known is None or self._inodes[known].entries is None else known
+        return path if known is None or self.inodes[known].entries is None else known
 
     def _up(self, here: int | str) -> int | str:
         if isinstance(here, str):
             return self._enter(os.path.dirname(here))
         if here == ROOT:
             return os.path.dirname(self.directory)
-        parent = self._inodes[here].parent
-        return self._enter(os.path.dirname(self._inodes[here].path)) if parent < 0 else parent
+        parent = self.inodes[here].parent
+        return self._enter(os.path.dirname(self.inodes[here].path)) if parent < 0 else parent
 
     def _step(self, here: int | str, part: str) -> Place:
         if isinstance(here, int):
@@ -185,16 +185,16 @@ class Namespace:
         if place.parent == OUTSIDE:
             return place.name
         # A missing directory: no name below it can be known, and the real call cannot succeed.
-        return os.path.join(self.directory, self._inodes[place.parent].path, place.name)
+        return os.path.join(self.directory, self.inodes[place.parent].path, place.name)
 
     def _path(self, parent: int, name: str) -> str:
         if parent == OUTSIDE:
             return name
-        above = self._inodes[parent].path
+        above = self.inodes[parent].path
         return f"{above}/{name}" if above else name
 
     def _enter_name(self, parent: int, name: str, inode: Inode) -> None:
-        above = self._inodes[parent]
+        above = self.inodes[parent]
         assert above.entries is not None
         above.entries[name] = inode.number
         inode.parent = parent
@@ -203,17 +203,17 @@ class Namespace:
             self._bring_in(inode)
         if inode.entries:
             for child, number in inode.entries.items():
-                self._enter_name(inode.number, child, self._inodes[number])
+                self._enter_name(inode.number, child, self.inodes[number])
 
     def _bring_in(self, inode: Inode) -> None:
         inode.inside = True
         for number in (inode.entries or {}).values():
-            self._bring_in(self._inodes[number])
+            self._bring_in(self.inodes[number])
 
     def _drop_name(self, parent: int, name: str, changed: int | None) -> None:
-        entries = self._inodes[parent].entries
+        entries = self.inodes[parent].entries
         assert entries is not None
-        inode = self._inodes[entries.pop(name)]
+        inode = self.inodes[entries.pop(name)]
         inode.links -= 1
         inode.changed = changed
         self.let_go(inode)
@@ -222,10 +222,10 @@ class Namespace:
         self, number: int, parent: int, name: str, other: int, new_parent: int, new_name: str
     ) -> None:
         for where, what, who in ((parent, name, other), (new_parent, new_name, number)):
-            entries = self._inodes[where].entries
+            entries = self.inodes[where].entries
             assert entries is not None
             del entries[what]
-            self._enter_name(where, what, self._inodes[who])
+            self._enter_name(where, what, self.inodes[who])
 
     def let_go(self, inode: Inode) -> None:
         """Forget a real inode that the kernel frees: it will give the number to another file."""

@@ -87,6 +87,7 @@ class Session:
         "directory",
         "files",
         "identities",
+        "inodes",
         "last_code",
         "last_line",
         "last_site",
@@ -100,7 +101,6 @@ class Session:
         "outside",
         "previous",
         "release",
-        "since_drain",
         "sites",
         "tasks",
     )
@@ -113,6 +113,7 @@ class Session:
         self.acquire, self.release = builder.lock.acquire, builder.lock.release
         self.log = builder.log
         self.identities, self.names = builder.identities, builder.names
+        self.inodes = builder.inodes
         self.last_code: CodeType | None = None
         self.last_line = -1
         self.last_site: Site | None = None
@@ -126,7 +127,6 @@ class Session:
         self.attached: dict[int, Callable[[], Any]] = {}
         """Weak references to the raw files that are recorded, by descriptor."""
         self.before_moment: Callable[[], None] | None = None
-        self.since_drain = 0
         self.previous = b""
         """The bytes that were written last: where the same come again they are kept once."""
         self.outside: set[str] = set()
@@ -140,9 +140,7 @@ class Session:
         """
         if self.before_moment is not None:
             self.before_moment()
-        since = self.since_drain + 1
-        self.since_drain = since
-        if since >= DRAIN:
+        if not len(self.log) % DRAIN:
             self.drain(1)
         if frame is not None:
             known = self.sites.get((id(frame.f_code), frame.f_lasti))
@@ -168,7 +166,6 @@ class Session:
 
     def drain(self, pending: int = 0) -> None:
         """Read the kernel's notifications; ``pending`` calls are made and not yet recorded."""
-        self.since_drain = 0
         self.notifications.drain(len(self.log) + pending)
 
     # -- paths ---------------------------------------------------------------------------------
@@ -412,16 +409,16 @@ class Session:
             return False
         self.acquire()
         try:
-            builder = self.builder
-            number, replaced = self.names.get(name), self.names.get(new_name)
+            names, inodes = self.names, self.inodes
+            number, replaced = names.get(name), names.get(new_name)
             if number is None or number == replaced:
                 return False
-            inode = builder[number]
+            inode = inodes[number]
             try:
                 if inode.entries is not None or _difference(inode, _lstat(here)) is not None:
                     return False
                 if replaced is not None:
-                    if _difference(builder[replaced], _lstat(there)) is not None:
+                    if _difference(inodes[replaced], _lstat(there)) is not None:
                         return False
                 elif _exists(there):
                     return False
@@ -429,7 +426,7 @@ class Session:
                 return False
             call(src, dst)
             site, time, task = self.moment(frame)
-            builder.rename_here(number, name, replaced, new_name, site, time, task)
+            self.builder.rename_here(number, name, replaced, new_name, site, time, task)
             return True
         finally:
             self.release()
@@ -460,7 +457,6 @@ class Session:
             self.log.append((Close, node.path, site, time, task, found.inode))
             if node.links <= 0:
                 self.builder.let_go(node)
-            self.since_drain = 0
             self.notifications.drain(len(self.log))
 
     def duplicated(self, fd: int, copy: int) -> None:
