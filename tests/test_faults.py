@@ -48,6 +48,14 @@ BROKEN = sorted((ZOO / "broken").glob("*.py"))
 SOUND = sorted((ZOO / "sound").glob("*.py"))
 
 
+FAILED_SYNC: dict[str, Any] = {
+    "operations": ["fsync"],
+    "errors": ["EIO"],
+    "persistent": False,
+    "recovery": False,
+}
+
+
 @cache
 def load(path: Path) -> ModuleType:
     specification = importlib.util.spec_from_file_location(f"zoo_faults_{path.stem}", path)
@@ -142,7 +150,7 @@ def test_sqlite_passes_but_for_a_directory_that_it_cannot_open() -> None:
 def test_a_failed_directory_sync_inside_sqlite_is_seen() -> None:
     """SQLite ignores it when it has made a journal, so only the power-loss states can tell."""
     path = ZOO / "sqlite_two_pages.py"
-    options = {"operations": ["fsync"], "errors": ["EIO"], "persistent": False, "recovery": False}
+    options = {**FAILED_SYNC, "states": 30}
     report = sweep(path, **options)
     assert [site.function for site in report.sites].count("sqlite.syncDirectory") == 2
     (finding,) = report.findings
@@ -200,14 +208,6 @@ def test_a_kill_loses_nothing_of_what_a_failed_sync_leaves() -> None:
     """A killed process leaves the page cache to the system."""
     path = ZOO / "broken" / "retries_fsync.py"
     assert sweep(path, model="kill", operations=["fsync"]).ok is True
-
-
-FAILED_SYNC: dict[str, Any] = {
-    "operations": ["fsync"],
-    "errors": ["EIO"],
-    "persistent": False,
-    "recovery": False,
-}
 
 
 def test_pages_that_read_well_after_a_failed_sync_are_not_on_disk() -> None:
