@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,16 @@ import pytest
 from filelock import FileLock
 
 from pytest_statepersist import CrashConsistencyError, CrashSimulator, UserError
-from pytest_statepersist.concurrency import ConcurrencyReport
+from pytest_statepersist.concurrency import ConcurrencyReport, interposed
 
 LOCK = threading.Lock()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def replacements_once() -> Iterator[None]:
+    """Put in place for all tests what each run would put in place for itself."""
+    with interposed():
+        yield
 
 
 def load(directory: Path) -> Any:

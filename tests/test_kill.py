@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ import pytest
 
 from pytest_statepersist import CrashConsistencyError, CrashSimulator, UserError, raises
 from pytest_statepersist.core.models import get_model
+from pytest_statepersist.faults.gate import installed
 from tests.zoo.steps import replace_durably
+
+
+@pytest.fixture(scope="module", autouse=True)
+def replacements_once() -> Iterator[None]:
+    """Put in place for all tests what each run would put in place for itself."""
+    with installed():
+        yield
 
 
 def store(directory: Path, value: Any) -> None:
