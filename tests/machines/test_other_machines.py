@@ -19,6 +19,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from pytest_statepersist.adapter import Capabilities, StoreAdapter
+from pytest_statepersist.concurrency import interposed
 from pytest_statepersist.machines import (
     BackupMachine,
     ConcurrencyMachine,
@@ -32,7 +33,6 @@ from pytest_statepersist.machines.reference_stores import (
     EncryptedFileStoreAdapter,
     GroupStoreAdapter,
 )
-from pytest_statepersist.recorders.python import interposition
 from tests.machines.broken import FEW, MANY, Files, steps_of
 
 FEWER = settings(FEW, max_examples=3)
@@ -40,9 +40,8 @@ FEWER = settings(FEW, max_examples=3)
 
 @pytest.fixture(scope="module", autouse=True)
 def _fast() -> Iterator[None]:
-    interposition().install()
-    yield
-    interposition().uninstall()
+    with interposed():
+        yield
 
 
 def run(machine: type[StoreMachine], store: type[StoreAdapter], how: settings = FEW) -> None:
@@ -368,6 +367,16 @@ class Eager(Versioned):
         return opened
 
 
+class Downgrading(Versioned):
+    """Older code empties what it does not understand."""
+
+    def open_old(self, directory: Path, version: int) -> Path:
+        for path in directory.glob("*.json"):
+            if "version" in json.loads(path.read_text()):
+                path.write_text(json.dumps({"old": {}}))
+        return super().open(directory)
+
+
 def test_migration_passes() -> None:
     run(MigrationMachine, Versioned)
 
@@ -379,8 +388,9 @@ def test_migration_passes() -> None:
         (Versioned, {"drops_empty": True}),
         (Versioned, {"refuses": False}),
         (Eager, {}),
+        (Downgrading, {}),
     ],
-    ids=["in place", "drops", "newer taken", "newer rewritten"],
+    ids=["in place", "drops", "newer taken", "newer rewritten", "older code harms"],
 )
 def test_migration_catches(store: type[StoreAdapter], changes: dict[str, Any]) -> None:
     caught(MigrationMachine, store, **changes)
@@ -431,6 +441,16 @@ class Together(Files):
         return self._known(store)
 
 
+class OldAtClose(Together):
+    """Closing writes what was there at the opening, over what others have saved since."""
+
+    def open(self, directory: Path) -> Any:
+        return (directory, None, self._all(directory))
+
+    def close(self, store: Any) -> None:
+        self._put(store, {**self._all(store[0]), **store[2]})
+
+
 SEQUENTIAL = settings(MANY, max_examples=60)
 
 
@@ -439,6 +459,11 @@ def test_concurrency_catches(cached: bool) -> None:
     broken = type("Broken", (Together,), {"cached": cached})
     with pytest.raises(AssertionError):
         run(ConcurrencyMachine, broken, SEQUENTIAL)
+
+
+def test_concurrency_catches_what_closing_takes_back() -> None:
+    with pytest.raises(AssertionError):
+        run(ConcurrencyMachine, OldAtClose, SEQUENTIAL)
 
 
 # -- what all share

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,38 @@ class LazyCache(Lazy):
         return super().open(directory)
 
 
-@pytest.mark.parametrize("broken", [Lossy, CaseBlind, Lazy, LazyCache, Merging, Sloppy])
+class Defaulting(OneFile):
+    """What was never saved is empty."""
+
+    def load(self, store: Path, key: str) -> dict[str, Any]:
+        return dict(self._all(store).get(key, {}))
+
+
+class Aliasing(OneFile):
+    """Every load of a value gives the same object."""
+
+    def __init__(self) -> None:
+        self.cache: dict[tuple[Path, str, str], dict[str, Any]] = {}
+
+    def load(self, store: Path, key: str) -> dict[str, Any]:
+        found = super().load(store, key)
+        return self.cache.setdefault((store, key, json.dumps(found)), found)
+
+
+class AllButOne(OneFile):
+    """The last one of several values is forgotten."""
+
+    capabilities = Capabilities(atomic_keys=True)
+
+    def save_many(self, store: Path, values: Mapping[str, dict[str, Any]]) -> None:
+        for key in list(values)[:-1]:
+            self.save(store, key, values[key])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [Lossy, CaseBlind, Lazy, LazyCache, Merging, Sloppy, Defaulting, Aliasing, AllButOne],
+)
 def test_broken_stores_are_caught(broken: type[StoreAdapter]) -> None:
     with pytest.raises(AssertionError):
         run_state_machine_as_test(RoundTripMachine.for_store(broken), settings=MANY)
