@@ -1,8 +1,8 @@
 """Faults: a disk that is full or fails is told, costs nothing that was saved, and can be retried.
 
 Belongs here: errors of the operating system, one failing call at a time, and a store's own bound.
-Calls that are made from native code are not reached; where none was, the test is skipped as not
-covered.
+Calls that native code other than SQLite makes are not reached; where no call was, the test is
+skipped as not covered.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checks by errors of the operating system: each call of a change fails once, in turn.
 
 Belongs here: running a change with one fault, and judging what is left by a fresh opener. Only
-calls made by Python code on the store's directory are reached; where there is none, the test is
-not covered.
+calls that Python code or SQLite makes in this process on the store's directory are reached; where
+there is none, the test is not covered.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.conformance.base import Change, Content, Shadow, not_covered
 from pytest_statepersist.conformance.crashes import CrashChecks
+from pytest_statepersist.conformance.gates import gates
 from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.fault_injector import FaultInjector
 from pytest_statepersist.faults.calls import SHORT, FaultSite, Operation
-from pytest_statepersist.faults.gate import gated, installed
+from pytest_statepersist.faults.gate import gated
 from pytest_statepersist.faults.inject import Counting, Fault, Injection
 
 __all__ = ["FaultChecks"]
@@ -131,7 +132,7 @@ class FaultChecks(CrashChecks):
                     change(store)
 
             try:
-                with installed():
+                with gates():
                     report = self.explore(
                         setup=lambda directory: self.fill(before, directory),
                         workload=workload,
@@ -152,7 +153,7 @@ class FaultChecks(CrashChecks):
 
     def check_faults_at_opening(self, code: int) -> None:
         """Fail where an error while opening costs a value."""
-        with installed():
+        with gates():
             self._at_opening(errno.errorcode[code], self.before_fault())
 
     def _at_opening(self, name: str, before: Content) -> None:
@@ -191,7 +192,7 @@ class FaultChecks(CrashChecks):
     ) -> list[tuple[FaultSite, bool, Content, Content]]:
         """Return (call, whether the change raised, what is there then, what would be right)."""
         # Installing costs more than a whole save: once for all runs.
-        with installed():
+        with gates():
             return list(self._runs(name, change, wanted, retry))
 
     def _runs(
@@ -260,7 +261,7 @@ class FaultChecks(CrashChecks):
             if site.operation.changes and name in site.errors and wanted(site)
         ]
         if not sites:
-            not_covered("no call that could fail like this was made from Python code")
+            not_covered("neither Python code nor SQLite made a call that could fail like this")
         return sites
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.conformance.base import BaseBench, Change, Content, Shadow, not_covered
+from pytest_statepersist.conformance.gates import gates
 from pytest_statepersist.faults.calls import Call
-from pytest_statepersist.faults.gate import gated, installed
+from pytest_statepersist.faults.gate import gated
 from pytest_statepersist.faults.inject import Counting
 
 __all__ = ["OpenerChecks"]
@@ -32,7 +33,7 @@ class OpenerChecks(BaseBench):
 
     def check_interleaved(self, change: Change) -> None:
         """Let another opener read and write at up to eight calls or so of a change."""
-        with installed():
+        with gates():
             self._interleave(change, {"key": self.value(1)})
 
     def _interleave(self, change: Change, before: Content) -> None:
@@ -42,7 +43,7 @@ class OpenerChecks(BaseBench):
         self._run(self.place("counting"), before, change, counting)
         points = [site.index for site in counting.sites if site.operation.changes]
         if not points:
-            not_covered("no call to come in at was made from Python code")
+            not_covered("neither Python code nor SQLite made a call to come in at")
         for number, point in enumerate(points[:: max(1, len(points) // _POINTS)]):
             directory = self.place(f"interleaved-{number}")
             intruder = _Intruder(self, directory, point)

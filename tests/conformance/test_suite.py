@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,6 +222,40 @@ def test_a_quota_is_kept_and_a_refusal_harms_nothing(tmp_path: Path) -> None:
         ("makes room first", "check_quota_overwrite"),
         ("frees nothing", "check_quota_is_freed"),
     }
+
+
+class RowsAdapter(StoreAdapter):
+    """A table in SQLite; the silent one takes its errors for success."""
+
+    def __init__(self, silent: bool) -> None:
+        self.silent = silent
+
+    def open(self, directory: Path) -> sqlite3.Connection:
+        store = sqlite3.connect(directory / "rows.db")
+        store.execute("CREATE TABLE IF NOT EXISTS t (k TEXT PRIMARY KEY, v TEXT)")
+        return store
+
+    def save(self, store: sqlite3.Connection, key: str, value: Value) -> None:
+        try:
+            with store:
+                store.execute("INSERT OR REPLACE INTO t VALUES (?, ?)", (key, json.dumps(value)))
+        except sqlite3.Error:
+            if not self.silent:
+                raise
+
+    def load(self, store: sqlite3.Connection, key: str) -> Value:
+        return dict(json.loads(dict(store.execute("SELECT k, v FROM t").fetchall())[key]))
+
+    def keys(self, store: sqlite3.Connection) -> list[str]:
+        return [key for (key,) in store.execute("SELECT k FROM t").fetchall()]
+
+
+def test_errors_reach_the_calls_inside_sqlite(tmp_path: Path) -> None:
+    def check(bench: Bench) -> None:
+        bench.check_faults(errno.EIO, lambda store: store.save("key", bench.value(2)))
+
+    assert not _fails(check, Bench(RowsAdapter(silent=False), tmp_path / "told"))
+    assert _fails(check, Bench(RowsAdapter(silent=True), tmp_path / "silent"))
 
 
 def _fails(check: Callable[[Bench], None], bench: Bench) -> bool:
