@@ -2,7 +2,8 @@
 
 Run with ``python benchmarks/bench_machines.py [examples]``. The first table runs each machine once;
 "without crashes" leaves the crash rules out, and RoundTrip never records. The second one says what
-each step of one crash costs: recording, the model's arithmetic, the disk, recovery.
+each step of one crash costs: recording, the model's arithmetic, the disk, recovery. Both count
+seconds of the processor.
 
 ``python benchmarks/bench_machines.py profile [dev]`` runs all machines on the file store with the
 examples of a profile in two processes, as a test run on two cores does, and fails where that takes
@@ -52,12 +53,12 @@ def run(machine: type[StoreMachine], examples: int) -> float:
         database=None, derandomize=True, phases=[Phase.generate],
     )  # fmt: skip
     machine.begin()
-    started = time.perf_counter()
+    started = _processor()
     try:
         run_state_machine_as_test(machine, settings=how)
     finally:
         machine.end()
-    return time.perf_counter() - started
+    return _processor() - started
 
 
 def without_crashes(machine: type[StoreMachine]) -> type[StoreMachine] | None:
@@ -94,9 +95,9 @@ def one_crash(rounds: int = 40) -> None:
     adapter = FileStoreAdapter()
 
     def timed(step: str, function: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
+        started = time.process_time()
         result = function()
-        spent[step] += time.perf_counter() - started
+        spent[step] += time.process_time() - started
         return result
 
     interposition().install()
