@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, wraps
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from pytest_statepersist import CrashSimulator, Report
+from pytest_statepersist.recorders.python import interposition
 from tests.zoo import steps
 from tests.zoo.spec import ALL_MODELS, ZooSpec, bug_lines
 
@@ -40,6 +42,13 @@ RECIPES = [
     )
 ]
 """Sound stores that differ in what their syncs are for; the others repeat these."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def replacements_once() -> Iterator[None]:
+    """Put in place for all stores what each recording would put in place for itself."""
+    with interposition():
+        yield
 
 
 @cache
