@@ -77,11 +77,11 @@ def test_a_shell_program_that_ignores_errors_is_caught() -> None:
 
 @needs_supervision
 def test_a_sound_shell_program_passes() -> None:
-    report = sweep(SOUND, errors=["EIO", "ENOSPC", "short"], persistent=(False, True), states=100)
+    report = sweep(SOUND, errors=["EIO", "short"], persistent=(False, True), states=100)
     assert report.findings == (), str(report)
     assert report.ok is True, str(report)
-    assert report.cases >= 30
-    assert report.states >= 30
+    assert report.cases >= 20, str(report)
+    assert report.states >= 20
     programs = {site.site.file for site in report.sites if site.site is not None}
     assert programs == {"sh", "sync", "mv"}
 
