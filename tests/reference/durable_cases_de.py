@@ -388,6 +388,8 @@ def conversation_cases(backend: str) -> list[Case]:
         *(
             Case(
                 f"{name}-{backend}", setup, change(work), look, sqlite=backend == "sqlite",
+                # What cannot be read is reported and left out; the others are brought together.
+                item_by_item=work is sync,
             )
             for name, work in works.items()
         ),
@@ -397,6 +399,7 @@ def conversation_cases(backend: str) -> list[Case]:
             change(sync),
             lambda directory: said(directory, backend, "other"),
             sqlite=backend == "sqlite",
+            item_by_item=True,
         ),
         Case(
             f"Conversations.to_vault-{backend}",
