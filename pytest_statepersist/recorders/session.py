@@ -140,7 +140,7 @@ class Session:
         """
         if self.before_moment is not None:
             self.before_moment()
-        if not len(self.log) % DRAIN:
+        if self.log and not len(self.log) % DRAIN:  # not before the first: it may come in parts
             self.drain(1)
         if frame is not None:
             known = self.sites.get((id(frame.f_code), frame.f_lasti))
