@@ -125,8 +125,9 @@ class Rebinding:
         frames = _running(new, self.unreached)
         while frames:
             _rewrite_frame(frames.pop(), new)
-        for function in usual.with_defaults():
-            self._rewrite_defaults(function, new)
+        for owner in usual.owners():
+            self._rewrite_owner(owner, new)
+        owner = None
         held = _held_elsewhere([old for old, _ in pairs], private, self._parts)
         # What is in ``new`` was counted before; on the way back it is in the reversed pairs.
         known = self._before
@@ -195,8 +196,10 @@ class Rebinding:
                     self._cannot(holder, names)
             elif type(holder) is dict and "__module__" not in holder:
                 dicts.append(holder)
+            elif hasattr(holder, "__dict__"):
+                usual.note(holder)
         del holders
-        usual.note_keyword_defaults(dicts)
+        usual.note_owners(dicts)
         dicts.clear()
         if rebuilt and depth > 0:
             self._replace(rebuilt, fresh, inherited, skip, depth - 1)
@@ -267,8 +270,19 @@ class Rebinding:
                 return _rewrite_frame(frame, new)
         return _rewrite_object(holder, new)
 
+    def _rewrite_owner(self, owner: Any, new: dict[int, Any]) -> None:
+        """Do what a search would do with a function or an instance that it would find."""
+        if not isinstance(owner, types.FunctionType):
+            _rewrite_object(owner, new)
+            return
+        for cell in owner.__closure__ or ():
+            self._rewrite(cell, new)
+        if owner.__kwdefaults__:
+            self._rewrite_dict(owner.__kwdefaults__, new)
+        self._rewrite_defaults(owner, new)
+
     def _rewrite_defaults(self, function: types.FunctionType, new: dict[int, Any]) -> None:
-        """Do what a search would; a tuple that something else holds as well is left to that."""
+        """Rebuild the tuple, unless something else holds it as well: that takes a search."""
         defaults = function.__defaults__
         if defaults is not None and not new.keys().isdisjoint(map(id, defaults)):
             # The function, the variable here, the call below, and what remembers it.
@@ -279,8 +293,6 @@ class Rebinding:
                 function.__defaults__ = value
                 if not self._forward:
                     self._rebuilt.pop(id(defaults), None)
-        if function.__kwdefaults__:
-            self._rewrite_dict(function.__kwdefaults__, new)
 
     def _rewrite_dict(self, holder: dict[Any, Any], new: dict[int, Any]) -> bool:
         owner = _class_of(holder) if "__module__" in holder else None
@@ -455,8 +467,14 @@ def _own_cells(holders: list[Any]) -> set[int]:
     if not cells:
         return set()
     closures = [item for item in gc.get_referrers(*cells.values()) if type(item) is tuple]
-    own = [item for item in gc.get_referrers(*closures) if type(item) is types.FunctionType]
-    return {id(cell) for item in own if _is_own(item) for cell in item.__closure__ or ()}
+    found: set[int] = set()
+    for item in gc.get_referrers(*closures):
+        if type(item) is types.FunctionType:
+            if _is_own(item):
+                found.update(map(id, item.__closure__ or ()))
+            elif any(id(cell) in cells for cell in item.__closure__ or ()):
+                usual.note(item)
+    return found
 
 
 def _is_own(holder: Any) -> bool:
@@ -512,7 +530,7 @@ def _rewrite_function(function: types.FunctionType, new: dict[int, Any]) -> bool
     defaults = function.__defaults__
     if defaults is not None and id(defaults) in new:
         function.__defaults__ = new[id(defaults)]
-        usual.note_defaults(function)
+        usual.note(function)
     closure = function.__closure__
     return closure is None or id(closure) not in new
 

@@ -1,7 +1,7 @@
 """What holds a function or a class in every process, so that no search of the heap is needed.
 
-Belongs here: parts of functions and classes that hold them by their nature, functions whose default
-arguments an earlier search found, and functions that variables of C hold. Searching the heap takes
+Belongs here: parts of functions and classes that hold them by their nature, functions and instances
+that an earlier search found, and functions that variables of C hold. Searching the heap takes
 longer than all else that a small check does; a search is left out only where each reference to
 an object is accounted for without it.
 """
@@ -13,15 +13,16 @@ import sys
 import types
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 __all__ = [
     "hidden",
-    "note_defaults",
+    "note",
     "note_hidden",
-    "note_keyword_defaults",
+    "note_owners",
+    "owners",
     "parts",
-    "with_defaults",
 ]
 
 _DESCRIPTORS = (
@@ -35,7 +36,9 @@ _DESCRIPTORS = (
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE; a type without it is a variable of C, and holds itself
 
-_with_defaults: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
+_CONTAINERS = (dict, list, tuple, set, type, types.ModuleType, types.FrameType, types.CellType)
+
+_owners: dict[int, weakref.ref[Any]] = {}
 _hidden: dict[int, int] = {}
 """By the id of a function, which is never freed: to hold it here would be one reference more."""
 
@@ -62,22 +65,27 @@ def parts(item: Any) -> Iterator[Any]:
                 yield from (part for part in vars(each).values() if isinstance(part, _DESCRIPTORS))
 
 
-def with_defaults() -> list[types.FunctionType]:
-    """Return the functions whose default arguments held something that was searched for."""
-    return list(_with_defaults)
+def owners() -> list[Any]:
+    """Return the functions and the instances by which a search found something before."""
+    return [owner for owner in [each() for each in list(_owners.values())] if owner is not None]
 
 
-def note_defaults(function: types.FunctionType) -> None:
-    """Remember a function by whose default arguments something is held."""
-    _with_defaults.add(function)
+def note(owner: Any) -> None:
+    """Remember a function, or an instance of a class, that holds something; never for its life."""
+    key = id(owner)
+    with suppress(TypeError):  # of a kind that cannot be referred to weakly
+        _owners[key] = weakref.ref(owner, lambda _: _owners.pop(key, None) and None)
 
 
-def note_keyword_defaults(found: list[dict[Any, Any]]) -> None:
-    """Remember the functions that have one of these as their keyword-only default arguments."""
+def note_owners(found: list[dict[Any, Any]]) -> None:
+    """Remember whose keyword-only default arguments or attributes these are."""
     wanted = {id(each) for each in found}
     for holder in gc.get_referrers(*found) if found else ():
-        if isinstance(holder, types.FunctionType) and id(holder.__kwdefaults__) in wanted:
-            _with_defaults.add(holder)
+        if isinstance(holder, types.FunctionType):
+            if id(holder.__kwdefaults__) in wanted:
+                note(holder)
+        elif not isinstance(holder, _CONTAINERS):
+            note(holder)
 
 
 def hidden(item: Any) -> int:
