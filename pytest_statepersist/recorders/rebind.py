@@ -52,10 +52,6 @@ class _Rebuilt:
     old: Any
 
 
-_memories: list[dict[int, _Rebuilt]] = []
-"""What each rebinding that is in force keeps, by the id of what is new."""
-
-
 @dataclass(frozen=True, slots=True)
 class Unreached:
     """A holder that could not be rewritten, in words, and the names of what it holds.
@@ -89,8 +85,8 @@ class Rebinding:
 
     def do(self) -> None:
         """Give every holder the replacement; an `undo` is due even where this raised."""
-        if all(each is not self._rebuilt for each in _memories):
-            _memories.append(self._rebuilt)
+        if self not in _in_force:
+            _in_force.append(self)
         self._forward = True
         self._run(self._pairs)
 
@@ -105,13 +101,15 @@ class Rebinding:
             self._run([(replacement, original) for original, replacement in self._pairs])
         finally:
             self.unreached = unreached
-        _memories[:] = [each for each in _memories if each is not self._rebuilt]
+        _in_force[:] = [each for each in _in_force if each is not self]
         self._rebuilt.clear()
 
     def _run(self, pairs: list[tuple[Any, Any]]) -> None:
         new = {id(old): replacement for old, replacement in pairs}
         spaces = _namespaces_with(self._own)
         private = [*self._private, *self._pairs, *(each for each, own in spaces if own)]
+        below = [each for each in _in_force if each is not self]
+        private += [pair for each in below for pair in each._pairs]
         if self._forward:
             # What holds a replacement before anybody was given it is this package itself.
             shown = [*private, *(each for each, own in spaces if not own)]
@@ -133,6 +131,8 @@ class Rebinding:
         known = self._before
         if self._forward:
             known = {id(old): usual.hidden(old) for old, _ in pairs}
+            for each in below:  # less the one reference that was counted in its ``new``
+                known.update((key, count - 1) for key, count in each._before.items())
         olds = [
             old
             for old, _ in pairs
@@ -144,6 +144,7 @@ class Rebinding:
             skip = _own_containers(self._pairs) | {id(item) for item in self._private}
             skip |= {id(pairs), id(self._pairs), id(self.__dict__), id(self._private)}
             skip |= {id(pair) for pair in pairs}
+            skip |= {id(pair) for each in below for pair in each._pairs}
             skip |= set(map(id, _remembered()))
             names = {id(old): frozenset([getattr(old, "__name__", "?")]) for old in olds}
             self._replace(olds, new, names, skip, _DEPTH)
@@ -318,6 +319,10 @@ class Rebinding:
         return True
 
 
+_in_force: list[Rebinding] = []
+"""Those that were done and not undone, in the order in which they were done."""
+
+
 def _rewrite_keys(holder: dict[Any, Any], new: dict[int, Any]) -> None:
     """Replace keys in their places. Nothing is ever missing, whatever signal or thread comes."""
     if type(holder) in _DICTS:
@@ -356,7 +361,10 @@ def _support_sets() -> list[set[Any]]:
 def _remembered() -> list[Any]:
     """Return the immutable holders that have been replaced and are only waiting to come back."""
     return [
-        each.old for memory in _memories for each in memory.values() if each.old is not None
+        known.old
+        for each in _in_force
+        for known in each._rebuilt.values()
+        if known.old is not None
     ]
 
 
