@@ -42,7 +42,7 @@ def test_an_asker_answers_and_narrows_as_the_plain_way_does(model: Model) -> Non
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
-    @given(traces(most=6), st.lists(QUESTION, min_size=1, max_size=4), st.randoms())
+    @given(traces(most=6), st.lists(QUESTION, min_size=1, max_size=4, unique=True), st.randoms())
     def run(trace: op.Trace, asked: list[tuple[Any, str]], random: Any) -> None:
         disk = disk_of(trace, model)
         asker, bounded = Asker(disk), Asker(disk, 1)

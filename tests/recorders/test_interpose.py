@@ -6,7 +6,6 @@ import asyncio
 import functools
 import gc
 import itertools
-import mmap
 import os
 import sys
 import threading
@@ -475,22 +474,25 @@ def test_default_arguments_that_were_found_once_need_no_search(
     assert bool(searches) is (taken != "never")
 
 
-def test_a_class_that_only_its_own_methods_hold_needs_no_search(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_class_that_only_its_own_parts_hold_needs_no_search(
+    module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Watched(mmap.mmap):
+    module.Kind = type("Kind", (), {})
+
+    class Watched(module.Kind):  # type: ignore[misc]
         pass
 
     searches = count_searches(monkeypatch)
-    table = {(mmap, "mmap"): lambda _: Watched}
+    table = {(module, "Kind"): lambda _: Watched}
+    monkeypatch.setitem(sys.modules, "subject", module)
     with Interposition(table, rebind=True):
-        assert mmap.mmap is Watched
+        assert module.Kind is Watched
     assert not searches
     made = Made()
-    made.kinds = [mmap.mmap]  # type: ignore[attr-defined]
+    made.kinds = [module.Kind]  # type: ignore[attr-defined]
     with Interposition(table, rebind=True):
         assert made.kinds == [Watched]  # type: ignore[attr-defined]
-    assert made.kinds == [mmap.mmap]  # type: ignore[attr-defined]
+    assert made.kinds == [module.Kind]  # type: ignore[attr-defined]
     assert searches
 
 
