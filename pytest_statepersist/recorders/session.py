@@ -101,6 +101,7 @@ class Session:
         "outside",
         "previous",
         "release",
+        "since_drain",
         "sites",
         "tasks",
     )
@@ -127,6 +128,7 @@ class Session:
         self.attached: dict[int, Callable[[], Any]] = {}
         """Weak references to the raw files that are recorded, by descriptor."""
         self.before_moment: Callable[[], None] | None = None
+        self.since_drain = 0
         self.previous = b""
         """The bytes that were written last: where the same come again they are kept once."""
         self.outside: set[str] = set()
@@ -140,7 +142,9 @@ class Session:
         """
         if self.before_moment is not None:
             self.before_moment()
-        if self.log and not len(self.log) % DRAIN:  # not before the first: it may come in parts
+        since = self.since_drain + 1
+        self.since_drain = since
+        if since >= DRAIN:
             self.drain(1)
         if frame is not None:
             known = self.sites.get((id(frame.f_code), frame.f_lasti))
@@ -166,6 +170,7 @@ class Session:
 
     def drain(self, pending: int = 0) -> None:
         """Read the kernel's notifications; ``pending`` calls are made and not yet recorded."""
+        self.since_drain = 0
         self.notifications.drain(len(self.log) + pending)
 
     # -- paths ---------------------------------------------------------------------------------
@@ -457,6 +462,7 @@ class Session:
             self.log.append((Close, node.path, site, time, task, found.inode))
             if node.links <= 0:
                 self.builder.let_go(node)
+            self.since_drain = 0
             self.notifications.drain(len(self.log))
 
     def duplicated(self, fd: int, copy: int) -> None:
