@@ -318,7 +318,7 @@ def test_change_times_are_not_covered(key: Any) -> None:
 @pytest.mark.parametrize(
     "names",
     [
-        os.listdir,
+        lambda d: os.listdir(d),  # bare, it would be held by the session
         lambda d: [path.name for path in d.iterdir()],
         lambda d: [entry.name for entry in os.scandir(d)],
         lambda d: next(os.walk(d))[2],

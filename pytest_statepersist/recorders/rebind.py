@@ -21,6 +21,7 @@ import types
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -274,10 +275,13 @@ class Rebinding:
     def _rewrite_owner(self, owner: Any, new: dict[int, Any]) -> None:
         """Do what a search would do with a function or an instance that it would find."""
         if not isinstance(owner, types.FunctionType):
-            _rewrite_object(owner, new)
+            self._rewrite(owner, new)
             return
         for cell in owner.__closure__ or ():
             self._rewrite(cell, new)
+            with suppress(ValueError):  # an empty cell
+                if type(cell.cell_contents) is dict:
+                    self._rewrite_dict(cell.cell_contents, new)
         if owner.__kwdefaults__:
             self._rewrite_dict(owner.__kwdefaults__, new)
         self._rewrite_defaults(owner, new)

@@ -78,13 +78,22 @@ def note(owner: Any) -> None:
 
 
 def note_owners(found: list[dict[Any, Any]]) -> None:
-    """Remember whose keyword-only default arguments or attributes these are."""
+    """Remember whose keyword-only default arguments, attributes or variables these are."""
     wanted = {id(each) for each in found}
+    cells: list[Any] = []
     for holder in gc.get_referrers(*found) if found else ():
-        if isinstance(holder, types.FunctionType):
+        if isinstance(holder, types.CellType):
+            cells.append(holder)
+        elif isinstance(holder, types.FunctionType):
             if id(holder.__kwdefaults__) in wanted:
                 note(holder)
         elif not isinstance(holder, _CONTAINERS):
+            note(holder)
+    closures = [each for each in gc.get_referrers(*cells) if type(each) is tuple] if cells else []
+    for holder in gc.get_referrers(*closures) if closures else ():
+        if isinstance(holder, types.FunctionType) and any(
+            holder.__closure__ is each for each in closures
+        ):
             note(holder)
 
 

@@ -416,9 +416,18 @@ def save_with_defaults(source: Path, target: Path, replace: Any = os.replace) ->
 save_partially = functools.partial(os.replace)
 
 
-class Saver:
-    replace = os.replace
-    sync = staticmethod(os.fsync)
+@pytest.fixture
+def saver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that has functions bound, for one test: each search of the heap would find it."""
+
+    class Saver:
+        replace = os.replace
+        sync = staticmethod(os.fsync)
+
+    monkeypatch.setitem(BOUND, "Saver", Saver)
+
+
+BOUND: dict[str, Any] = {}
 
 
 @way("Rename Rename Rename Rename Fsync Fsync")
@@ -426,10 +435,10 @@ def names_bound_before(d: Path) -> None:
     bound_replace(d / "old", d / "1")
     save_with_defaults(d / "1", d / "2")
     save_partially(d / "2", d / "3")
-    Saver().replace(d / "3", d / "4")
+    BOUND["Saver"]().replace(d / "3", d / "4")
     fd = os.open(d / "4", os.O_RDONLY)
     bound_fsync(fd)
-    Saver.sync(fd)
+    BOUND["Saver"].sync(fd)
     os.close(fd)
 
 
@@ -621,6 +630,7 @@ def mapped_by_position(d: Path) -> None:
         mapping.flush(0, 11)
 
 
+@pytest.mark.usefixtures("saver")
 @pytest.mark.parametrize("name", list(WAYS))
 def test_way(name: str, state: Path) -> None:
     (state.parent / "older").write_bytes(b"older")
