@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
+# Tests start many processes of Python; without files of bytecode each of them compiles all it imports.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test lint bench soak docs clean
 
 demo: $(STAMP)
@@ -33,7 +36,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]' \
+	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev]' \
 	    || $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
 
