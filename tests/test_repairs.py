@@ -9,8 +9,8 @@ import itertools
 import json
 import os
 import re
-import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,20 @@ ONE_LINE = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_LINE)
+def each(names: Iterable[str], *, half: bool = False) -> list[Any]:
+    """Parameters; one worker has all tests of a store, since they share what was explored.
+
+    With ``half`` the default run has every second store, chosen by name; the soak profile has all.
+    """
+    whole = not half or os.environ.get("STATEPERSIST_PROFILE") == "soak"
+    return [
+        pytest.param(name, marks=pytest.mark.xdist_group(f"repairs of {name}"))
+        for name in names
+        if whole or zlib.crc32(name.encode()) % 2
+    ]
+
+
+@pytest.mark.parametrize("name", each(ONE_LINE))
 def test_the_line_that_is_missing_is_found(name: str) -> None:
     report = zoo(name)
     assert lines(report) == [[ONE_LINE[name]]]
@@ -125,7 +138,7 @@ NO_SYNC_HELPS = {
 }
 
 
-@pytest.mark.parametrize("name", NO_SYNC_HELPS)
+@pytest.mark.parametrize("name", each(NO_SYNC_HELPS))
 def test_where_no_sync_helps_the_protocol_is_said(name: str) -> None:
     report = zoo(name)
     first = report.findings[0]
@@ -137,7 +150,7 @@ def test_where_no_sync_helps_the_protocol_is_said(name: str) -> None:
 SEVERAL_LINES = ("broken/two_unsynced_files", "broken/data_before_undo_log")
 
 
-@pytest.mark.parametrize("name", [*ONE_LINE, *SEVERAL_LINES])
+@pytest.mark.parametrize("name", each([*ONE_LINE, *SEVERAL_LINES], half=True))
 def test_a_repair_that_is_really_made_leaves_nothing(name: str) -> None:
     """The store runs again and the operating system is called: nothing is inferred."""
     models = ("posix",)
@@ -150,7 +163,9 @@ def test_a_repair_that_is_really_made_leaves_nothing(name: str) -> None:
         assert not repaired.findings
 
 
-@pytest.mark.parametrize("name", [n for n in NO_SYNC_HELPS if n.startswith("broken")])
+@pytest.mark.parametrize(
+    "name", each([n for n in NO_SYNC_HELPS if n.startswith("broken")], half=True)
+)
 def test_where_no_sync_helps_syncing_everything_does_not(name: str) -> None:
     models = ("posix",)
     report, spec = zoo(name, *models), spec_of(name)
@@ -273,8 +288,7 @@ def two_names(directory: Path) -> None:
 
 @pytest.mark.parametrize("workload", [in_place_often, two_names])
 def test_the_search_for_repairs_is_bounded(workload: Callable[[Path], None]) -> None:
-    """About fifty operations of a small JSON store: under 5 s of CPU time, 500 recoveries more."""
-    began = time.process_time()
+    """About fifty operations of a small JSON store: 500 recoveries more. `bench_repairs` times it."""
     report = CrashSimulator().explore(
         setup=lambda d: (d / "s").write_text(json.dumps({"n": -1})),
         workload=workload,
@@ -285,7 +299,6 @@ def test_the_search_for_repairs_is_bounded(workload: Callable[[Path], None]) -> 
     assert report.findings
     assert report.repair_search.explorations > 1
     assert report.repair_runs <= 500
-    assert time.process_time() - began < 5
 
 
 def test_a_trace_of_fifty_operations_needs_few_more_recoveries() -> None:
