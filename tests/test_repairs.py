@@ -288,7 +288,7 @@ def two_names(directory: Path) -> None:
 
 @pytest.mark.parametrize("workload", [in_place_often, two_names])
 def test_the_search_for_repairs_is_bounded(workload: Callable[[Path], None]) -> None:
-    """About fifty operations of a small JSON store: 500 recoveries more. `bench_repairs` times it."""
+    """About fifty operations of a small JSON store: 500 recoveries more; see bench_repairs."""
     report = CrashSimulator().explore(
         setup=lambda d: (d / "s").write_text(json.dumps({"n": -1})),
         workload=workload,
