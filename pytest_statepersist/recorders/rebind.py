@@ -127,6 +127,8 @@ class Rebinding:
         for owner in usual.owners():
             self._rewrite_owner(owner, new)
         owner = None
+        for table in usual.tables():
+            self._rewrite_dict(table, new)
         held = _held_elsewhere([old for old, _ in pairs], private, self._parts)
         # What is in ``new`` was counted before; on the way back it is in the reversed pairs.
         known = self._before
@@ -274,6 +276,9 @@ class Rebinding:
 
     def _rewrite_owner(self, owner: Any, new: dict[int, Any]) -> None:
         """Do what a search would do with a function or an instance that it would find."""
+        if isinstance(owner, type):
+            self._rewrite_class(owner, new)
+            return
         if not isinstance(owner, types.FunctionType):
             self._rewrite(owner, new)
             return
@@ -285,6 +290,35 @@ class Rebinding:
         if owner.__kwdefaults__:
             self._rewrite_dict(owner.__kwdefaults__, new)
         self._rewrite_defaults(owner, new)
+
+    def _rewrite_class(self, owner: type, new: dict[int, Any]) -> None:
+        """Replace attributes; a wrapper that something else holds as well is left to a search."""
+        for key in list(vars(owner)):
+            value = vars(owner)[key]
+            if id(value) in new:
+                self._set_attribute(owner, key, value, new[id(value)])
+            elif type(value) is dict:
+                if not new.keys().isdisjoint(map(id, value.values())):
+                    self._rewrite_dict(value, new)
+            elif isinstance(value, staticmethod | classmethod) and id(value.__func__) in new:
+                # The class, the variable here, the call below, and what remembers it.
+                known = 3 + (id(value) in self._rebuilt)
+                alone = sys.getrefcount(value) == known
+                replacement = self._remembered(value, new) if alone else None
+                if replacement is not None:
+                    setattr(owner, key, replacement)
+                    if not self._forward:
+                        self._rebuilt.pop(id(value), None)
+
+    def _set_attribute(self, owner: type, key: str, value: Any, replacement: Any) -> None:
+        if isinstance(replacement, types.FunctionType) and not isinstance(
+            value, types.FunctionType | staticmethod
+        ):
+            # A function in C is no method; one in Python must be kept from becoming one.
+            replacement = staticmethod(replacement)
+            self._rebuilt[id(replacement)] = _Rebuilt(replacement, None)
+        setattr(owner, key, replacement)
+        usual.note(owner)
 
     def _rewrite_defaults(self, function: types.FunctionType, new: dict[int, Any]) -> None:
         """Rebuild the tuple, unless something else holds it as well: that takes a search."""
@@ -304,18 +338,11 @@ class Rebinding:
         for key, value in list(holder.items()):
             if id(value) not in new:
                 continue
-            replacement = new[id(value)]
             if owner is None:
-                holder[key] = replacement
+                holder[key] = new[id(value)]
                 continue
-            if isinstance(replacement, types.FunctionType) and not isinstance(
-                value, types.FunctionType | staticmethod
-            ):
-                # A function in C is no method; one in Python must be kept from becoming one.
-                replacement = staticmethod(replacement)
-                self._rebuilt[id(replacement)] = _Rebuilt(replacement, None)
             try:
-                setattr(owner, key, replacement)
+                self._set_attribute(owner, key, value, new[id(value)])
             except (AttributeError, TypeError):
                 return False
         if not new.keys().isdisjoint(map(id, holder)):

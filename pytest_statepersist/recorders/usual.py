@@ -23,6 +23,7 @@ __all__ = [
     "note_owners",
     "owners",
     "parts",
+    "tables",
 ]
 
 _DESCRIPTORS = (
@@ -39,6 +40,8 @@ _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE; a type without it is a variable of C
 _CONTAINERS = (dict, list, tuple, set, type, types.ModuleType, types.FrameType, types.CellType)
 
 _owners: dict[int, weakref.ref[Any]] = {}
+_tables: set[tuple[str, str]] = set()
+"""Module and name."""
 _hidden: dict[int, int] = {}
 """By the id of a function, which is never freed: to hold it here would be one reference more."""
 
@@ -70,6 +73,12 @@ def owners() -> list[Any]:
     return [owner for owner in [each() for each in list(_owners.values())] if owner is not None]
 
 
+def tables() -> list[dict[Any, Any]]:
+    """Return the dicts in modules in which a search found something before."""
+    found = (vars(sys.modules[m]).get(name) for m, name in list(_tables) if m in sys.modules)
+    return [each for each in found if type(each) is dict]
+
+
 def note(owner: Any) -> None:
     """Remember a function, or an instance of a class, that holds something; never for its life."""
     key = id(owner)
@@ -81,13 +90,25 @@ def note_owners(found: list[dict[Any, Any]]) -> None:
     """Remember whose keyword-only default arguments, attributes or variables these are."""
     wanted = {id(each) for each in found}
     cells: list[Any] = []
+    namespaces: list[Any] = []
     for holder in gc.get_referrers(*found) if found else ():
         if isinstance(holder, types.CellType):
             cells.append(holder)
+        elif type(holder) is dict and "__module__" in holder:
+            namespaces.append(holder)
+        elif type(holder) is dict and "__spec__" in holder:
+            _tables.update(
+                (str(holder.get("__name__")), key)
+                for key, value in list(holder.items())
+                if id(value) in wanted
+            )
         elif isinstance(holder, types.FunctionType):
             if id(holder.__kwdefaults__) in wanted:
                 note(holder)
         elif not isinstance(holder, _CONTAINERS):
+            note(holder)
+    for holder in gc.get_referrers(*namespaces) if namespaces else ():
+        if isinstance(holder, type):
             note(holder)
     closures = [each for each in gc.get_referrers(*cells) if type(each) is tuple] if cells else []
     for holder in gc.get_referrers(*closures) if closures else ():

@@ -166,10 +166,13 @@ class _AtomicUpload(_Backend):
 
     def _upload(self, path: str, data: bytes) -> None:
         self._fs.pipe_file(path, data)
-        self._fs.invalidate_cache()
-        size = self._fs.info(path)["size"]
-        if size != len(data):
-            raise OSError(f"uploaded {len(data)} bytes, the backend holds {size}")
+        for _ in range(3):
+            # A listing that another thread began before the upload may come into the cache now.
+            self._fs.invalidate_cache()
+            size = self._fs.info(path)["size"]
+            if size == len(data):
+                return
+        raise OSError(f"uploaded {len(data)} bytes, the backend holds {size}")
 
     def get(self, name: str, limit: int) -> bytes:
         self._fs.invalidate_cache()  # listings are cached, also of what others have replaced

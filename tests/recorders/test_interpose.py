@@ -474,6 +474,56 @@ def test_default_arguments_that_were_found_once_need_no_search(
     assert bool(searches) is (taken != "never")
 
 
+TABLE: dict[str, Any] = {}
+
+
+def test_a_table_in_a_module_that_was_found_once_needs_no_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gc.unfreeze()
+    monkeypatch.setitem(TABLE, "call", os.getlogin)
+    interposition = Interposition({(os, "getlogin"): traced([], "a")}, rebind=True)
+    with interposition:
+        assert TABLE["call"] is os.getlogin
+    searches = count_searches(monkeypatch)
+    with interposition:
+        assert TABLE["call"] is os.getlogin
+    assert TABLE["call"] is os.getlogin
+    assert isinstance(os.getlogin, types.BuiltinFunctionType)
+    assert not searches
+
+
+def test_attributes_of_a_class_that_were_found_once_need_no_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gc.unfreeze()
+
+    class Bound:
+        bare = os.getlogin
+        wrapped = staticmethod(os.getlogin)
+
+    wrapped = id(vars(Bound)["wrapped"])
+    interposition = Interposition({(os, "getlogin"): traced([], "a")}, rebind=True)
+    with interposition:
+        assert Bound().bare is Bound.wrapped is os.getlogin
+    searches = count_searches(monkeypatch)
+    for _ in range(2):
+        with interposition:
+            assert Bound().bare is Bound.wrapped is os.getlogin
+        assert vars(Bound)["bare"] is os.getlogin
+        assert id(vars(Bound)["wrapped"]) == wrapped
+    assert not searches
+    held = vars(Bound)["wrapped"]
+    made = Made()
+    made.wrapped = [held]  # type: ignore[attr-defined]
+    del held
+    with interposition:
+        assert made.wrapped[0].__func__ is os.getlogin  # type: ignore[attr-defined]
+    assert made.wrapped == [vars(Bound)["wrapped"]]  # type: ignore[attr-defined]
+    assert id(vars(Bound)["wrapped"]) == wrapped
+    assert searches
+
+
 def test_a_class_that_only_its_own_parts_hold_needs_no_search(
     module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
