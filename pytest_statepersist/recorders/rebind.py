@@ -502,17 +502,13 @@ def _own_containers(pairs: list[tuple[Any, Any]]) -> set[int]:
 
 def _own_cells(holders: list[Any]) -> set[int]:
     """Return the closure cells among the holders that belong to functions of this package."""
-    cells = {id(holder): holder for holder in holders if isinstance(holder, types.CellType)}
-    if not cells:
-        return set()
-    closures = [item for item in gc.get_referrers(*cells.values()) if type(item) is tuple]
     found: set[int] = set()
-    for item in gc.get_referrers(*closures):
-        if type(item) is types.FunctionType:
-            if _is_own(item):
-                found.update(map(id, item.__closure__ or ()))
-            elif any(id(cell) in cells for cell in item.__closure__ or ()):
-                usual.note(item)
+    cells = [holder for holder in holders if isinstance(holder, types.CellType)]
+    for function in usual.functions_with(cells):
+        if _is_own(function):
+            found.update(map(id, function.__closure__ or ()))
+        else:
+            usual.note(function)
     return found
 
 

@@ -1,9 +1,9 @@
 """What holds a function or a class in every process, so that no search of the heap is needed.
 
-Belongs here: parts of functions and classes that hold them by their nature, functions and instances
-that an earlier search found, and functions that variables of C hold. Searching the heap takes
-longer than all else that a small check does; a search is left out only where each reference to
-an object is accounted for without it.
+Belongs here: parts of functions and classes that hold them by their nature; functions, instances,
+classes and tables of modules that an earlier search found; and functions that variables of C hold.
+Searching the heap takes longer than all else that a small check does; a search is left out only
+where each reference to an object is accounted for without it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 __all__ = [
+    "functions_with",
     "hidden",
     "note",
     "note_hidden",
@@ -69,7 +70,7 @@ def parts(item: Any) -> Iterator[Any]:
 
 
 def owners() -> list[Any]:
-    """Return the functions and the instances by which a search found something before."""
+    """Return the functions, instances and classes by which a search found something before."""
     return [owner for owner in [each() for each in list(_owners.values())] if owner is not None]
 
 
@@ -80,7 +81,7 @@ def tables() -> list[dict[Any, Any]]:
 
 
 def note(owner: Any) -> None:
-    """Remember a function, or an instance of a class, that holds something; never for its life."""
+    """Remember a function, an instance or a class that holds something; never for its life."""
     key = id(owner)
     with suppress(TypeError):  # of a kind that cannot be referred to weakly
         _owners[key] = weakref.ref(owner, lambda _: _owners.pop(key, None) and None)
@@ -110,12 +111,20 @@ def note_owners(found: list[dict[Any, Any]]) -> None:
     for holder in gc.get_referrers(*namespaces) if namespaces else ():
         if isinstance(holder, type):
             note(holder)
+    for function in functions_with(cells):
+        note(function)
+
+
+def functions_with(cells: list[Any]) -> list[types.FunctionType]:
+    """Search for the functions that have one of these cells in their closure."""
+    wanted = {id(cell) for cell in cells}
     closures = [each for each in gc.get_referrers(*cells) if type(each) is tuple] if cells else []
-    for holder in gc.get_referrers(*closures) if closures else ():
-        if isinstance(holder, types.FunctionType) and any(
-            holder.__closure__ is each for each in closures
-        ):
-            note(holder)
+    return [
+        each
+        for each in (gc.get_referrers(*closures) if closures else ())
+        if isinstance(each, types.FunctionType)
+        and not wanted.isdisjoint(map(id, each.__closure__ or ()))
+    ]
 
 
 def hidden(item: Any) -> int:
