@@ -1,8 +1,9 @@
 """Checks with several openers: interleaved at chosen calls, in threads, in processes.
 
-Belongs here: schedules. An intruder comes at one chosen call of a change, in a thread of its own
-and with an opener of its own; where it has to wait for a lock it is given a moment, and finishes
-afterwards.
+Belongs here: schedules. An intruder comes at one chosen call of a change: a thread with an opener
+of its own, a thread that shares the opener, or another process. Where it has to wait for a lock it
+is given a moment, and finishes afterwards. Threads and processes that run freely come after that:
+what they meet is real, but whether they meet it is luck, so no check rests on them alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_statepersist.adapter import OpenStore
 from pytest_statepersist.conformance.base import BaseBench, Change, Content, Shadow, not_covered
@@ -20,6 +21,11 @@ from pytest_statepersist.conformance.gates import gates
 from pytest_statepersist.faults.calls import Call
 from pytest_statepersist.faults.gate import gated
 from pytest_statepersist.faults.inject import Counting
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkContext, ForkProcess
+    from multiprocessing.synchronize import Barrier
 
 __all__ = ["OpenerChecks"]
 
@@ -34,23 +40,31 @@ class OpenerChecks(BaseBench):
     def check_interleaved(self, change: Change) -> None:
         """Let another opener read and write at up to eight calls or so of a change."""
         with gates():
-            self._interleave(change, {"key": self.value(1)})
+            self._interleave(change, _Opener)
 
-    def _interleave(self, change: Change, before: Content) -> None:
+    def _interleave(self, change: Change, kind: type[_Intruder]) -> None:
+        before: Content = {"key": self.value(1)}
         shadow = Shadow(before)
         change(shadow)
         counting = Counting()
-        self._run(self.place("counting"), before, change, counting)
+        self.fill(before, directory := self.place("counting"))
+        with self.opened(directory) as store, gated(directory, counting):
+            change(store)
         points = [site.index for site in counting.sites if site.operation.changes]
         if not points:
             not_covered("neither Python code nor SQLite made a call to come in at")
         for number, point in enumerate(points[:: max(1, len(points) // _POINTS)]):
-            directory = self.place(f"interleaved-{number}")
-            intruder = _Intruder(self, directory, point)
-            self._run(directory, before, change, intruder)
+            self.fill(before, directory := self.place(f"interleaved-{number}"))
+            intruder = kind(self, directory, point)
+            with self.opened(directory) as store:
+                intruder.shared = store
+                with gated(directory, intruder):
+                    change(store)
+                if intruder.shares:
+                    intruder.finish()
             intruder.finish()
-            where = f"an opener that came at call {point}"
-            assert intruder.error is None, f"{where} met {intruder.error!r}"
+            where = f"{intruder.what} that came at call {point}"
+            assert intruder.error is None, f"{where} met {intruder.error}"
             if intruder.seen is not None:
                 intruder.seen.pop("intruder", None)
                 assert intruder.seen in (before, shadow.values), f"{where} saw {intruder.seen!r}"
@@ -60,13 +74,13 @@ class OpenerChecks(BaseBench):
             found = self.content(directory, {**expected, "intruder": {}})
             assert found == expected, f"after {where} the store holds {found!r}"
 
-    def _run(self, directory: Path, before: Any, change: Change, handler: Any) -> None:
-        self.fill(before, directory)
-        with self.opened(directory) as store, gated(directory, handler):
-            change(store)
-
     def check_threads(self) -> None:
-        """Save from four threads through one opener; one that refuses them all is not covered."""
+        """Save from four threads through one opener; one that refuses them all is not covered.
+
+        Before, another thread saves through the same opener at up to eight calls or so of a save.
+        """
+        with gates():
+            self._interleave(lambda store: store.save("key", self.value(2)), _Sharer)
         errors: list[BaseException] = []
         refusals: list[BaseException] = []
         saved: Content = {}
@@ -95,19 +109,17 @@ class OpenerChecks(BaseBench):
             not_covered(f"{self.adapter.name} refuses other threads: {refusals[0]!r}")
 
     def check_processes(self) -> None:
-        """Save from three processes into one directory."""
+        """Save from three processes into one directory.
+
+        Before, another process saves at up to eight calls or so of a save.
+        """
         if "fork" not in multiprocessing.get_all_start_methods():
             not_covered("processes that share the adapter need fork()")
-        context = multiprocessing.get_context("fork")
+        with gates():
+            self._interleave(lambda store: store.save("key", self.value(2)), _OtherProcess)
         directory = self.place()
-        workers = [
-            context.Process(target=_save_in_process, args=(self, directory, f"p{n}"))
-            for n in range(3)
-        ]
-        with warnings.catch_warnings():  # of forking beside threads, which do nothing here
-            warnings.simplefilter("ignore", DeprecationWarning)
-            for worker in workers:
-                worker.start()
+        together = _fork().Barrier(3)
+        workers = [_forked(_save_in_process, self, directory, f"p{n}", together) for n in range(3)]
         for worker in workers:
             worker.join(_LIMIT_S)
         codes = [worker.exitcode for worker in workers]
@@ -122,39 +134,142 @@ class OpenerChecks(BaseBench):
 
 
 class _Intruder:
-    """Counts the calls of the thread that made it, and comes in at one of them."""
+    """Counts the calls of the thread that made it, and comes in at one of them.
+
+    `seen` is what it read before it saved, None where it did not read; `error` is told as text.
+    """
+
+    what = "an opener"
+    shares = False
 
     def __init__(self, bench: BaseBench, directory: Path, point: int) -> None:
         self.bench, self.directory, self.point = bench, directory, point
         self.count = 0
         self.owner = threading.get_ident()
+        self.shared: OpenStore | None = None
         self.seen: dict[str, Any] | None = None
         self.saved = False
-        self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._come_in, daemon=True)
+        self.error: str | None = None
 
     def __call__(self, call: Call, run: Callable[[], Any]) -> Any:
         if threading.get_ident() == self.owner:
             index, self.count = self.count, self.count + 1
             if index == self.point:
-                self.thread.start()
-                self.thread.join(_PATIENCE_S)
+                self.come()
         return run()
+
+    def come(self) -> None:
+        """Come in, and stay for a moment."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Wait until it is through, where it came at all."""
+        raise NotImplementedError
+
+
+class _Opener(_Intruder):
+    """A thread with an opener of its own."""
+
+    def __init__(self, bench: BaseBench, directory: Path, point: int) -> None:
+        super().__init__(bench, directory, point)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def come(self) -> None:
+        self.thread.start()
+        self.thread.join(_PATIENCE_S)
 
     def finish(self) -> None:
         if self.thread.ident is not None:
             self.thread.join(_LIMIT_S)
 
-    def _come_in(self) -> None:
+    def _run(self) -> None:
         try:
-            with self.bench.opened(self.directory) as store:
-                self.seen = self.bench.read(store, {"key": {}, "more": {}})
-                store.save("intruder", self.bench.value(9))
-                self.saved = True
+            self.act()
         except self.bench.adapter.busy:
             pass  # being told to come again is a fair answer
         except Exception as error:
-            self.error = error
+            self.error = repr(error)
+
+    def act(self) -> None:
+        with self.bench.opened(self.directory) as store:
+            self.seen = self.bench.read(store, {"key": {}, "more": {}})
+            store.save("intruder", self.bench.value(9))
+            self.saved = True
+
+
+class _Sharer(_Opener):
+    """A thread that saves through the opener of the change; it may be refused."""
+
+    what = "a thread"
+    shares = True
+
+    def act(self) -> None:
+        assert self.shared is not None
+        try:
+            self.shared.save("intruder", self.bench.value(9))
+            self.saved = True
+        except self.bench.adapter.refusal:
+            pass  # whether all of them are refused is another question
+
+
+class _OtherProcess(_Intruder):
+    """A process that was forked before the change, so that it inherits no lock of it."""
+
+    what = "a process"
+
+    def __init__(self, bench: BaseBench, directory: Path, point: int) -> None:
+        super().__init__(bench, directory, point)
+        self.ours, theirs = _fork().Pipe()
+        with theirs:
+            self.process = _forked(_come_when_told, bench, directory, theirs, self.ours)
+
+    def come(self) -> None:
+        self.ours.send(True)
+        self.ours.poll(_PATIENCE_S)
+
+    def finish(self) -> None:
+        if self.count > self.point:
+            try:
+                answered = self.ours.poll(_LIMIT_S)
+                self.saved, self.error = self.ours.recv() if answered else (False, "no end of it")
+            except EOFError:
+                self.error = "its end, and told nothing"
+        self.ours.close()  # one that was never called ends by that
+        self.process.join(_PATIENCE_S)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+
+
+def _come_when_told(bench: BaseBench, directory: Path, line: Connection, other: Connection) -> None:
+    other.close()
+    try:
+        line.recv()
+    except EOFError:
+        return
+    saved, error = False, None
+    try:
+        with bench.opened(directory) as store:
+            store.save("intruder", bench.value(9))
+            saved = True
+    except bench.adapter.busy:
+        pass
+    except Exception as met:
+        error = repr(met)
+    line.send((saved, error))
+
+
+def _fork() -> ForkContext:
+    return multiprocessing.get_context("fork")
+
+
+def _forked(target: Callable[..., None], *args: Any) -> ForkProcess:
+    process = _fork().Process(target=target, args=args)
+    with warnings.catch_warnings():  # of forking beside threads, which do nothing here
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    return process
 
 
 def _save_five(bench: BaseBench, store: OpenStore, name: str, saved: Content) -> None:
@@ -169,6 +284,7 @@ def _save_five(bench: BaseBench, store: OpenStore, name: str, saved: Content) ->
                     raise
 
 
-def _save_in_process(bench: BaseBench, directory: Path, name: str) -> None:
+def _save_in_process(bench: BaseBench, directory: Path, name: str, together: Barrier) -> None:
+    together.wait(_LIMIT_S)
     with bench.opened(directory) as store:
         _save_five(bench, store, name, {})

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-import time
+import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -253,13 +253,20 @@ def read_change_write(self: Any, handle: Any, key: str, value: Value) -> None:
     """All values in one file, which is written anew without a lock."""
     path = handle.root / "all.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    time.sleep(0.002)
     write_atomic(path, json.dumps({**found, key: value}).encode())
 
 
 def of_one_file(self: Any, handle: Any) -> dict[str, Any]:
     path = handle.root / "all.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+_HERE = threading.RLock()
+
+
+def locked_in_one_process(self: Any, handle: Any, key: str, value: Value) -> None:
+    with _HERE:
+        read_change_write(self, handle, key, value)
 
 
 UNLOCKED = {
@@ -456,6 +463,9 @@ FLAWS = (
          "concurrency/test_a_second_opener_sees_what_was_saved"),
     flaw("no lock", FILE, UNLOCKED,
          "concurrency/test_threads_may_share_an_opener",
+         "concurrency/test_processes_may_save_at_once"),
+    flaw("a lock that holds in one process only", FILE,
+         {**UNLOCKED, "save": locked_in_one_process},
          "concurrency/test_processes_may_save_at_once"),
     flaw("cleans nothing up", DatabaseAdapter, {"clean_up": keeps_all},
          "retention/test_what_is_older_than_the_limit_goes"),
