@@ -281,6 +281,10 @@ class Rebinding:
             return
         if not isinstance(owner, types.FunctionType):
             self._rewrite(owner, new)
+            attributes = getattr(owner, "__dict__", None)
+            for value in list(attributes.values()) if type(attributes) is dict else ():
+                if type(value) is dict and "__spec__" not in value:  # modules are done by name
+                    self._rewrite_dict(value, new)
             return
         for cell in owner.__closure__ or ():
             self._rewrite(cell, new)

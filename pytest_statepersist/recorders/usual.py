@@ -36,6 +36,8 @@ _DESCRIPTORS = (
     types.BuiltinFunctionType,
 )
 
+_RECORDERS = __name__.rpartition(".")[0] + "."
+
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE; a type without it is a variable of C, and holds itself
 
 _CONTAINERS = (dict, list, tuple, set, type, types.ModuleType, types.FrameType, types.CellType)
@@ -67,6 +69,17 @@ def parts(item: Any) -> Iterator[Any]:
                 waiting.extend(type.__subclasses__(each))
                 yield from (each, each.__bases__, each.__mro__)
                 yield from (part for part in vars(each).values() if isinstance(part, _DESCRIPTORS))
+                yield from _cells(each)
+                if type(each) is not type:
+                    yield from _cells(type(each))
+
+
+def _cells(of: type) -> Iterator[types.CellType]:
+    """Yield what methods of a replacement share with it: the real class, and the class itself."""
+    for each in vars(of).values():
+        function = getattr(each, "__func__", each)
+        if type(function) is types.FunctionType and function.__module__.startswith(_RECORDERS):
+            yield from function.__closure__ or ()
 
 
 def owners() -> list[Any]:
