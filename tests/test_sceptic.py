@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import mmap
 import os
 import shutil
@@ -384,6 +385,32 @@ def test_modification_times_of_directories_count_where_they_change_the_answer(re
         assert (verdict.atomic, verdict.durable) == (True, True)
     else:
         assert not (verdict.atomic and verdict.durable)
+
+
+def test_what_an_earlier_run_left_of_directory_times_is_not_seen_by_the_next() -> None:
+    """A lock file that comes and goes makes its directory the newest: for this run, not for all."""
+    count = itertools.count()
+
+    def setup(directory: Path) -> None:
+        for name in "ab":
+            (directory / name).mkdir()
+            put(directory / name / "state", "old")
+
+    def workload(directory: Path) -> None:
+        put(directory / "b" / "t", "new")
+        os.rename(directory / "b" / "t", directory / "b" / "state")
+        sync_directory(directory / "b")
+
+    def recover(directory: Path) -> str:
+        found = newest_directory(directory)
+        lock = directory / "ab"[next(count) % 2] / "lock"
+        lock.touch()
+        lock.unlink()
+        return found
+
+    verdict = explore(setup=setup, workload=workload, recover=recover).verdict("posix")
+    assert verdict.atomic is None
+    assert "modification times of directories" in verdict.reason
 
 
 def test_a_copy_outside_the_directory_is_not_covered() -> None:

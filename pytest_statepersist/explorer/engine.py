@@ -13,6 +13,7 @@ meanwhile. Which states are asked about is the business of `search`. Rules:
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
@@ -50,6 +51,8 @@ _SENTINEL_EVERY = 64
 _LISTS = (Read.LIST, Read.TREE, WHOLE)
 _STEPS_KEPT = 50
 _NESTED_STATES = 2_000
+_STEP = 1_000_000  # ns
+_YEARS = 10 * 365 * 24 * 3600 * 1_000_000_000  # ns
 
 Recorded: TypeAlias = "tuple[op.Trace, Outcome] | BlindSpot"
 Settle = Callable[[Outcome, Callable[[], int]], Outcome]
@@ -91,6 +94,8 @@ class Engine:
         self.doubts: list[str] = []
         """What recovery looked at that no crash state is made to show: then there is no yes."""
         self._settle: Settle | None = None
+        self._dated: int | None = None
+        """When the newest directory was changed, in ns, once recovery was seen to ask."""
         self._other_times = False
         self._record = record
         self._observer = Observer(place.directory, place.original, place.outside)
@@ -192,6 +197,10 @@ class Engine:
             seen = self._observer.end()
         self._heal(seen, shown)
         if seen.directory_times and not self._other_times and not self.isolated:
+            if self._dated is None:
+                # Until now they were those of this moment, which are never the same again.
+                self._dated = time.time_ns()
+                return self._run(disk, state, shown)
             self._check_directory_times(disk, state, shown, outcome)
         return Result(outcome, questions(seen), wrote=seen.wrote)
 
@@ -201,8 +210,6 @@ class Engine:
         """Doubt a recovery whose answer changes with modification times of directories."""
         self._other_times = True
         try:
-            self._show(disk, state, shown)
-            _turn_times_around(self.place.directory)
             again = self._run(disk, state, shown).outcome
         finally:
             self._other_times = False
@@ -240,6 +247,8 @@ class Engine:
         if shown.changed_directories:
             self._observer.directories(True)
             shown.changed_directories = False
+        if self._dated is not None:
+            _date_directories(self.place.directory, self._dated, turned=self._other_times)
 
     def _heal(self, seen: Observation, shown: Materialiser, *, here: bool = True) -> None:
         if self.isolated or self.native:
@@ -465,13 +474,12 @@ class Engine:
             self.warnings.append(text)
 
 
-def _turn_times_around(directory: str) -> None:
-    """Make the directory that was changed last the one that was changed first, and so on."""
-    found = [path for path, _, _ in os.walk(directory)]
-    times = [os.stat(path).st_mtime_ns for path in found]
-    for path, mtime in zip(found, times, strict=True):
-        turned = min(times) - 1_000_000_000 - (mtime - min(times))
-        os.utime(path, ns=(turned, turned))
+def _date_directories(directory: str, newest: int, *, turned: bool) -> None:
+    """Give directories modification times; ``turned`` makes them years old, in another order."""
+    found = sorted(path for path, _, _ in os.walk(directory))
+    for number, path in enumerate(found):
+        when = newest - _YEARS - number * _STEP if turned else newest - (len(found) - number) * _STEP
+        os.utime(path, ns=(when, when))
 
 
 class Restart(Exception):
