@@ -478,7 +478,8 @@ def _date_directories(directory: str, newest: int, *, turned: bool) -> None:
     """Give directories modification times; ``turned`` makes them years old, in another order."""
     found = sorted(path for path, _, _ in os.walk(directory))
     for number, path in enumerate(found):
-        when = newest - _YEARS - number * _STEP if turned else newest - (len(found) - number) * _STEP
+        ago = _YEARS + number * _STEP if turned else (len(found) - number) * _STEP
+        when = newest - ago
         os.utime(path, ns=(when, when))
 
 
