@@ -29,6 +29,14 @@ PLAIN = (
 )  # fmt: skip
 
 
+# A machine that finds nothing looks at all its examples, and a few say as much of the page.
+FEW_EXAMPLES = """
+from dataclasses import replace
+from pytest_statepersist.machines.profiles import PROFILES
+PROFILES["dev"] = replace(PROFILES["dev"], examples=6)
+"""
+
+
 class Block(NamedTuple):
     page: Path
     line: int
@@ -59,6 +67,8 @@ def test_python_blocks(block: Block, tmp_path: Path) -> None:
         return
     (tmp_path / "test_block.py").write_text(block.text)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    if block.outcome == "passed":
+        (tmp_path / "conftest.py").write_text(FEW_EXAMPLES)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *PLAIN],
         cwd=tmp_path,

@@ -103,7 +103,7 @@ def test_saves_without_a_sync_leave_few_trees_more_each(model: Model) -> None:
         disk = disk_of(trace, model)
         return {disk.tree(state) for state in crash_states(trace, model)}
 
-    numbers = [len(trees(count)) for count in (8, 9, 10)]
+    numbers = [len(trees(count)) for count in (6, 7, 8)]
     assert numbers[2] - numbers[1] == numbers[1] - numbers[0] > 0
     oracle = Oracle(saves(2, sync=False).trace, model)
     assert trees(2) == {tree for point in range(7) for tree in oracle.trees(point)}

@@ -6,6 +6,7 @@ Every legal tree at every crash point, with the fewest deviations that show it, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -40,13 +41,16 @@ BIG = [*MODELS.values(), POSIX.with_options(sync=SyncCall.EVERYTHING), *GHOSTLY]
 TORN = [model.with_options(tear=512) for model in MODELS.values()]
 ORDERLY = [model for model in MODELS.values() if not model.waives_order]
 
+SOAK = os.environ.get("STATEPERSIST_PROFILE") == "soak"
+
 Seen = list[dict[Tree, int]]
 """For each crash point: tree → fewest deviations that show it."""
 
 
 def examples(count: int) -> settings:
+    """They are the same in each run, and twice as many in the soak profile."""
     return settings(
-        max_examples=count,
+        max_examples=count if SOAK else count // 2,
         deadline=None,
         derandomize=True,
         database=None,

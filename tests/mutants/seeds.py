@@ -26,5 +26,8 @@ SEEDS: dict[tuple[str, str], int] = {
     ("vault entry removed before the index", "AtomicityMachine on VaultAdapter"): 0,
     ("vault used without its lock", "ConcurrencyMachine on VaultAdapter"): 1,
     ("single removal not synced", "AtomicityMachine on FileStoreAdapter"): 6,
+    ("saved in place before the commit", "AtomicityMachine on FileStoreAdapter"): 2,
+    ("index written before the file", "AtomicityMachine on VaultAdapter"): 14,
+    ("clean-up not in a transaction", "RetentionMachine on DatabaseAdapter"): 1,
     ("long names cut", "RoundTripMachine on LocalStorageAdapter"): 6,
 }
