@@ -175,7 +175,7 @@ def sqlite_companions() -> tuple[Companions, tuple[str, ...]]:
         library()
     except (RecorderUnavailable, BlindSpot) as error:
         return (), (str(error),)
-    return (lambda builder, moment: SqliteRecorder(builder, moment=moment),), ()
+    return (SqliteRecorder,), ()
 
 
 def shared_memory_in(directory: str | os.PathLike[str]) -> Callable[[str], bool]:

@@ -79,7 +79,7 @@ def with_syncs(trace: op.Trace, places: Places | None) -> Iterator[list[str]]:
             return
         busy = True
         while seen < len(log):
-            cls, path, _, _, _, *fields = log[seen]
+            cls, path, _, _, _, *fields = session.builder.entries(seen)[0]
             seen += 1
             if number < len(kinds) and cls is kinds[number] and not os.path.isabs(path):
                 after(cls, fields, path)

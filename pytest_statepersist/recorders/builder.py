@@ -14,11 +14,12 @@ Belongs here: which operation a successful call is, and what of it concerns the 
 
 from __future__ import annotations
 
+import itertools
 import os.path
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from pytest_statepersist.core.operations import (
     OUTSIDE,
@@ -55,16 +56,26 @@ __all__ = ["NOWHERE", "Clock", "Identity", "Inode", "Moment", "Place", "TraceBui
 Moment: TypeAlias = tuple[Site | None, int | None, int]
 """Call site, wall time in nanoseconds, task: what every operation carries."""
 NOWHERE: Moment = (None, None, 0)
-Clock: TypeAlias = "Callable[[FrameType | None], Moment]"
-"""Gives the moment of a call from the frame that made it, if that is at hand."""
 
 _Entry: TypeAlias = tuple[Any, ...]
 _FIELDS = 5
 """Where in an entry the operation's own fields begin."""
+_OF_A_WRITE = 6
+"""How many items of `TraceBuilder.writes` belong to one."""
 _OUTSIDE_LIMIT = 64 << 20
 
 
 _NAMING = frozenset({Create, Mkdir, Symlink, Link, Unlink, Rmdir, Rename})
+
+
+class Clock(Protocol):
+    """What gives the moments of calls: a recorder lends its own to its companions."""
+
+    def moment(self, frame: FrameType | None = None, /) -> Moment:
+        """Return the moment of a call from the frame that made it, if that is at hand."""
+
+    def again(self) -> int | None:
+        """Return only the time, for one more call of the same line and thread as the last."""
 
 
 class TraceBuilder(Namespace):
@@ -87,10 +98,13 @@ class TraceBuilder(Namespace):
         self.recorder = recorder
         self.lock = threading.RLock()
         self._doubts: list[tuple[BlindSpot, int | None]] = []
-        self.log: list[_Entry] = []
+        self.log: list[_Entry | bytes] = []
         """Operations as (class, path, site, time, task, *fields); one tuple each, since every
-        object that is kept costs the garbage collector time. Only the quickest path appends by
-        itself."""
+        object that is kept costs the garbage collector time. Of a write in ``writes`` only the
+        bytes are here. Only the quickest paths append by themselves."""
+        self.writes: list[Any] = []
+        """What belongs to the writes that `log` has only the bytes of, one after the other: path,
+        site, time, task, inode, offset. So no write is an object that the collector looks at."""
         self._acknowledged: list[tuple[int, str]] = []
         self._next = max(base.nodes) + 1
         here = self[ROOT].entries
@@ -444,12 +458,13 @@ class TraceBuilder(Namespace):
         marks = {at for at, _ in self._acknowledged}
         kept: list[_Entry] = []
         moved = {0: 0}
-        for index, entry in enumerate(self.log):
+        for index, entry in enumerate(self.entries()):
             if entry[_FIELDS : _FIELDS + 1] != (number,):
                 kept.append(entry)
             if index + 1 in marks:
                 moved[index + 1] = len(kept)
         self.log[:] = kept
+        self.writes.clear()
         self._acknowledged = [(moved[at], text) for at, text in self._acknowledged]
         names = self._outside.entries
         assert names is not None
@@ -479,18 +494,30 @@ class TraceBuilder(Namespace):
 
     # -- the trace -----------------------------------------------------------------------------
 
+    def entries(self, start: int = 0) -> list[_Entry]:
+        """Return what `log` has from an index on, its writes put together."""
+        before = sum(type(entry) is bytes for entry in self.log[:start])
+        rest = itertools.islice(self.writes, before * _OF_A_WRITE, None)
+        return [
+            (Write, *itertools.islice(rest, _OF_A_WRITE), entry, Durability.NONE)
+            if isinstance(entry, bytes)
+            else entry
+            for entry in self.log[start:]
+        ]
+
     def positions(self) -> list[int]:
         """Return, for each count of operations kept, how many of them are in the trace."""
-        wanted = self._concerned(self.log)
+        log = self.entries()
+        wanted = self._concerned(log)
         found = [0]
-        for entry in self.log:
+        for entry in log:
             found.append(found[-1] + (entry[0] is SyncAll or entry[_FIELDS] in wanted))
         return found
 
     def finish(self) -> Trace:
         """Return the trace of what concerns the directory, in the order in which it happened."""
         with self.lock:
-            log, marks = list(self.log), list(self._acknowledged)
+            log, marks = self.entries(), list(self._acknowledged)
         wanted = self._concerned(log)
         operations: list[Operation] = []
         before = [0]

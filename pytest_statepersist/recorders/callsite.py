@@ -40,11 +40,13 @@ def is_internal(filename: str) -> bool:
 class CallSites:
     """Makes the `Moment` of a call: site, wall time, and a small number for the thread."""
 
-    __slots__ = ("_internal", "now", "sites", "tasks")
+    __slots__ = ("_internal", "again", "now", "sites", "tasks")
 
     def __init__(self) -> None:
         self.now = real.clock()
         """True wall time in nanoseconds."""
+        self.again = self.now
+        """The time of one more call from where the last one came (`Clock`)."""
         self._internal: dict[str, bool] = {}
         self.sites: dict[tuple[int, int], tuple[Site, CodeType]] = {}
         """By id of the code object and instruction; kept with it, so that no id is used again."""

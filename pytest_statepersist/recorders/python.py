@@ -133,7 +133,7 @@ class PythonRecorder:
 
     ``base_tree`` is the directory's tree where the caller knows it; otherwise it is read, and
     files above 1 MiB are copied aside. ``ignore`` gets relative paths and says what is no state.
-    ``companions`` make further recorders from the builder and the function that gives moments.
+    ``companions`` make further recorders from the builder and what gives moments.
     Raises `UserError` where another recording is running.
     """
 
@@ -204,7 +204,7 @@ class PythonRecorder:
                 streams.patch_subclasses(_slot, _fileio, self._subclasses)
                 self._find_open_files(session)
                 for make in self._make_companions:
-                    companion = make(builder, session.moment)
+                    companion = make(builder, session)
                     companion.start()
                     self._companions.append(companion)
             except BaseException:

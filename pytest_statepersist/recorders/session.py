@@ -140,18 +140,23 @@ class Session:
 
         ``frame`` is that of the caller of the replacement, where it is at hand.
         """
+        now = self.again()
+        if frame is not None:
+            known = self.sites.get((id(frame.f_code), frame.f_lasti))
+            task = self.tasks.get(_get_ident())
+            if known is not None and task is not None:
+                return known[0], now, task
+        return self.callsites.moment(frame)
+
+    def again(self) -> int:
+        """Return the time of a call, as `moment` does, where its line and thread are known."""
         if self.before_moment is not None:
             self.before_moment()
         since = self.since_drain + 1
         self.since_drain = since
         if since >= DRAIN:
             self.drain(1)
-        if frame is not None:
-            known = self.sites.get((id(frame.f_code), frame.f_lasti))
-            task = self.tasks.get(_get_ident())
-            if known is not None and task is not None:
-                return known[0], self.now(), task
-        return self.callsites.moment(frame)
+        return self.now()
 
     def site_of(self, frame: FrameType) -> Site | None:
         """Return where this frame is, if it has called before; its thread is then `last_task`.

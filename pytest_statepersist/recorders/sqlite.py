@@ -17,15 +17,17 @@ import stat
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
+from threading import get_ident
+from types import CodeType, FrameType
 
-from pytest_statepersist.core.operations import ROOT, Durability, Write
+from pytest_statepersist.core.operations import ROOT, Close, Site
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import (
     NOWHERE,
     Clock,
     Inode,
+    Moment,
     Place,
     TraceBuilder,
 )
@@ -40,8 +42,11 @@ _RECENT = 8
 _DROPPED_WITH_OWNER = stat.S_ISUID | stat.S_ISGID
 _SHARED_MEMORY = "-shm"
 _BITS = 0o7777
-_fstat, _NONE = real.fstat, Durability.NONE
+_fstat, _get_ident = real.fstat, get_ident
 _HEADER = b"SQLite format 3\0"
+_DOTS = frozenset({"", ".", ".."})
+_PATHS = 256
+"""How many paths are remembered."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,19 +61,27 @@ class _File:
 class SqliteRecorder:
     """Feeds a builder with what SQLite does between `start` and `stop`.
 
-    ``moment`` gives call site, time and task of the running call from the frame that called
+    ``clock`` gives call site, time and task of the running call from the frame that called
     SQLite; the Python recorder lends its own, so that both give one trace.
     """
 
-    def __init__(self, builder: TraceBuilder, moment: Clock | None = None) -> None:
+    def __init__(self, builder: TraceBuilder, clock: Clock | None = None) -> None:
         self.builder = builder
         self.acquire, self.release = builder.lock.acquire, builder.lock.release
-        self.moment = moment if moment is not None else CallSites().moment
+        self.clock = clock if clock is not None else CallSites()
+        self.again = self.clock.again
         self.now = real.clock()
         self.files: dict[int, _File | None] = {}
         """Descriptors that SQLite uses, ``None`` for files that do not matter."""
-        self.log = builder.log
-        self.names = builder.names
+        self.log, self.writes = builder.log, builder.writes
+        self.names, self.identities = builder.names, builder.identities
+        self.here: dict[bytes, str] = {}
+        """Names directly in the directory by the paths that SQLite opened them with."""
+        self.seen: tuple[int, int, os.stat_result] | None = None
+        """The descriptor that was opened last, how long the log was then, and its status."""
+        self.last_code: CodeType | None = None
+        self.last_line = self.last_thread = self.last_task = -1
+        self.last_site: Site | None = None
         self.recent: deque[bytes] = deque(maxlen=_RECENT)
         self.directories: set[int] = set()
         self.frame: FrameType | None = None
@@ -97,6 +110,20 @@ class SqliteRecorder:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def moment(self, frame: FrameType | None) -> Moment:
+        """Return the moment of the running call; one statement makes many calls."""
+        if frame is None:
+            return self.clock.moment()
+        code, line, thread = frame.f_code, frame.f_lasti, _get_ident()
+        if code is self.last_code and line == self.last_line and thread == self.last_thread:
+            return self.last_site, self.again(), self.last_task
+        site, time, task = self.clock.moment(frame)
+        # Below code of the standard library the site is further out, and the line says nothing.
+        if site is not None and site.file == code.co_filename:
+            self.last_code, self.last_line, self.last_site = code, line, site
+            self.last_thread, self.last_task = thread, task
+        return site, time, task
+
     # -- descriptors ---------------------------------------------------------------------------
 
     def file_of(self, descriptor: int) -> _File | None:
@@ -123,32 +150,21 @@ class SqliteRecorder:
             return Place(ROOT, name, self.builder.entry(ROOT, name))
         return self.builder.locate(path, follow=False)
 
-    def opened(self, descriptor: int, path: str, existed: bool) -> None:
+    def opened(self, descriptor: int, path: bytes, existed: bool) -> None:
         """Note a file that SQLite opened; ``existed`` says whether it was there before."""
-        builder = self.builder
-        if path.endswith(_SHARED_MEMORY) and os.path.exists(path[: -len(_SHARED_MEMORY)]):
+        builder, text = self.builder, os.fsdecode(path)
+        if text.endswith(_SHARED_MEMORY) and os.path.exists(text[: -len(_SHARED_MEMORY)]):
             self.files[descriptor] = None
             return
+        head, _, name = text.rpartition("/")
+        if head == builder.directory and name not in _DOTS and len(self.here) < _PATHS:
+            self.here[path] = name
         status = _fstat(descriptor)
         identity = (status.st_dev, status.st_ino)
-        head, _, name = path.rpartition("/")
-        if (
-            not existed
-            and head == builder.directory
-            and name not in self.names
-            and identity not in builder.identities
-            and stat.S_ISREG(status.st_mode)
-        ):
-            # A new journal beside its database, as most transactions make one.
-            site, time, task = self.moment(self.frame)
-            mode = status.st_mode & _BITS
-            node = builder.create_here(name, mode, identity, site, time, task)
-            self.files[descriptor] = _File(node.number, node)
-            return
         if existed and (number := builder.find(identity)) is not None:
             self._register(descriptor, number)
             return
-        place = self.locate(path)
+        place = self.locate(text)
         if existed:
             number = place.inode
         elif stat.S_ISREG(status.st_mode):
@@ -160,12 +176,57 @@ class SqliteRecorder:
             number = None
         self._register(descriptor, number)
 
+    def made_here(self, descriptor: int, path: bytes, name: str) -> None:
+        """Note a file that this call has made: a new journal, as most transactions make one."""
+        status = _fstat(descriptor)
+        identity = (status.st_dev, status.st_ino)
+        if identity in self.identities:
+            self.opened(descriptor, path, existed=False)  # what had it before went unseen
+            return
+        site, time, task = self.moment(self.frame)
+        mode = status.st_mode & _BITS
+        node = self.builder.create_here(name, mode, identity, site, time, task)
+        self.files[descriptor] = _File(node.number, node)
+        self.seen = descriptor, len(self.log), status
+
+    def opened_here(self, descriptor: int, path: bytes, known: int) -> None:
+        """Note a file that was opened by the name of a known one, perhaps for writing.
+
+        Another file than the one that is known counts as made by this call, which gives a doubt.
+        """
+        status = _fstat(descriptor)
+        identity = (status.st_dev, status.st_ino)
+        if self.identities.get(identity) != known:
+            self.opened(descriptor, path, existed=identity in self.identities)
+            return
+        node = self.builder.inodes[known]
+        node.opens += 1
+        node.was_opened = True
+        self.files[descriptor] = _File(known, node)
+        self.seen = descriptor, len(self.log), status
+
+    def status(self, descriptor: int) -> os.stat_result:
+        """Return the status of an open file; the one from its opening if nothing came between."""
+        seen = self.seen
+        if seen is not None and seen[0] == descriptor and seen[1] == len(self.log):
+            return seen[2]
+        return _fstat(descriptor)
+
     def closed(self, descriptor: int) -> None:
         """Note that SQLite closed a file, or a directory, which it had then synced."""
         file = self.files.pop(descriptor, None)
-        if file is not None:
-            at = self.moment(self.frame) if file.written else NOWHERE
-            self.builder.close(file.number, at, written=file.written)
+        if file is None:
+            return
+        node = file.node
+        if not file.written or node.lost:
+            self.builder.close(file.number, NOWHERE, written=False)
+            return
+        # What `TraceBuilder.close` does for a file that was written and is kept.
+        site, time, task = self.moment(self.frame)
+        node.opens -= 1
+        self.log.append((Close, node.path, site, time, task, file.number))
+        if node.links <= 0:
+            self.builder.let_go(node)
 
     # -- what the calls mean -------------------------------------------------------------------
 
@@ -188,15 +249,22 @@ class SqliteRecorder:
             if data in recent:
                 data = recent[recent.index(data)]
             recent.append(data)
-        # What `TraceBuilder.write` does for a file inside, of which there are most.
-        site, time, task = self.moment(frame)
+        # What `moment` and `TraceBuilder.write` do for a file inside, of which there are most.
+        if (
+            frame is not None
+            and frame.f_code is self.last_code
+            and frame.f_lasti == self.last_line
+            and _get_ident() == self.last_thread
+        ):
+            site, time, task = self.last_site, self.again(), self.last_task
+        else:
+            site, time, task = self.moment(frame)
         node.changed = time
         end = offset + len(data)
         if end > node.size:
             node.size = end
-        self.log.append(
-            (Write, node.path, site, time, task, file.number, offset, data, _NONE)
-        )
+        self.writes.extend((node.path, site, time, task, file.number, offset))
+        self.log.append(data)
 
     def truncated(self, descriptor: int, size: int) -> None:
         """Note a size that was set."""
@@ -239,14 +307,15 @@ class SqliteRecorder:
         else:
             file.node.changed = self.moment(self.frame)[1]
 
-    def unlinked(self, path: str) -> None:
+    def unlinked(self, path: bytes) -> None:
         """Note that a file's name was removed."""
-        head, _, name = path.rpartition("/")
-        if head == self.builder.directory and name in self.names:
+        name = self.here.get(path)
+        if name is not None and name in self.names:
             self.builder.unlink(ROOT, name, self.moment(self.frame))
             return
-        place = self.locate(path)
-        if place.inode is not None or not path.endswith(_SHARED_MEMORY):
+        text = os.fsdecode(path)
+        place = self.locate(text)
+        if place.inode is not None or not text.endswith(_SHARED_MEMORY):
             self.builder.unlink(place.parent, place.name, self.moment(self.frame))
 
     def made_directory(self, path: str) -> None:

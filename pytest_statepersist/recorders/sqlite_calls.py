@@ -34,13 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["Hooks", "hooks"]
 
 _getframe, _pwrite, _fstat = sys._getframe, real.system.pwrite, real.fstat
+_os_open = real.os_open
 _POSITIONED = frozenset({"pwrite", "pwrite64"})
-_bytes_at: Callable[[int, int], bytes] = ctypes.PYFUNCTYPE(
-    ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t
-)(("PyBytes_FromStringAndSize", ctypes.pythonapi))
-"""`ctypes.string_at` without its frame in Python."""
-_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-_O_CREAT = os.O_CREAT
+_memory: Any = (ctypes.c_char * sys.maxsize).from_address(0)
+"""All of this process: a slice is `ctypes.string_at`, and a third of its price."""
+_O_CREAT, _O_EXCL = os.O_CREAT, os.O_EXCL
 _DATA_ONLY = 0x10  # SQLITE_SYNC_DATAONLY
 _F2FS_IOCTL = 0xF5  # the group of SQLite's only ioctl: F2FS atomic writes
 _IOERR_FSYNC = 10 | 4 << 8
@@ -60,20 +58,22 @@ class Hooks:
         self.sync_before: dict[int, int] = {}
         self.sync_real: dict[int, Callable[[int, int], int]] = {}
         self.real: dict[str, Callable[..., int]] = {"sync": self._real_sync}
-        self.from_libc: set[str] = set()
+        self.plain: set[str] = set()
         """Calls that nobody has replaced: what `os` calls is the same function."""
         self.thunks: dict[str, Any] = {}
+        own: list[Any] = [Hooks.install, Hooks.remove]
         for name in PROTOTYPES:
             replacement = getattr(self, f"_{name}", None)
             if replacement is not None:
-                replacement = self._guarded(name, replacement)
+                replacement = self._guarded(name, PROTOTYPES[name], replacement)
             elif name in _POSITIONED:
                 replacement = self._positioned(name)
             if replacement is not None and sqlite.system_call(name) is not None:
                 self.real[name] = sqlite.original(name)
                 self.thunks[name] = PROTOTYPES[name](replacement)
-        callback: Any = self._guarded("sync", self._sync)
-        own: tuple[Any, ...] = (callback, self._positioned(""), Hooks.install, Hooks.remove)
+                own.append(replacement)
+        callback: Any = self._guarded("sync", SYNC, self._sync)
+        own.append(callback)
         self.signals = DeferredSignals(function.__code__ for function in own)
         self.sync_thunk = SYNC(callback)
         os.register_at_fork(after_in_child=self._forked)
@@ -99,10 +99,12 @@ class Hooks:
                 assert before_call is not None  # a call does not leave the table
                 self.real[name] = PROTOTYPES[name](before_call)
                 self.before[name] = before_call
-                if before_call == _in_libc(name):
-                    self.from_libc.add(name)
+                own = name == "open" and self.sqlite.has(before_call)
+                if own or before_call == _in_libc(name):
+                    self.plain.add(name)
+                    self.real[name] = _PLAINLY.get(name, self.real[name])
                 else:
-                    self.from_libc.discard(name)
+                    self.plain.discard(name)
                 self.sqlite.set_system_call(name, _address(thunk))
             self.recorder = recorder
         except BaseException:
@@ -129,12 +131,62 @@ class Hooks:
         self.sync_before.clear()
         self.signals.remove()  # last, so that no handler stops this half-way
 
-    def _guarded(self, name: str, replacement: Callable[..., int]) -> Callable[..., int]:
+    def _guarded(self, name: str, prototype: Any, replacement: Callable[..., int]) -> Any:
+        """Return what SQLite calls in the place of a call: a function for each number of arguments.
+
+        One for any number would cost more than all that is done here.
+        """
+        arguments = len(prototype._argtypes_)
         failed = {"sync": _IOERR_FSYNC, "openDirectory": _CANTOPEN, "fallocate": errno.EIO}
         result_of_failure = failed.get(name, -1)
         calls = self.real
 
-        def call(*arguments: Any) -> int:
+        def one(argument: Any) -> int:
+            recorder = self.recorder
+            if recorder is None:
+                return calls[name](argument)
+            try:
+                recorder.acquire()
+                try:
+                    recorder.frame = _getframe(1)
+                    return replacement(recorder, calls[name], argument)
+                finally:
+                    recorder.frame = None
+                    recorder.release()
+            except BaseException as error:
+                return _broken(recorder, error, result_of_failure)
+
+        def two(first: Any, second: Any) -> int:
+            recorder = self.recorder
+            if recorder is None:
+                return calls[name](first, second)
+            try:
+                recorder.acquire()
+                try:
+                    recorder.frame = _getframe(1)
+                    return replacement(recorder, calls[name], first, second)
+                finally:
+                    recorder.frame = None
+                    recorder.release()
+            except BaseException as error:
+                return _broken(recorder, error, result_of_failure)
+
+        def three(first: Any, second: Any, third: Any) -> int:
+            recorder = self.recorder
+            if recorder is None:
+                return calls[name](first, second, third)
+            try:
+                recorder.acquire()
+                try:
+                    recorder.frame = _getframe(1)
+                    return replacement(recorder, calls[name], first, second, third)
+                finally:
+                    recorder.frame = None
+                    recorder.release()
+            except BaseException as error:
+                return _broken(recorder, error, result_of_failure)
+
+        def more(*arguments: Any) -> int:
             recorder = self.recorder
             if recorder is None:
                 return calls[name](*arguments)
@@ -147,22 +199,51 @@ class Hooks:
                     recorder.frame = None
                     recorder.release()
             except BaseException as error:
-                if recorder.failure is None:
-                    recorder.failure = error
-                ctypes.set_errno(errno.EIO)
-                return result_of_failure
+                return _broken(recorder, error, result_of_failure)
 
-        return call
+        return {1: one, 2: two, 3: three}.get(arguments, more)
 
     # -- replacements: each takes the recorder, the real call, and the call's arguments ---------
 
     def _open(
         self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes, flags: int, mode: int
     ) -> int:
+        name = recorder.here.get(path)
+        if name is not None and "open" in self.plain:
+            return self._open_here(recorder, path, name, flags, mode)
         existed = not flags & _O_CREAT or _exists(path)
         descriptor = real(path, flags, mode)
         if descriptor >= 0:
-            recorder.opened(descriptor, _text(path), existed)
+            recorder.opened(descriptor, path, existed)
+        return descriptor
+
+    def _open_here(
+        self, recorder: SqliteRecorder, path: bytes, name: str, flags: int, mode: int
+    ) -> int:
+        """Open what is directly in the directory; the kernel says whether it was there."""
+        known = recorder.names.get(name)
+        try:
+            if known is None:
+                if flags & _O_CREAT:
+                    try:
+                        descriptor = _os_open(path, flags | _O_EXCL, mode)
+                    except FileExistsError:
+                        if flags & _O_EXCL:
+                            raise
+                    else:
+                        recorder.made_here(descriptor, path, name)
+                        return descriptor
+                descriptor = _os_open(path, flags, mode)
+                recorder.opened(descriptor, path, existed=True)
+            elif recorder.builder.inodes[known].identity is not None:
+                descriptor = _os_open(path, flags, mode)
+                recorder.opened_here(descriptor, path, known)
+            else:
+                existed = not flags & _O_CREAT or _exists(path)
+                descriptor = _os_open(path, flags, mode)
+                recorder.opened(descriptor, path, existed)
+        except OSError as error:
+            return _failed(error)
         return descriptor
 
     def _close(self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int) -> int:
@@ -173,10 +254,7 @@ class Hooks:
                 data_only = self.sqlite.syncs_data_only
                 failed = cannot_be_synced(descriptor)
                 recorder.synced(descriptor, data_only=data_only, failed=failed)
-        if "close" in self.from_libc:
-            result = _closed(descriptor)
-        else:
-            result = real(descriptor)
+        result = real(descriptor)
         recorder.closed(descriptor)
         return result
 
@@ -190,7 +268,7 @@ class Hooks:
 
     def _positioned(self, name: str) -> Callable[[int, int, int, int], int]:
         """Return what `_guarded` makes of a write at an offset, for the call SQLite makes most."""
-        calls, from_libc = self.real, self.from_libc
+        calls, plain = self.real, self.plain
 
         def write(descriptor: int, buffer: int, count: int, offset: int) -> int:
             recorder = self.recorder
@@ -199,15 +277,14 @@ class Hooks:
             try:
                 recorder.acquire()
                 try:
-                    data = _bytes_at(buffer, count)
+                    data = _memory[buffer : buffer + count]
                     written: int
-                    if name in from_libc:
+                    if name in plain:
                         # The same call of the same library, and half as dear as through ctypes.
                         try:
                             written = _pwrite(descriptor, data, offset)
                         except OSError as error:
-                            ctypes.set_errno(error.errno or errno.EIO)
-                            return -1
+                            return _failed(error)
                     else:
                         written = calls[name](descriptor, buffer, count, offset)
                     if written == count:
@@ -218,10 +295,7 @@ class Hooks:
                 finally:
                     recorder.release()
             except BaseException as error:
-                if recorder.failure is None:
-                    recorder.failure = error
-                ctypes.set_errno(errno.EIO)
-                return -1
+                return _broken(recorder, error, -1)
 
         return write
 
@@ -259,7 +333,7 @@ class Hooks:
         user: int,
         group: int,
     ) -> int:
-        before = _fstat(descriptor)
+        before = recorder.status(descriptor)
         result = real(descriptor, user, group)
         if result == 0:
             same = before.st_uid == user and before.st_gid == group
@@ -269,7 +343,7 @@ class Hooks:
     def _unlink(self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes) -> int:
         result = real(path)
         if result == 0:
-            recorder.unlinked(_text(path))
+            recorder.unlinked(path)
         return result
 
     def _mkdir(
@@ -332,17 +406,59 @@ class Hooks:
         return result
 
 
-def _closed(descriptor: int) -> int:
+def _broken(recorder: SqliteRecorder, error: BaseException, result: int) -> int:
+    """Keep what went wrong in a replacement for the recorder to raise, and fail the call."""
+    if recorder.failure is None:
+        recorder.failure = error
+    ctypes.set_errno(errno.EIO)
+    return result
+
+
+def _failed(error: OSError) -> int:
+    """Say in the way of C why a call failed."""
+    ctypes.set_errno(error.errno or errno.EIO)
+    return -1
+
+
+def _close(descriptor: int) -> int:
     try:
         real.close(descriptor)
     except OSError as error:
-        ctypes.set_errno(error.errno or errno.EIO)
-        return -1
+        return _failed(error)
     return 0
 
 
-def _text(path: bytes) -> str:
-    return path.decode(_ENCODING, _ERRORS)
+def _fchown(descriptor: int, user: int, group: int) -> int:
+    try:
+        real.system.fchown(descriptor, user, group)
+    except OSError as error:
+        return _failed(error)
+    return 0
+
+
+def _ftruncate(descriptor: int, size: int) -> int:
+    try:
+        real.system.ftruncate(descriptor, size)
+    except OSError as error:
+        return _failed(error)
+    return 0
+
+
+def _unlink(path: bytes) -> int:
+    try:
+        real.system.unlink(path)
+    except OSError as error:
+        return _failed(error)
+    return 0
+
+
+_PLAINLY: dict[str, Callable[..., int]] = {
+    "close": _close,
+    "fchown": _fchown,
+    "ftruncate": _ftruncate,
+    "unlink": _unlink,
+}
+"""System calls that cost half as much through `os` as through ctypes."""
 
 
 def _exists_by_status(path: bytes) -> bool:

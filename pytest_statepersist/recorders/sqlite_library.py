@@ -108,6 +108,7 @@ class SQLiteLibrary:
         self._probing: int | None = None
         self._fstat = self.original("fstat")
         self._fstat_probe = PROTOTYPES["fstat"](self._see_fstat)
+        self._code = _symbol_at(ctypes.cast(symbols.sqlite3_vfs_find, _pointer))
         self.syncs_data_only = _imports_fdatasync(symbols)
         symbols.sqlite3_compileoption_used.argtypes = [ctypes.c_char_p]
         self.never_syncs = bool(symbols.sqlite3_compileoption_used(b"NO_SYNC"))
@@ -126,6 +127,14 @@ class SQLiteLibrary:
     def set_system_call(self, name: str, address: int) -> None:
         """Put the function at ``address`` in the place of a system call, for every connection."""
         self._vfs.set_system_call(self._address, name.encode(), address)
+
+    def has(self, address: int) -> bool:
+        """Say whether a function is of the library itself, as the `open` is that nobody replaced.
+
+        That one is open(2) with its three arguments (posixOpen in os_unix.c).
+        """
+        found = _symbol_at(address)
+        return found is not None and self._code is not None and found.base == self._code.base
 
     # ---- syncs
 
@@ -252,16 +261,21 @@ class _SymbolInfo(ctypes.Structure):
     )
 
 
+def _symbol_at(address: Any) -> _SymbolInfo | None:
+    """Return what dladdr(3) knows of an address."""
+    info = _SymbolInfo()
+    dladdr = ctypes.CDLL(None).dladdr
+    dladdr.argtypes = [_pointer, ctypes.POINTER(_SymbolInfo)]
+    return info if dladdr(address, ctypes.byref(info)) else None
+
+
 def _imports_fdatasync(symbols: ctypes.CDLL) -> bool:
     """Say whether this SQLite may sync by fdatasync; when in doubt yes, since that forces less.
 
     A build that found fdatasync uses it for every sync, of directories too, whatever the flags.
     """
-    info = _SymbolInfo()
-    dladdr = ctypes.CDLL(None).dladdr
-    dladdr.argtypes = [_pointer, ctypes.POINTER(_SymbolInfo)]
-    address = ctypes.cast(symbols.sqlite3_vfs_find, _pointer)
-    if not dladdr(address, ctypes.byref(info)) or not info.file:
+    info = _symbol_at(ctypes.cast(symbols.sqlite3_vfs_find, _pointer))
+    if info is None or not info.file:
         return True
     try:
         with (

@@ -9,6 +9,7 @@ from pytest_statepersist.core.operations import (
     ROOT,
     Close,
     Create,
+    Durability,
     Fsync,
     Link,
     Mkdir,
@@ -211,3 +212,38 @@ def test_paths_of_what_is_below_a_renamed_directory_follow() -> None:
     builder.rename(ROOT, "d", ROOT, "x", NOWHERE)
     builder.write(f, 0, b"1", NOWHERE)
     assert builder.finish().operations[-1].path == "x/e/f"
+
+
+def test_writes_of_which_the_log_has_only_the_bytes() -> None:
+    def write(number: int, offset: int, data: bytes) -> None:
+        builder.writes.extend((builder[number].path, None, 5, 1, number, offset))
+        builder.log.append(data)
+
+    builder = make(f=b"old")
+    inside = builder.entry(ROOT, "f")
+    assert inside is not None
+    outside = builder.create(OUTSIDE, "/x", NOWHERE)
+    write(outside, 0, b"lost")
+    write(inside, 0, b"one")
+    builder.acknowledge("1")
+    builder.fsync(inside, NOWHERE)
+    write(inside, 3, b"two")
+    assert builder.positions() == [0, 0, 0, 1, 2, 3]
+    two = (Write, "f", None, 5, 1, inside, 3, b"two", Durability.NONE)
+    assert builder.entries(4) == [two]
+    for _ in range(2):
+        trace = builder.finish()
+        assert trace.operations == (
+            Write(inside, 0, b"one", path="f", time=5, task=1),
+            Fsync(inside, path="f"),
+            Write(inside, 3, b"two", path="f", time=5, task=1),
+        )
+        assert [mark.position for mark in trace.acknowledgements] == [1]
+        assert builder.entries()[-1] == two
+        builder.forget(outside)  # and then all is as it was
+    write(inside, 6, b"three")
+    assert [entry[7] for entry in builder.entries() if entry[0] is Write] == [
+        b"one",
+        b"two",
+        b"three",
+    ]

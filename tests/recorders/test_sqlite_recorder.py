@@ -288,6 +288,51 @@ def test_call_sites_are_the_lines_that_called_sqlite(recording: Recording) -> No
     assert "CREATE TABLE" in source[created.site.line - 1]
 
 
+def test_the_same_line_of_the_standard_library_called_from_two_lines(recording: Recording) -> None:
+    with connect(recording.directory / "a.db") as connection, recording():
+        stack = contextlib.ExitStack()
+        for number in range(2):
+            stack.callback(connection.execute, f"PRAGMA user_version = {number + 1}")
+            stack.close()  # one
+            stack.callback(connection.execute, f"PRAGMA user_version = {number + 8}")
+            stack.close()  # other
+    recording.check()
+    source = Path(__file__).read_text().splitlines()
+    lines = [
+        source[o.site.line - 1].rpartition("# ")[2]
+        for o in recording.trace.operations
+        if o.site and isinstance(o, op.Create) and o.name == "a.db-journal"
+    ]
+    assert lines == ["one", "other", "one", "other"]
+
+
+def test_a_journal_that_was_there_unseen_is_not_taken_for_a_new_one(recording: Recording) -> None:
+    path = recording.directory / "a.db"
+    with recording() as builder, connect(path) as connection:
+        fill(connection, rows=1)
+        (recording.directory / "a.db-journal").write_bytes(b"\0" * 10)
+        count = len(builder)
+        with connection:
+            connection.execute("INSERT INTO t VALUES (1)")
+        assert not any(entry[0] is op.Create for entry in builder.entries(count))
+    assert [doubt.culprit for doubt in builder.doubts] == ["a.db-journal"]
+
+
+def test_a_journal_that_was_replaced_unseen_gives_a_doubt(
+    recording: Recording, tmp_path: Path
+) -> None:
+    path = recording.directory / "a.db"
+    with recording() as builder, connect(path, "journal_mode=persist") as connection:
+        fill(connection)
+        assert builder.doubts == []
+        other = tmp_path / "other"
+        other.write_bytes(b"\0" * 10)
+        os.replace(other, recording.directory / "a.db-journal")
+        with connection:
+            connection.execute("INSERT INTO t VALUES (1)")
+    assert {doubt.culprit for doubt in builder.doubts} == {"a.db-journal"}
+
+
 def test_threads(recording: Recording) -> None:
     def work(number: int) -> None:
         with connect(recording.directory / f"{number % 2}.db", "busy_timeout=20000") as connection:
@@ -393,11 +438,12 @@ def test_a_full_disk_reaches_sqlite_as_it_is(
 def test_an_exception_inside_a_callback_is_raised_at_the_end(recording: Recording) -> None:
     builder = TraceBuilder(str(recording.directory), Tree())
 
-    def broken(frame: FrameType | None) -> tuple[None, None, int]:
-        raise RuntimeError("from the callback")
+    class Broken(CallSites):
+        def moment(self, frame: FrameType | None = None) -> Moment:
+            raise RuntimeError("from the callback")
 
     before = _state_of_sqlite()
-    recorder = SqliteRecorder(builder, moment=broken)
+    recorder = SqliteRecorder(builder, Broken())
     recorder.start()
     with connect(recording.directory / "a.db") as connection, pytest.raises(sqlite3.Error):
         connection.execute("CREATE TABLE t (x)")
@@ -432,7 +478,6 @@ def test_an_endless_workload_can_be_interrupted(recording: Recording) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="no signals here")
 def test_a_signal_inside_a_callback_is_handled_outside(recording: Recording) -> None:
-    moments = CallSites()
     inside: list[bool] = []
     active = rung = False
 
@@ -440,19 +485,20 @@ def test_a_signal_inside_a_callback_is_handled_outside(recording: Recording) -> 
         inside.append(active)
         raise TimeoutError
 
-    def moment(frame: FrameType | None) -> Moment:
-        nonlocal active, rung
-        active = True
-        if not rung:
-            rung = True
-            signal.raise_signal(signal.SIGUSR1)
-        active = False
-        return moments.moment(frame)
+    class Ringing(CallSites):
+        def moment(self, frame: FrameType | None = None) -> Moment:
+            nonlocal active, rung
+            active = True
+            if not rung:
+                rung = True
+                signal.raise_signal(signal.SIGUSR1)
+            active = False
+            return super().moment(frame)
 
     builder = TraceBuilder(str(recording.directory), Tree())
     previous = signal.signal(signal.SIGUSR1, ring)
     try:
-        path, recorder = recording.directory / "a.db", SqliteRecorder(builder, moment=moment)
+        path, recorder = recording.directory / "a.db", SqliteRecorder(builder, Ringing())
         with pytest.raises(TimeoutError), recorder, connect(path) as connection:
             fill(connection)
             time.sleep(5)
