@@ -306,7 +306,7 @@ class Rebinding:
                     self._rewrite_dict(value, new)
             elif isinstance(value, staticmethod | classmethod) and id(value.__func__) in new:
                 # The class, the variable here, the call below, and what remembers it.
-                known = 3 + (id(value) in self._rebuilt)
+                known = 3 + _remembering(value)
                 alone = sys.getrefcount(value) == known
                 replacement = self._remembered(value, new) if alone else None
                 if replacement is not None:
@@ -329,7 +329,7 @@ class Rebinding:
         defaults = function.__defaults__
         if defaults is not None and not new.keys().isdisjoint(map(id, defaults)):
             # The function, the variable here, the call below, and what remembers it.
-            known = 3 + (id(defaults) in self._rebuilt)
+            known = 3 + _remembering(defaults)
             alone = sys.getrefcount(defaults) == known
             value = self._remembered(defaults, new) if alone else None
             if value is not None:
@@ -391,6 +391,11 @@ def _namespaces_with(wanted: set[int]) -> list[tuple[dict[str, Any], bool]]:
 def _support_sets() -> list[set[Any]]:
     """Return `os.supports_dir_fd` and its like, which hold functions."""
     return [value for value in vars(os).values() if isinstance(value, set)]
+
+
+def _remembering(holder: Any) -> int:
+    """Count those who made an immutable holder, and so hold it themselves."""
+    return sum(id(holder) in each._rebuilt for each in _in_force)
 
 
 def _remembered() -> list[Any]:
