@@ -19,13 +19,9 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import select
-import signal
-import struct
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,28 +31,26 @@ from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.states import disk_of
-from pytest_statepersist.errors import CrashConsistencyError, RecorderUnavailable, UserError
-from pytest_statepersist.explorer.fresh import FreshProcess, fork
+from pytest_statepersist.errors import (
+    BlindSpot,
+    CrashConsistencyError,
+    RecorderUnavailable,
+    UserError,
+)
+from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.explorer.outcome import Outcome, same
-from pytest_statepersist.explorer.runner import Recovery, call
+from pytest_statepersist.explorer.runner import Recovery, call, run_recovery
 from pytest_statepersist.explorer.workplace import Workplace
-from pytest_statepersist.faults.calls import Call, Operation
-from pytest_statepersist.faults.gate import gated, installed
-from pytest_statepersist.recorders import real
-from pytest_statepersist.recorders.interpose import Interposition
+from pytest_statepersist.faults.gate import gated
+from pytest_statepersist.faults.inject import Counting, uncounted
+from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recorders.scan import Keep, scan
-from pytest_statepersist.recording import sqlite_companions
+from pytest_statepersist.recording import shared_memory_in, sqlite_companions
+from pytest_statepersist.savers import ProcessTask, Task, ThreadTask, Turns, interposed, outlived
 
 __all__ = ["ConcurrencyFinding", "ConcurrencyReport", "interleave", "interposed"]
 
-_HEADER = struct.Struct("<cI")
-_SETTLED = 4
-"""So many looks at a sleeping saver, a millisecond apart and nothing moved: it waits for a lock."""
-_GRACE = 0.1
-"""Seconds after which a saver counts as waiting where the system does not show what it does."""
-_BUSY = 500_000_000
-"""Nanoseconds of processor time after which one counts as waiting that makes no call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +178,7 @@ class _Explorer:
         self.time_limit = time_limit
         self.recover = recover
         self.serial: dict[tuple[int, ...], list[Outcome]] = {}
+        self.turns = Turns()
         self.stack = ExitStack()
 
     def __enter__(self) -> _Explorer:
@@ -193,9 +188,12 @@ class _Explorer:
                 from pytest_statepersist.faults.sqlite import sqlite_gate
 
                 self.stack.enter_context(sqlite_gate())
-            self.stack.enter_context(gated(self.directory, _park))
+            self.stack.enter_context(gated(self.directory, self.turns))
             self.fresh = FreshProcess(self.recover, self.directory)
             self.stack.callback(self.fresh.close)
+            if self.processes:
+                self.rehearsal = FreshProcess(self._rehearse, self.directory)
+                self.stack.callback(self.rehearsal.close)
         except BaseException:
             self.stack.close()
             raise
@@ -211,6 +209,11 @@ class _Explorer:
             call(setup, self.directory)
         self.base = scan(self.place.directory, keep=Keep(self.place.directory)).tree
         everyone = tuple(range(len(self.savers)))
+        if self.processes:
+            rehearsed = self.rehearsal.run(self.time_limit)
+        else:
+            rehearsed = run_recovery(self._rehearse, self.directory, self.time_limit)
+        left_out: list[str] = list(rehearsed.value or ())
         alone = self.run(_in_order(everyone), everyone)
         if alone.errors:
             number, error = next(iter(alone.errors.items()))
@@ -221,9 +224,8 @@ class _Explorer:
         findings: dict[str, ConcurrencyFinding] = {}
         names = [schedule] if schedule is not None else self._names(alone, runs, seed)
         count = 0
-        left_out: tuple[str, ...] = ()
         if not alone.steps:
-            left_out = ("the savers made no call that can be scheduled: native code?",)
+            left_out.append("the savers made no call that can be scheduled: native code?")
         for name in names:
             count += 1
             ran = self.run(_policy(name, everyone), everyone)
@@ -231,9 +233,31 @@ class _Explorer:
             if found is not None:
                 findings.setdefault(found.kind, found)
             if ran.deadlock and not self.processes:
-                left_out = ("the orders after a deadlock: its threads cannot be ended",)
+                left_out.append("the orders after a deadlock: its threads cannot be ended")
                 break
-        return ConcurrencyReport(count, tuple(findings.values()), left_out, seed)
+        left_out += self.turns.unscheduled
+        return ConcurrencyReport(count, tuple(findings.values()), tuple(left_out), seed)
+
+    def _rehearse(self, directory: Path) -> tuple[str, ...]:
+        """Run the savers in turn, and say what no order can hold."""
+        companions, _ = sqlite_companions()
+        recorder = PythonRecorder(
+            directory, ignore=shared_memory_in(directory), companions=companions
+        )
+        counting = Counting()
+        try:
+            with recorder, gated(directory, counting):
+                for saver in self.savers:
+                    call(saver, directory)
+        except BlindSpot as blind:
+            return (f"what came by ways that cannot be scheduled: {blind}",)
+        except Exception:
+            return ()  # the savers have to succeed in turn, which is asked next
+        return tuple(
+            f"{recorded - counted} of {recorded} calls to {operation.value} came by ways that "
+            "cannot be scheduled (a memory map, C code)"
+            for operation, recorded, counted in uncounted(recorder.trace, counting.sites)
+        )
 
     def _names(self, alone: _Ran, runs: int, seed: int) -> Iterator[str]:
         for first in range(len(self.savers)):
@@ -282,19 +306,22 @@ class _Explorer:
         shown = Materialiser(self.place.directory, self.place.aside, trace, present=False)
         start = CrashState(-1, frozenset(), points=((0, 0),))
         shown.show(disk_of(trace, get_model("kill")), start)
-        kind = _ProcessTask if self.processes else _ThreadTask
-        tasks: dict[int, _Task] = {}
+        kind = ProcessTask if self.processes else ThreadTask
+        tasks: dict[int, Task] = {}
         try:
             for number in numbers:
                 tasks[number] = kind(self.savers[number], self.directory)
+            self.turns.listens = True
             ran = self._schedule(policy, tasks)
+            self.turns.unscheduled |= dict.fromkeys(outlived(tasks.values()))
         finally:
+            self.turns.listens = False
             for task in tasks.values():
                 task.close()
         ran.outcome = self.fresh.run(self.time_limit)
         return ran
 
-    def _schedule(self, policy: _Policy, tasks: dict[int, _Task]) -> _Ran:
+    def _schedule(self, policy: _Policy, tasks: dict[int, Task]) -> _Ran:
         steps: list[tuple[int, str]] = []
         made = dict.fromkeys(tasks, 0)
         deadline = time.monotonic() + self.time_limit
@@ -352,226 +379,3 @@ def _policy(name: str, everyone: Sequence[int]) -> _Policy:
     except ValueError:
         pass
     raise UserError(f"schedule={name!r} is none; a finding's schedule looks like 'switch:0:3'")
-
-
-# -- savers
-
-
-class _Aborted(BaseException):
-    """Raised in a saver whose order is given up."""
-
-
-class _Station(threading.local):
-    task: _Task | None = None
-
-
-_station = _Station()
-
-
-def _park(call: Call, run: Callable[[], Any]) -> Any:
-    """Wait for the turn before each call; calls of everyone else pass."""
-    task = _station.task
-    if task is None or call.operation is Operation.CLOSE:
-        return run()
-    what = f"{call.operation.value} {call.path}".strip()
-    task.wait(b"r" if what in task.failed else b"p", what)
-    try:
-        result = run()
-    except OSError:
-        task.failed.add(what)
-        raise
-    task.failed.discard(what)
-    return result
-
-
-def _sleep(original: Any) -> Any:
-    def sleep(seconds: float) -> None:
-        task = _station.task
-        if task is None:
-            original(seconds)
-        else:
-            task.wait(b"s", "sleep")
-
-    return sleep
-
-
-_sleeping = Interposition({(time, "sleep"): _sleep}, layer=3, rebind=True)
-
-
-@contextmanager
-def interposed() -> Iterator[None]:
-    """Put the replacements in place that `interleave` needs; around many calls they cost once."""
-    with installed(), _sleeping:
-        yield
-
-
-class _Task:
-    """A saver that runs elsewhere: where it waits, and whether it moves."""
-
-    def __init__(self) -> None:
-        self._arrive, self._tell = os.pipe()
-        self._turn, self._give = os.pipe()
-        self.at: str | None = None
-        self.asleep = False
-        self.ended = False
-        self.stuck = False
-        self.busy = False
-        self.error = ""
-        self.failed: set[str] = set()
-        """In the saver: calls that failed when they were made last."""
-
-    def wait(self, kind: bytes, what: str) -> None:
-        """In the saver: say where it is, and wait for the turn."""
-        text = what.encode()
-        real.write(self._tell, _HEADER.pack(kind, len(text)) + text)
-        if real.read(self._turn, 1) != b"g":
-            raise _Aborted
-
-    def finish(self, error: BaseException | None) -> None:
-        """In the saver: say how it ended."""
-        text = f"{type(error).__name__}: {error}".encode() if error is not None else b""
-        real.write(self._tell, _HEADER.pack(b"e", len(text)) + text)
-
-    def go(self) -> None:
-        """Give the turn."""
-        self.at = None
-        os.write(self._give, b"g")
-
-    def settle(self) -> None:
-        """Wait until the saver has arrived somewhere, ended, or waits for something else."""
-        if self.at is not None or self.ended:
-            return
-        still, last, begun, worked = 0, None, time.monotonic(), self.worked()
-        while True:
-            ready, _, _ = select.select([self._arrive], [], [], 0.001)
-            if ready:
-                self._hear()
-                return
-            moved = self.motion()
-            if moved is None:
-                self.stuck = time.monotonic() - begun > _GRACE
-            else:
-                still = still + 1 if moved == last and moved[0] == "S" else 0
-                self.stuck = still >= _SETTLED
-            last = moved
-            # Once known to be in a loop it is given only a moment to have found what it looks for.
-            self.busy |= self.worked() - worked > _BUSY
-            self.stuck |= self.busy
-            if self.stuck:
-                return
-
-    def _hear(self) -> None:
-        self.stuck = self.busy = False
-        kind, length = _HEADER.unpack(_exactly(self._arrive, _HEADER.size))
-        text = _exactly(self._arrive, length).decode(errors="replace")
-        if kind == b"e":
-            self.ended, self.error = True, text
-        else:
-            self.at, self.asleep = text, kind in (b"s", b"r")
-
-    def motion(self) -> tuple[str, ...] | None:
-        """Return what changes as long as the saver runs, ``None`` where nothing shows it."""
-        return _seen(self.place())
-
-    def worked(self) -> int:
-        """Return the nanoseconds of processor time that the saver has had, 0 where none shows."""
-        try:
-            with real.open(f"{self.place()}/schedstat", encoding="ascii") as file:
-                return int(file.read().split()[0])
-        except (OSError, IndexError):
-            return 0
-
-    def place(self) -> str:
-        """Return where the system shows what the saver does."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """End the saver as far as that is possible."""
-        for end in (self._arrive, self._tell, self._turn, self._give):
-            os.close(end)
-
-
-def _exactly(fd: int, length: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        part = os.read(fd, length - len(data))
-        if not part:
-            raise EOFError("a saver's process ended without a word")
-        data += part
-    return data
-
-
-def _seen(path: str) -> tuple[str, ...] | None:
-    """Return state and context switches of a thread: a thread at rest makes none."""
-    try:
-        with real.open(f"{path}/status", encoding="ascii", errors="replace") as status:
-            lines = status.read().splitlines()
-    except OSError:
-        return None
-    state = next(line.split()[1] for line in lines if line.startswith("State:"))
-    return (state, *(line for line in lines if "ctxt_switches" in line))
-
-
-class _ThreadTask(_Task):
-    def __init__(self, saver: Callable[[Path], Any], directory: Path) -> None:
-        super().__init__()
-        self._thread = threading.Thread(target=self._run, args=(saver, directory), daemon=True)
-        self._thread.start()
-
-    def _run(self, saver: Callable[[Path], Any], directory: Path) -> None:
-        _station.task = self
-        error: BaseException | None = None
-        try:
-            self.wait(b"p", "start")
-            call(saver, directory)
-        except _Aborted:
-            return
-        except BaseException as raised:
-            error = raised
-        finally:
-            _station.task = None
-        with suppress(OSError):
-            self.finish(error)
-
-    def place(self) -> str:
-        return f"/proc/self/task/{self._thread.native_id}"
-
-    def close(self) -> None:
-        if not self.ended and self.at is not None:
-            os.write(self._give, b"x")
-        self._thread.join(0.2)
-        if not self._thread.is_alive():
-            super().close()  # else the pipes stay open for the thread that cannot be ended
-
-
-class _ProcessTask(_Task):
-    def __init__(self, saver: Callable[[Path], Any], directory: Path) -> None:
-        super().__init__()
-        self._pid = fork()
-        if self._pid == 0:
-            try:
-                os.setpgid(0, 0)
-                self._run(saver, directory)
-            finally:
-                os._exit(0)
-
-    def _run(self, saver: Callable[[Path], Any], directory: Path) -> None:
-        _station.task = self
-        error: BaseException | None = None
-        try:
-            self.wait(b"p", "start")
-            call(saver, directory)
-        except BaseException as raised:
-            error = raised
-        _station.task = None
-        self.finish(error)
-
-    def place(self) -> str:
-        return f"/proc/{self._pid}"
-
-    def close(self) -> None:
-        for kill, target in ((os.killpg, self._pid), (os.kill, self._pid)):
-            with suppress(ProcessLookupError, PermissionError):
-                kill(target, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        super().close()

@@ -29,6 +29,7 @@ LAYERS = (
         "exploring",
         "mixing",
         "programs",
+        "savers",
     ),
     ("concurrency", "kill", "fault_sweep"),
     ("simulator", "fault_injector", "replaying"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
+import mmap
 import os
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +94,91 @@ def test_a_lost_update_is_found_and_replayed(processes: bool) -> None:
     again = run(add, processes=processes, schedule=finding.schedule)
     assert again.schedules == 1
     assert again.findings == (finding,)
+
+
+def add_in_a_thread(directory: Path, *, item: str) -> None:
+    thread = threading.Thread(target=partial(add, directory, item=item))
+    thread.start()
+    thread.join()
+
+
+async def add_beside_a_loop(directory: Path, *, item: str) -> None:
+    await asyncio.to_thread(add, directory, item=item)
+
+
+def add_in_a_thread_with_lock(directory: Path, *, item: str) -> None:
+    thread = threading.Thread(target=partial(add_with_thread_lock, directory, item=item))
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("saver", "processes"),
+    [(add_in_a_thread, False), (add_in_a_thread, True), (add_beside_a_loop, False)],
+)
+def test_threads_of_a_saver_are_scheduled(saver: Callable[..., Any], processes: bool) -> None:
+    """Whatever they wrote at once went unscheduled, and a store without a lock passed."""
+    report = run(saver, processes=processes, schedule="switch:0:3")
+    (finding,) = report.findings
+    assert finding.kind == "lost update"
+    assert (0, "open state.json") in finding.steps
+
+
+def test_threads_of_a_saver_that_take_a_lock_pass() -> None:
+    report = run(add_in_a_thread_with_lock, runs=0)
+    assert report.ok is True, str(report)
+    assert report.schedules > 8
+
+
+def test_threads_that_no_saver_has_started_are_not_covered() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # its thread is there before the savers are
+
+        def saver(directory: Path, *, item: str) -> None:
+            pool.submit(add, directory, item=item).result()
+
+        report = run(saver, runs=0)
+    assert report.ok is None
+    assert "no saver had started" in str(report)
+
+
+def test_a_thread_that_outlives_its_saver_is_not_covered() -> None:
+    go, done = threading.Event(), threading.Semaphore(0)
+
+    def late(directory: Path, item: str) -> None:
+        go.wait(5)
+        with suppress(OSError):  # the directory may be gone
+            (directory / item).write_text("late")
+        done.release()
+
+    def saver(directory: Path, *, item: str) -> None:
+        add(directory, item=item)
+        threading.Thread(target=late, args=(directory, item)).start()
+
+    report = run(saver, schedule="switch:0:1", check=False)
+    go.set()
+    assert done.acquire(timeout=5)
+    assert report.ok is not True
+    assert any("after its saver had returned" in each for each in report.not_covered)
+
+
+def test_programs_and_maps_that_write_beside_python_are_not_covered() -> None:
+    def by_program(directory: Path, *, item: str) -> None:
+        add(directory, item=item)
+        subprocess.run(["touch", directory / f"{item}.native"], check=True)
+
+    def by_map(directory: Path, *, item: str) -> None:
+        add(directory, item=item)
+        with open(directory / item, "w+b") as file:
+            file.truncate(8)
+            with mmap.mmap(file.fileno(), 8) as view:
+                view[:4] = b"done"
+                view.flush()
+
+    for saver, words in ((by_program, "a.native"), (by_map, "a memory map")):
+        report = run(partial(saver), schedule="switch:0:1")
+        assert report.ok is not True
+        assert any(words in each for each in report.not_covered), str(report)
 
 
 def test_the_default_raises_and_shows_the_order() -> None:

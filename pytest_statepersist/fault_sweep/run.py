@@ -40,7 +40,7 @@ from pytest_statepersist.faults.calls import (
     FaultSite,
     Operation,
 )
-from pytest_statepersist.faults.inject import Counting, Fault
+from pytest_statepersist.faults.inject import Counting, Fault, uncounted
 from pytest_statepersist.faults.leftovers import Leftover, leftovers
 from pytest_statepersist.faults.report import FaultFinding, FaultKind, FaultReport
 
@@ -396,26 +396,13 @@ def _given(value: Any, found: Outcome) -> Expected:
     return Outcome.returned(value)
 
 
-_COUNTED: dict[type, Operation] = {
-    op.Write: Operation.WRITE,
-    op.Fsync: Operation.FSYNC,
-    op.Rename: Operation.RENAME,
-    op.Unlink: Operation.UNLINK,
-    op.Mkdir: Operation.MKDIR,
-    op.Link: Operation.LINK,
-}
-
-
 def _uncounted(trace: op.Trace, sites: list[FaultSite]) -> Iterator[str]:
     """Say which recorded operations came by ways that no fault can be put into."""
-    for kind, operation in _COUNTED.items():
-        recorded = sum(isinstance(each, kind) for each in trace.operations)
-        counted = sum(site.operation is operation for site in sites)
-        if recorded > counted:
-            yield (
-                f"{recorded - counted} of {recorded} recorded calls to {operation.value} came by "
-                "ways in which no fault can be put (a memory map, a subclass of FileIO, C code)"
-            )
+    for operation, recorded, counted in uncounted(trace, sites):
+        yield (
+            f"{recorded - counted} of {recorded} recorded calls to {operation.value} came by "
+            "ways in which no fault can be put (a memory map, a subclass of FileIO, C code)"
+        )
 
 
 def _words(result: Result) -> str:

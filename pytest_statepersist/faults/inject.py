@@ -15,10 +15,11 @@ from __future__ import annotations
 import hashlib
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_statepersist.core import operations as op
 from pytest_statepersist.faults.calls import (
     SHORT,
     Call,
@@ -32,7 +33,7 @@ from pytest_statepersist.faults.leftovers import Leftover, Synced
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.callsite import CallSites
 
-__all__ = ["NATIVE", "Counting", "Fault", "Injection"]
+__all__ = ["NATIVE", "Counting", "Fault", "Injection", "uncounted"]
 
 NATIVE = object()
 """Stands for calls of C code among those that an injection has noted."""
@@ -82,6 +83,27 @@ class Counting:
                 )
             )
         return run()
+
+
+_COUNTED: dict[type, Operation] = {
+    op.Write: Operation.WRITE,
+    op.Fsync: Operation.FSYNC,
+    op.Rename: Operation.RENAME,
+    op.Unlink: Operation.UNLINK,
+    op.Mkdir: Operation.MKDIR,
+    op.Link: Operation.LINK,
+}
+
+
+def uncounted(
+    trace: op.Trace, sites: Sequence[FaultSite]
+) -> Iterator[tuple[Operation, int, int]]:
+    """Yield the kinds of call of which more were recorded than came by: (kind, recorded, came)."""
+    for kind, operation in _COUNTED.items():
+        recorded = sum(isinstance(each, kind) for each in trace.operations)
+        counted = sum(site.operation is operation for site in sites)
+        if recorded > counted:
+            yield operation, recorded, counted
 
 
 class Injection:
