@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(module.run(command.parse_args(chosen.arguments)))
     except StatePersistError as error:
-        print(f"statepersist {chosen.command}: {error}", file=sys.stderr)
+        # It may quote what came from elsewhere; only the way of an error loads what this needs.
+        from pytest_statepersist.report.operations import printable
+
+        print(printable(f"statepersist {chosen.command}: {error}"), file=sys.stderr)
         return COULD_NOT_RUN
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         sys.stderr.close()

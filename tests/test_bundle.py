@@ -422,6 +422,13 @@ def test_what_a_terminal_would_obey_is_shown_as_text(
     with pytest.raises(CrashConsistencyError) as failed:
         replay_bundle(path, recover=load)
     assert "\x1b" not in str(failed.value)
+    document = json.loads(path.read_text())
+    for place, key in ((document, "version"), (document["trace"], "version")):
+        kept, place[key] = place[key], "\x1b[31m\u202e"
+        path.write_text(json.dumps(document))
+        assert main(["show", str(path)]) == 2
+        assert not set("".join(capsys.readouterr())) & {"\x1b", "\u202e"}, key
+        place[key] = kept
 
 
 json_values = st.recursive(

@@ -126,6 +126,28 @@ def test_a_lock_of_fcntl_that_is_left_is_seen(tmp_path: Path) -> None:
     assert {finding.kind for finding in report.findings} == {FaultKind.LOCKED}, str(report)
 
 
+def test_a_call_at_which_a_run_has_hung_is_not_tried_again_and_again() -> None:
+    """Each takes its whole limit and more: a sweep with a hundred faults took minutes."""
+    lock = threading.Lock()
+
+    def keeps_its_lock(directory: Path) -> None:
+        assert lock.acquire(timeout=60)
+        store(directory, 2)
+        lock.release()
+
+    report = FaultInjector(
+        errors=["ENOSPC", "EIO"],
+        operations=["fsync", "rename"],
+        persistent=False,
+        time_limit=0.2,
+        states=0,
+    ).sweep(setup=lambda d: store(d, 1), workload=keeps_its_lock, recover=state, before=1, after=2)
+    assert {finding.kind for finding in report.findings} == {FaultKind.LOCKED}, str(report)
+    calls = {finding.site.index for finding in report.findings}
+    assert report.cases == len(calls) > 1
+    assert any("faults were not tried: at the same call" in each for each in report.not_covered)
+
+
 def test_a_lock_that_is_kept_on_purpose_is_not_left() -> None:
     kept: list[int] = []
 

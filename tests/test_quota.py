@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -108,6 +109,51 @@ def test_sqlite_says_that_the_disk_is_full(tmp_path: Path) -> None:
             database.execute("INSERT INTO t VALUES (?)", (bytes(2 * LIMIT),))
         assert limit.used <= LIMIT
         assert database.execute("SELECT count(*) FROM t").fetchone() == (0,)
+
+
+def copy_by_system(source: Path, target: Path) -> None:
+    with open(source, "rb") as there, open(target, "wb") as here:
+        for _ in range(2):
+            os.copy_file_range(there.fileno(), here.fileno(), count=LIMIT * 2)
+
+
+def send(source: Path, target: Path) -> None:
+    with open(source, "rb") as there, open(target, "wb") as here:
+        os.sendfile(here.fileno(), there.fileno(), LIMIT, LIMIT * 2)
+        os.sendfile(here.fileno(), there.fileno(), 0, LIMIT * 2)
+
+
+@pytest.mark.parametrize("bring", [shutil.copy, copy_by_system, send, os.replace, os.link])
+def test_what_the_system_copies_or_moves_in_counts(
+    tmp_path: Path, bring: Callable[[Path, Path], Any]
+) -> None:
+    (directory := tmp_path / "state").mkdir()
+    (tmp_path / "large").write_bytes(bytes(LIMIT * 2))
+    with quota(directory, LIMIT) as limit:
+        with pytest.raises(OSError, match="No space left"):
+            bring(tmp_path / "large", directory / "f")
+        assert limit.used in (0, LIMIT), "what fits is copied, what does not is not moved"
+        (tmp_path / "small").write_bytes(b"1")
+        os.replace(tmp_path / "small", directory / "f")
+        assert limit.used == 1
+    assert limit.refused
+
+
+def test_a_copy_by_the_system_may_be_short(tmp_path: Path) -> None:
+    """It says how many bytes it copied; who does not look saves the half."""
+
+    def save(directory: Path, text: str) -> None:
+        (directory / "draft").write_text(text)
+        with open(directory / "draft", "rb") as draft, open(directory / "new", "wb") as new:
+            os.sendfile(new.fileno(), draft.fileno(), 0, 1 << 20)
+        os.replace(directory / "new", directory / "f")
+
+    report = FaultInjector(errors=["short"], states=0).sweep(
+        setup=lambda d: save(d, "old"),
+        workload=lambda d: save(d, "a new text"),
+        recover=lambda d: (d / "f").read_text(),
+    )
+    assert "os.sendfile" in {each.site.function for each in report.findings}
 
 
 def test_native_code_past_the_quota_is_a_blind_spot(tmp_path: Path) -> None:

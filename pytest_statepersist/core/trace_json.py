@@ -180,8 +180,8 @@ def load(text: str) -> op.Trace:
         _fail("the trace", f"has the format {found['format']!r} instead of {FORMAT!r}")
     if found["version"] != VERSION:
         raise TraceError(
-            f"the trace has version {found['version']}, and this package reads version {VERSION}; "
-            "use the version of the package that wrote it, or record again"
+            f"the trace has version {repr(found['version'])[:40]}, and this package reads version "
+            f"{VERSION}; use the version of the package that wrote it, or record again"
         )
     trace = _Reader(found).trace()
     apply(trace)

@@ -48,6 +48,8 @@ __all__ = ["SweepRun"]
 
 _CONFIRMED = 8
 _SAMPLED = 3
+_HANGING = 8
+"""So many calls at which a run hung end a sweep."""
 
 
 class SweepRun:
@@ -70,6 +72,9 @@ class SweepRun:
         self.sentinels: tuple[Outcome, ...] = ()
         self.hangs = 0
         """How many hangs came again when they were given more time."""
+        self.hung_at: set[tuple[str, int]] = set()
+        """Calls where a fault left something hanging: more of them would only take time."""
+        self.skipped = 0
         self.warnings: list[str] = []
 
     def __enter__(self) -> SweepRun:
@@ -114,14 +119,19 @@ class SweepRun:
                 "makes, not for those inside SQLite or another program"
             )
         results = self._run_all(faults)
-        missed = sum(not result.met for result in results)
+        missed = sum(not result.met for result in results) - self.skipped
+        if self.skipped:
+            not_covered.append(
+                f"{self.skipped} faults were not tried: at the same call, or at {_HANGING} others, "
+                "a run hung already"
+            )
         if missed:
             not_covered.append(
                 f"{missed} faults were not met: the workload does not make the same calls each time"
             )
         notes = dict.fromkeys(note for result in results for note in result.notes)
         return FaultReport(
-            cases=len(results) - missed,
+            cases=len(results) - missed - self.skipped,
             sites=tuple(site for phase in sites.values() for site in phase),
             findings=self._findings(sites, faults, results),
             not_covered=(*not_covered, *notes),
@@ -238,6 +248,9 @@ class SweepRun:
         for number, fault in enumerate(faults):
             if self.options.progress is not None:
                 self.options.progress(number, len(faults))
+            if self._hangs_there(fault):
+                results.append(Result(False))
+                continue
             if self.stage.isolated:
                 result = self._elsewhere(fault) or Result(False)
             else:
@@ -245,13 +258,31 @@ class SweepRun:
             if result.late and self.hangs < _CONFIRMED:
                 result = self._with_patience(fault)
                 self.hangs += result.late
-            results.append(result)
+            results.append(self._noted(fault, result))
             if result.hung and self._can_isolate():
                 self._isolate(fault)
         if self._disagree(faults, results):
             self.stage.isolated = True
-            return [self._elsewhere(fault) or Result(False) for fault in faults]
+            self.hung_at.clear()
+            self.skipped = 0
+            return [self._in_isolation(fault) for fault in faults]
         return results
+
+    def _in_isolation(self, fault: Fault) -> Result:
+        if self._hangs_there(fault):
+            return Result(False)
+        return self._noted(fault, self._elsewhere(fault) or Result(False))
+
+    def _hangs_there(self, fault: Fault) -> bool:
+        """Say whether enough is known: each hang takes its whole limit, and says no more."""
+        known = (fault.phase, fault.index) in self.hung_at or len(self.hung_at) >= _HANGING
+        self.skipped += known
+        return known
+
+    def _noted(self, fault: Fault, result: Result) -> Result:
+        if result.hung:
+            self.hung_at.add((fault.phase, fault.index))
+        return result
 
     def _can_isolate(self) -> bool:
         available = self.stage.server.available and not self.programs

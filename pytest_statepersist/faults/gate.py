@@ -20,10 +20,12 @@ import fcntl
 import io
 import os
 import posix
+import stat
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from threading import local
 from typing import Any, Protocol
 
@@ -151,22 +153,44 @@ def _on_path(operation: Operation, *, second: bool = False) -> Callable[[Any], A
             gate = _slot.gate
             if gate is None or not arguments:
                 return original(*arguments, **options)
-            path = None
+            path = growth = None
+            directory = options.get("dir_fd", options.get("src_dir_fd"))
             if second and len(arguments) > 1:
                 other = options.get("dst_dir_fd", options.get("dir_fd"))
                 path = gate.place(arguments[1], other)
+                if path is not None and operation is not Operation.SYMLINK:
+                    growth = _brought_in(gate, arguments[0], directory, arguments[1], other)
             if path is None and operation is not Operation.SYMLINK:
-                directory = options.get("dir_fd", options.get("src_dir_fd"))
                 path = gate.place(arguments[0], directory)
             if path is None:
                 return original(*arguments, **options)
-            made = Call(operation, path, f"os.{name}")
+            made = Call(operation, path, f"os.{name}", growth=growth)
             return gate.handler(made, lambda: original(*arguments, **options))
 
         call.__name__ = name
         return call
 
     return factory
+
+
+def _brought_in(
+    gate: Gate, source: Any, source_fd: int | None, target: Any, target_fd: int | None
+) -> Callable[[], int] | None:
+    """Return what a file takes that a rename or link brings in from outside; else ``None``."""
+    if gate.place(source, source_fd) is not None:
+        return None
+
+    def growth() -> int:
+        try:
+            taken = int(real.lstat(source, dir_fd=source_fd).st_size)
+        except OSError:
+            return 0  # the call itself will say so
+        try:
+            return taken - int(real.lstat(target, dir_fd=target_fd).st_size)
+        except OSError:
+            return taken
+
+    return growth
 
 
 def _listing(original: Any) -> Any:
@@ -295,6 +319,105 @@ def _writing_many(original: Any) -> Any:
 
     call.__name__ = name
     return call
+
+
+def _copying(original: Any) -> Any:
+    """Replace sendfile, copy_file_range and splice: the system copies from file to file."""
+    name, backwards = original.__name__, original.__name__ == "sendfile"
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        gate = _slot.gate
+        asked = None if gate is None else _copy_of(backwards, arguments, options)
+        place = None if gate is None or asked is None else gate.place_of(asked.target)
+        if gate is None or asked is None or place is None:
+            return original(*arguments, **options)
+        count = asked.available()
+
+        def shorten(fewer: int) -> Any:
+            named = {**options, **asked.named(fewer)}
+            return original(*asked.with_count(arguments, fewer), **named)
+
+        made = Call(
+            Operation.WRITE,
+            place,
+            f"os.{name}",
+            size=count,
+            descriptor=asked.target,
+            shorten=shorten,
+            growth=lambda: asked.growth(count),
+        )
+        return gate.handler(made, lambda: original(*arguments, **options))
+
+    call.__name__ = name
+    return call
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """What one such call asks for; ``start`` and ``offset`` are places in the two files."""
+
+    source: int
+    target: int
+    count: int
+    start: int | None
+    offset: int | None
+    position: int | None
+    """Where among the arguments the count is, ``None`` where it has a name."""
+
+    def available(self) -> int:
+        """Return how many bytes there are to copy, of those that are asked for."""
+        status = real.fstat(self.source)
+        if not stat.S_ISREG(status.st_mode):
+            return self.count
+        start = self.start
+        if start is None:
+            start = real.lseek(self.source, 0, os.SEEK_CUR)
+        return max(0, min(self.count, status.st_size - start))
+
+    def growth(self, count: int) -> int:
+        """Return how many bytes longer the target would be."""
+        if self.offset is None:
+            return _growth(self.target, count)
+        return max(0, self.offset + count - real.fstat(self.target).st_size)
+
+    def with_count(self, arguments: tuple[Any, ...], count: int) -> list[Any]:
+        """Return the arguments of the same call for another count."""
+        changed = list(arguments)
+        if self.position is not None:
+            changed[self.position] = count
+        return changed
+
+    def named(self, count: int) -> dict[str, int]:
+        """Return the count under its name where it was given so."""
+        return {} if self.position is not None else {"count": count}
+
+
+def _copy_of(
+    backwards: bool, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> _Copy | None:
+    """Read a call; ``None`` for one that the system will refuse, or that sends to no file."""
+    if backwards:
+        names = ("out_fd", "in_fd", "offset", "count")
+    else:
+        names = ("src", "dst", "count", "offset_src", "offset_dst")
+    given = {**dict(zip(names, arguments, strict=False)), **options}
+    source, target = given.get(names[0]), given.get(names[1])
+    if backwards:
+        source, target = target, source
+    count = given.get("count")
+    if not isinstance(count, int) or count < 0:
+        return None
+    if not isinstance(source, int) or not isinstance(target, int):
+        return None
+    at = names.index("count")
+    return _Copy(
+        source,
+        target,
+        count,
+        given.get("offset" if backwards else "offset_src"),
+        given.get("offset_dst"),
+        at if at < len(arguments) else None,
+    )
 
 
 def _allocating(original: Any) -> Any:
@@ -459,9 +582,9 @@ def _table() -> Table:
         "writev": _writing_many,
         "pwritev": _writing_many,
         "posix_fallocate": _allocating,
-        "sendfile": descriptor(Operation.WRITE),
-        "copy_file_range": descriptor(Operation.WRITE, position=1),
-        "splice": descriptor(Operation.WRITE, position=1),
+        "sendfile": _copying,
+        "copy_file_range": _copying,
+        "splice": _copying,
         "read": descriptor(Operation.READ),
         "readv": descriptor(Operation.READ),
         "pread": descriptor(Operation.READ),

@@ -61,7 +61,7 @@ def check_annotations(checks: Iterable[dict[str, Any]]) -> Iterator[str]:
         for finding in each["findings"]:
             where = ""
             if finding["file"]:
-                path = os.path.relpath(finding["file"])
+                path = _in_repository(finding["file"])
                 where = f" file={_property(path)},line={finding['line']},"
             title = _property(f"{each['check']}: {finding['kind']}")
             text = (
@@ -77,7 +77,7 @@ def github_annotations(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
         for finding in each["findings"]:
             where = ""
             if finding["file"]:
-                path = os.path.relpath(finding["file"])
+                path = _in_repository(finding["file"])
                 where = f" file={_property(path)},line={finding['line']},"
             title = _property(f"{finding['kind']}: {finding['cause']}")
             text = (
@@ -86,6 +86,13 @@ def github_annotations(explorations: Iterable[dict[str, Any]]) -> Iterator[str]:
             )
             level = "error" if finding.get("accepted") is None else "notice"
             yield f"::{level}{where or ' '}title={title}::{_message(text)}"
+
+
+def _in_repository(path: str) -> str:
+    """Return a path as GitHub knows it: from the root of the repository, not from here."""
+    root = os.environ.get("GITHUB_WORKSPACE")
+    inside = os.path.relpath(path, root) if root else os.pardir
+    return os.path.relpath(path) if inside.startswith(os.pardir) else inside
 
 
 def _message(text: str) -> str:

@@ -80,6 +80,7 @@ def test_json_junit_and_annotations_of_one_run(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
     result = pytester.runpytest_inprocess("--statepersist-json=out.json", "--junitxml=out.xml")
     finding = merged(pytester, result)["explorations"][0]["findings"][0]
     assert Path(finding["file"]).name == "test_store.py"
@@ -91,7 +92,8 @@ def test_json_junit_and_annotations_of_one_run(
     assert str(properties["statepersist.posix"]).startswith("posix: atomic NO, durable NO")
     assert "test_store.py:4" in str(properties["statepersist.finding"])
 
-    result.stdout.fnmatch_lines(["::error file=test_store.py,line=4,title=*::*recovery*"])
+    path = f"{pytester.path.name}/test_store.py"  # from the root of the repository
+    result.stdout.fnmatch_lines([f"::error file={path},line=4,title=*::*recovery*"])
     monkeypatch.delenv("GITHUB_ACTIONS")
     plain = pytester.runpytest_inprocess("-k", "test_one")
     assert "::error" not in plain.stdout.str()
