@@ -33,34 +33,30 @@ _write, _close, _FileIO = real.FileIO.write, real.FileIO.close, real.FileIO
 
 
 class RawFile:
-    """One raw file in one recording."""
+    """One raw file in one recording; `streams.attach` makes it, without a call that costs time."""
 
     __slots__ = ("closes", "fd", "found", "plain", "raw", "session", "slot")
 
-    def __init__(
-        self,
-        slot: Slot,
-        session: Session,
-        raw: Callable[[], Any],
-        fd: int,
-        found: Description,
-        closes: bool,
-        plain: bool,
-    ) -> None:
-        self.slot = slot
-        self.session = session
-        self.raw = raw
-        self.fd = fd
-        self.found = found
-        self.closes = closes
-        self.plain = plain
+    slot: Slot
+    session: Session
+    raw: Callable[[], Any]
+    """A weak reference to it."""
+    fd: int
+    found: Description
+    closes: bool
+    """Whether the descriptor is closed with it."""
+    plain: bool
+    """Whether it is an `io.FileIO` itself, of no subclass."""
 
     def write(self, data: Any, /) -> int | None:
         """Write and record."""
-        session = self.session
-        session.acquire()
+        # Functions are taken from their objects before they are called: a call through an
+        # attribute that is no method looks a method up first.
+        session, referred = self.session, self.raw
+        acquire, release, now = session.acquire, session.release, session.now
+        acquire()
         try:
-            raw = self.raw()
+            raw = referred()
             if raw is None or not self.plain or self.slot.session is not session:
                 return self._write_otherwise(raw, data)
             count: int | None = _write(raw, data)
@@ -96,7 +92,7 @@ class RawFile:
             else:
                 end += count
                 found.position = end
-            at = node.changed = session.now()
+            at = node.changed = now()
             found.written = True
             if end > node.size:
                 node.size = end
@@ -109,7 +105,7 @@ class RawFile:
                 session.drain()
             return count
         finally:
-            session.release()
+            release()
 
     def truncate(self, size: int | None = None, /) -> int:
         """Cut or lengthen, and record."""
@@ -124,10 +120,11 @@ class RawFile:
 
     def close(self) -> None:
         """Close and record."""
-        session, found, fd = self.session, self.found, self.fd
-        session.acquire()
+        session, found, fd, referred = self.session, self.found, self.fd, self.raw
+        acquire, release = session.acquire, session.release
+        acquire()
         try:
-            raw = self.raw()
+            raw = referred()
             ends = (raw is None or not raw.closed) and self.slot.session is session
             if ends and found.position >= 0:
                 compare_position(session, fd, found)
@@ -145,7 +142,7 @@ class RawFile:
                 if ends and self.closes and session.files.get(fd) is found:
                     session.closed(fd, _getframe(1))
         finally:
-            session.release()
+            release()
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """Seek; from now on only the kernel knows the position."""

@@ -140,12 +140,19 @@ class Session:
 
         ``frame`` is that of the caller of the replacement, where it is at hand.
         """
-        now = self.again()
+        # As `again`, without the call.
+        if self.before_moment is not None:
+            self.before_moment()
+        since = self.since_drain + 1
+        self.since_drain = since
+        if since >= DRAIN:
+            self.drain(1)
         if frame is not None:
             known = self.sites.get((id(frame.f_code), frame.f_lasti))
             task = self.tasks.get(_get_ident())
             if known is not None and task is not None:
-                return known[0], now, task
+                now = self.now
+                return known[0], now(), task
         return self.callsites.moment(frame)
 
     def again(self) -> int:
@@ -408,8 +415,8 @@ class Session:
         Returns false, with nothing done, for any other, and where something is not as expected:
         then the caller finds out what it is.
         """
-        here = str(src) if type(src) is PosixPath else src
-        there = str(dst) if type(dst) is PosixPath else dst
+        here = src.__str__() if type(src) is PosixPath else src
+        there = dst.__str__() if type(dst) is PosixPath else dst
         if type(here) is not str or type(there) is not str:
             return False
         directory = self.directory
@@ -417,7 +424,8 @@ class Session:
         new_head, _, new_name = there.rpartition("/")
         if head != directory or new_head != directory or name in DOTS or new_name in DOTS:
             return False
-        self.acquire()
+        acquire, release = self.acquire, self.release
+        acquire()
         try:
             names, inodes = self.names, self.inodes
             number, replaced = names.get(name), names.get(new_name)
@@ -434,12 +442,12 @@ class Session:
                     return False
             except OSError:
                 return False
-            call(src, dst)
+            call(here, there)  # the text that the system would ask the paths for again
             site, time, task = self.moment(frame)
             self.builder.rename_here(number, name, replaced, new_name, site, time, task)
             return True
         finally:
-            self.release()
+            release()
 
     def opened_nameless(self, fd: int, durability: Durability) -> Description:
         """Record a file that O_TMPFILE made."""

@@ -52,6 +52,7 @@ Patched: TypeAlias = list[tuple[type, Any, Any]]
 _READING = frozenset({"r", "rb", "rt", "br", "tr", "U"})
 _MAKING = frozenset({"w", "wb", "wt", "x", "xb", "xt"})
 _getframe, _Buffered, _open = sys._getframe, io.BufferedWriter, real.open
+_new, _ref, _FileIO = object.__new__, weakref.ref, real.FileIO
 _warns = bool(sys.flags.warn_default_encoding)
 
 
@@ -81,16 +82,18 @@ def make_open(slot: Slot) -> Callable[..., Any]:
         if _warns and encoding is None and "b" not in mode:
             encoding = io.text_encoding(None, 2)
         frame = _getframe(1)
-        text = str(file) if type(file) is PosixPath else file
+        # A path becomes text once: `open` would ask it for the same text, and gives it out.
+        text = file.__str__() if type(file) is PosixPath else file
         if mode in _MAKING and type(text) is str and opener is None:
             head, _, name = text.rpartition("/")
             if head == session.directory and name not in DOTS:
-                session.acquire()
+                acquire, release = session.acquire, session.release
+                acquire()
                 try:
                     try:
-                        made = _open(file, mode, buffering, encoding, errors, newline, closefd)
+                        made = _open(text, mode, buffering, encoding, errors, newline, closefd)
                     except BaseException:
-                        _after_failure(session, file, mode, (ROOT, name))
+                        _after_failure(session, text, mode, (ROOT, name))
                         raise
                     raw = made.raw if type(made) is _Buffered else raw_of(made)
                     fd = raw.fileno()
@@ -99,7 +102,7 @@ def make_open(slot: Slot) -> Callable[..., Any]:
                         attach(slot, session, raw, fd, found, True)
                     return made
                 finally:
-                    session.release()
+                    release()
         rest = (mode, buffering, encoding, errors, newline, closefd, opener)
         return _opening(slot, session, file, mode, opener, lambda: real.open(file, *rest), frame)
 
@@ -271,8 +274,10 @@ def attach(
     counted: bool = False,
 ) -> None:
     """Give a raw file the attributes that record it; with ``counted`` its position is counted."""
-    ref = weakref.ref(raw)
-    made = RawFile(slot, session, ref, fd, found, raw.closefd, type(raw) is real.FileIO)
+    ref = _ref(raw)
+    made = _new(RawFile)
+    made.slot, made.session, made.raw, made.fd, made.found = slot, session, ref, fd, found
+    made.closes, made.plain = raw.closefd, type(raw) is _FileIO
     raw.write, raw.truncate, raw.close = made.write, made.truncate, made.close
     if counted:
         found.position = 0

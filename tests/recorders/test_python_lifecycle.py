@@ -95,9 +95,9 @@ def test_a_wrong_base_is_refused(state: Path) -> None:
 class Companion:
     """One that notes what is done with it, and can fail."""
 
-    def __init__(self, builder: TraceBuilder, moment: Any, failing: str = "") -> None:
+    def __init__(self, builder: TraceBuilder, clock: Any, failing: str = "") -> None:
         self.log: list[str] = []
-        self.builder, self.moment, self.failing = builder, moment, failing
+        self.builder, self.clock, self.failing = builder, clock, failing
 
     def start(self) -> None:
         self.log.append("start")
@@ -113,12 +113,12 @@ class Companion:
 def test_companions_feed_the_same_trace(state: Path) -> None:
     made: list[Companion] = []
 
-    def make(builder: TraceBuilder, moment: Any) -> Companion:
-        made.append(Companion(builder, moment))
+    def make(builder: TraceBuilder, clock: Any) -> Companion:
+        made.append(Companion(builder, clock))
         return made[-1]
 
     with PythonRecorder(state, companions=[make]) as recorder:
-        at: Moment = made[0].moment()
+        at: Moment = made[0].clock.moment()
         assert at[0] is not None
         assert at[0].file == __file__
         made[0].builder.sync_all(at)
