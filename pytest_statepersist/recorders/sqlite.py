@@ -16,7 +16,6 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import get_ident
 from types import CodeType, FrameType
 
@@ -26,20 +25,17 @@ from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import (
     NOWHERE,
     Clock,
-    Inode,
     Moment,
     Place,
     TraceBuilder,
 )
 from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.sqlite_calls import hooks
+from pytest_statepersist.recorders.sqlite_quick import DROPPED_WITH_OWNER, PAGE, OpenFile
 
 __all__ = ["SqliteRecorder", "is_shared_memory"]
 
-_PAGE = 512
-"""Bytes from which on a write is a page of a database, which its journal may hold as well."""
 _RECENT = 8
-_DROPPED_WITH_OWNER = stat.S_ISUID | stat.S_ISGID
 _SHARED_MEMORY = "-shm"
 _BITS = 0o7777
 _fstat, _get_ident = real.fstat, get_ident
@@ -47,15 +43,6 @@ _HEADER = b"SQLite format 3\0"
 _DOTS = frozenset({"", ".", ".."})
 _PATHS = 256
 """How many paths are remembered."""
-
-
-@dataclass(slots=True, eq=False)
-class _File:
-    """An open file that matters."""
-
-    number: int
-    node: Inode
-    written: bool = False
 
 
 class SqliteRecorder:
@@ -71,10 +58,11 @@ class SqliteRecorder:
         self.clock = clock if clock is not None else CallSites()
         self.again = self.clock.again
         self.now = real.clock()
-        self.files: dict[int, _File | None] = {}
+        self.files: dict[int, OpenFile | None] = {}
         """Descriptors that SQLite uses, ``None`` for files that do not matter."""
         self.log, self.writes = builder.log, builder.writes
-        self.names, self.identities = builder.names, builder.identities
+        self.names, self.inodes = builder.names, builder.inodes
+        self.identities = builder.identities
         self.here: dict[bytes, str] = {}
         """Names directly in the directory by the paths that SQLite opened them with."""
         self.seen: tuple[int, int, os.stat_result] | None = None
@@ -126,7 +114,7 @@ class SqliteRecorder:
 
     # -- descriptors ---------------------------------------------------------------------------
 
-    def file_of(self, descriptor: int) -> _File | None:
+    def file_of(self, descriptor: int) -> OpenFile | None:
         """Return the file behind a descriptor; looks at ones that were open before."""
         try:
             return self.files[descriptor]
@@ -135,11 +123,11 @@ class SqliteRecorder:
         status = _fstat(descriptor)
         return self._register(descriptor, self.builder.find((status.st_dev, status.st_ino)))
 
-    def _register(self, descriptor: int, number: int | None) -> _File | None:
+    def _register(self, descriptor: int, number: int | None) -> OpenFile | None:
         made = None
         if number is not None:
             self.builder.opened(number)
-            made = _File(number, self.builder[number])
+            made = OpenFile(number, self.builder[number])
         self.files[descriptor] = made
         return made
 
@@ -186,24 +174,19 @@ class SqliteRecorder:
         site, time, task = self.moment(self.frame)
         mode = status.st_mode & _BITS
         node = self.builder.create_here(name, mode, identity, site, time, task)
-        self.files[descriptor] = _File(node.number, node)
+        self.files[descriptor] = OpenFile(node.number, node)
         self.seen = descriptor, len(self.log), status
 
-    def opened_here(self, descriptor: int, path: bytes, known: int) -> None:
-        """Note a file that was opened by the name of a known one, perhaps for writing.
+    def opened_instead(self, descriptor: int, path: bytes, known: int) -> None:
+        """Note a file that was opened by the name of a known one and is another.
 
-        Another file than the one that is known counts as made by this call, which gives a doubt.
+        One that nobody knows counts as made by this call, which gives a doubt, unless a symbolic
+        link led there.
         """
         status = _fstat(descriptor)
-        identity = (status.st_dev, status.st_ino)
-        if self.identities.get(identity) != known:
-            self.opened(descriptor, path, existed=identity in self.identities)
-            return
-        node = self.builder.inodes[known]
-        node.opens += 1
-        node.was_opened = True
-        self.files[descriptor] = _File(known, node)
-        self.seen = descriptor, len(self.log), status
+        existed = (status.st_dev, status.st_ino) in self.identities
+        linked = self.inodes[known].target is not None
+        self.opened(descriptor, path, existed=existed or linked)
 
     def status(self, descriptor: int) -> os.stat_result:
         """Return the status of an open file; the one from its opening if nothing came between."""
@@ -242,13 +225,14 @@ class SqliteRecorder:
         if not node.inside:
             self.builder.write(file.number, offset, data, self.moment(frame))
             return
-        if len(data) >= _PAGE:
+        if len(data) >= PAGE:
             # What goes into the journal is what was in the database: kept once, since memory that
             # is touched for the first time costs more than the rest here.
             recent = self.recent
             if data in recent:
                 data = recent[recent.index(data)]
-            recent.append(data)
+            else:
+                recent.appendleft(data)
         # What `moment` and `TraceBuilder.write` do for a file inside, of which there are most.
         if (
             frame is not None
@@ -289,7 +273,7 @@ class SqliteRecorder:
         if file is None:
             return
         mode = stat.S_IMODE(before.st_mode)
-        if same_owner and not mode & _DROPPED_WITH_OWNER:
+        if same_owner and not mode & DROPPED_WITH_OWNER:
             # As root SQLite gives every journal the owner that it has: only a time changes.
             file.node.changed = self.now()
             return

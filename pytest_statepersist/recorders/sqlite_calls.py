@@ -1,7 +1,7 @@
 """The replacements of SQLite's system calls and syncs while a recording runs.
 
 Belongs here: when each real call is made, and under which lock; what a call means is
-`SqliteRecorder`'s. Rules:
+`SqliteRecorder`'s. The calls that SQLite makes most are in `sqlite_quick`. Rules:
 
 1. The builder's lock is held across the real call and its record, and from the opening of a
    directory to its close, between which SQLite syncs it.
@@ -26,6 +26,14 @@ from typing import TYPE_CHECKING, Any
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.sqlite_library import PROTOTYPES, SYNC, SQLiteLibrary, library
+from pytest_statepersist.recorders.sqlite_quick import (
+    broken,
+    failed,
+    quick_close,
+    quick_fchown,
+    quick_open,
+    quick_write,
+)
 from pytest_statepersist.recorders.sqlite_signals import DeferredSignals
 
 if TYPE_CHECKING:
@@ -33,12 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Hooks", "hooks"]
 
-_getframe, _pwrite, _fstat = sys._getframe, real.system.pwrite, real.fstat
-_os_open = real.os_open
+_getframe, _fstat = sys._getframe, real.fstat
 _POSITIONED = frozenset({"pwrite", "pwrite64"})
-_memory: Any = (ctypes.c_char * sys.maxsize).from_address(0)
-"""All of this process: a slice is `ctypes.string_at`, and a third of its price."""
-_O_CREAT, _O_EXCL = os.O_CREAT, os.O_EXCL
+_O_CREAT = os.O_CREAT
 _DATA_ONLY = 0x10  # SQLITE_SYNC_DATAONLY
 _F2FS_IOCTL = 0xF5  # the group of SQLite's only ioctl: F2FS atomic writes
 _IOERR_FSYNC = 10 | 4 << 8
@@ -62,12 +67,15 @@ class Hooks:
         """Calls that nobody has replaced: what `os` calls is the same function."""
         self.thunks: dict[str, Any] = {}
         own: list[Any] = [Hooks.install, Hooks.remove]
+        quick = {"open": quick_open, "close": quick_close, "fchown": quick_fchown}
         for name in PROTOTYPES:
-            replacement = getattr(self, f"_{name}", None)
-            if replacement is not None:
-                replacement = self._guarded(name, PROTOTYPES[name], replacement)
+            replacement: Any = getattr(self, f"_{name}", None)
+            if name in quick:
+                replacement = quick[name](self)
             elif name in _POSITIONED:
-                replacement = self._positioned(name)
+                replacement = quick_write(self, name)
+            elif replacement is not None:
+                replacement = self._guarded(name, PROTOTYPES[name], replacement)
             if replacement is not None and sqlite.system_call(name) is not None:
                 self.real[name] = sqlite.original(name)
                 self.thunks[name] = PROTOTYPES[name](replacement)
@@ -154,7 +162,7 @@ class Hooks:
                     recorder.frame = None
                     recorder.release()
             except BaseException as error:
-                return _broken(recorder, error, result_of_failure)
+                return broken(recorder, error, result_of_failure)
 
         def two(first: Any, second: Any) -> int:
             recorder = self.recorder
@@ -169,7 +177,7 @@ class Hooks:
                     recorder.frame = None
                     recorder.release()
             except BaseException as error:
-                return _broken(recorder, error, result_of_failure)
+                return broken(recorder, error, result_of_failure)
 
         def three(first: Any, second: Any, third: Any) -> int:
             recorder = self.recorder
@@ -184,7 +192,7 @@ class Hooks:
                     recorder.frame = None
                     recorder.release()
             except BaseException as error:
-                return _broken(recorder, error, result_of_failure)
+                return broken(recorder, error, result_of_failure)
 
         def more(*arguments: Any) -> int:
             recorder = self.recorder
@@ -199,54 +207,24 @@ class Hooks:
                     recorder.frame = None
                     recorder.release()
             except BaseException as error:
-                return _broken(recorder, error, result_of_failure)
+                return broken(recorder, error, result_of_failure)
 
         return {1: one, 2: two, 3: three}.get(arguments, more)
 
     # -- replacements: each takes the recorder, the real call, and the call's arguments ---------
 
-    def _open(
+    def open(
         self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes, flags: int, mode: int
     ) -> int:
-        name = recorder.here.get(path)
-        if name is not None and "open" in self.plain:
-            return self._open_here(recorder, path, name, flags, mode)
+        """Open any file: what `quick_open` leaves."""
         existed = not flags & _O_CREAT or _exists(path)
         descriptor = real(path, flags, mode)
         if descriptor >= 0:
             recorder.opened(descriptor, path, existed)
         return descriptor
 
-    def _open_here(
-        self, recorder: SqliteRecorder, path: bytes, name: str, flags: int, mode: int
-    ) -> int:
-        """Open what is directly in the directory; the kernel says whether it was there."""
-        known = recorder.names.get(name)
-        try:
-            if known is None:
-                if flags & _O_CREAT:
-                    try:
-                        descriptor = _os_open(path, flags | _O_EXCL, mode)
-                    except FileExistsError:
-                        if flags & _O_EXCL:
-                            raise
-                    else:
-                        recorder.made_here(descriptor, path, name)
-                        return descriptor
-                descriptor = _os_open(path, flags, mode)
-                recorder.opened(descriptor, path, existed=True)
-            elif recorder.builder.inodes[known].identity is not None:
-                descriptor = _os_open(path, flags, mode)
-                recorder.opened_here(descriptor, path, known)
-            else:
-                existed = not flags & _O_CREAT or _exists(path)
-                descriptor = _os_open(path, flags, mode)
-                recorder.opened(descriptor, path, existed)
-        except OSError as error:
-            return _failed(error)
-        return descriptor
-
-    def _close(self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int) -> int:
+    def close(self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int) -> int:
+        """Close anything, a directory too, which was synced then: what `quick_close` leaves."""
         if descriptor in recorder.directories:
             recorder.directories.remove(descriptor)
             recorder.builder.lock.release()  # once for its opening
@@ -265,39 +243,6 @@ class Hooks:
             offset = os.lseek(descriptor, 0, os.SEEK_CUR) - written
             recorder.wrote(descriptor, offset, ctypes.string_at(buffer, written))
         return written
-
-    def _positioned(self, name: str) -> Callable[[int, int, int, int], int]:
-        """Return what `_guarded` makes of a write at an offset, for the call SQLite makes most."""
-        calls, plain = self.real, self.plain
-
-        def write(descriptor: int, buffer: int, count: int, offset: int) -> int:
-            recorder = self.recorder
-            if recorder is None:
-                return calls[name](descriptor, buffer, count, offset)
-            try:
-                recorder.acquire()
-                try:
-                    data = _memory[buffer : buffer + count]
-                    written: int
-                    if name in plain:
-                        # The same call of the same library, and half as dear as through ctypes.
-                        try:
-                            written = _pwrite(descriptor, data, offset)
-                        except OSError as error:
-                            return _failed(error)
-                    else:
-                        written = calls[name](descriptor, buffer, count, offset)
-                    if written == count:
-                        recorder.wrote(descriptor, offset, data, _getframe(1))
-                    elif written > 0:
-                        recorder.wrote(descriptor, offset, data[:written], _getframe(1))
-                    return written
-                finally:
-                    recorder.release()
-            except BaseException as error:
-                return _broken(recorder, error, -1)
-
-        return write
 
     def _ftruncate(
         self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int, size: int
@@ -325,7 +270,7 @@ class Hooks:
             recorder.changed_attributes(descriptor, before, same_owner=False)
         return result
 
-    def _fchown(
+    def fchown(
         self,
         recorder: SqliteRecorder,
         real: Callable[..., int],
@@ -333,6 +278,7 @@ class Hooks:
         user: int,
         group: int,
     ) -> int:
+        """Change an owner, perhaps to another one: what `quick_fchown` leaves."""
         before = recorder.status(descriptor)
         result = real(descriptor, user, group)
         if result == 0:
@@ -406,41 +352,11 @@ class Hooks:
         return result
 
 
-def _broken(recorder: SqliteRecorder, error: BaseException, result: int) -> int:
-    """Keep what went wrong in a replacement for the recorder to raise, and fail the call."""
-    if recorder.failure is None:
-        recorder.failure = error
-    ctypes.set_errno(errno.EIO)
-    return result
-
-
-def _failed(error: OSError) -> int:
-    """Say in the way of C why a call failed."""
-    ctypes.set_errno(error.errno or errno.EIO)
-    return -1
-
-
-def _close(descriptor: int) -> int:
-    try:
-        real.close(descriptor)
-    except OSError as error:
-        return _failed(error)
-    return 0
-
-
-def _fchown(descriptor: int, user: int, group: int) -> int:
-    try:
-        real.system.fchown(descriptor, user, group)
-    except OSError as error:
-        return _failed(error)
-    return 0
-
-
 def _ftruncate(descriptor: int, size: int) -> int:
     try:
         real.system.ftruncate(descriptor, size)
     except OSError as error:
-        return _failed(error)
+        return failed(error)
     return 0
 
 
@@ -448,13 +364,11 @@ def _unlink(path: bytes) -> int:
     try:
         real.system.unlink(path)
     except OSError as error:
-        return _failed(error)
+        return failed(error)
     return 0
 
 
 _PLAINLY: dict[str, Callable[..., int]] = {
-    "close": _close,
-    "fchown": _fchown,
     "ftruncate": _ftruncate,
     "unlink": _unlink,
 }

@@ -24,7 +24,7 @@ from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.apply import apply
 from pytest_statepersist.core.tree import ROOT, Tree
 from pytest_statepersist.errors import RecorderUnavailable, UserError
-from pytest_statepersist.recorders import sqlite_calls, sqlite_library
+from pytest_statepersist.recorders import sqlite_library, sqlite_quick
 from pytest_statepersist.recorders.builder import Moment, TraceBuilder
 from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.scan import scan
@@ -425,7 +425,7 @@ def test_a_full_disk_reaches_sqlite_as_it_is(
     with connect(recording.directory / "a.db") as connection:
         fill(connection)
         with recording():
-            monkeypatch.setattr(sqlite_calls, "_pwrite", pwrite)
+            monkeypatch.setattr(sqlite_quick, "_pwrite", pwrite)
             fill(connection)
             full = True
             with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
