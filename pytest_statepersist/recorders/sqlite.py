@@ -19,7 +19,7 @@ from collections.abc import Callable
 from threading import get_ident
 from types import CodeType, FrameType
 
-from pytest_statepersist.core.operations import ROOT, Close, Site
+from pytest_statepersist.core.operations import ROOT, Site
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import (
@@ -200,16 +200,8 @@ class SqliteRecorder:
         file = self.files.pop(descriptor, None)
         if file is None:
             return
-        node = file.node
-        if not file.written or node.lost:
-            self.builder.close(file.number, NOWHERE, written=False)
-            return
-        # What `TraceBuilder.close` does for a file that was written and is kept.
-        site, time, task = self.moment(self.frame)
-        node.opens -= 1
-        self.log.append((Close, node.path, site, time, task, file.number))
-        if node.links <= 0:
-            self.builder.let_go(node)
+        at = self.moment(self.frame) if file.written else NOWHERE
+        self.builder.close(file.number, at, written=file.written)
 
     # -- what the calls mean -------------------------------------------------------------------
 

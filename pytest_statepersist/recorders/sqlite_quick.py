@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from pytest_statepersist.core.operations import Close
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import Inode
 
@@ -132,15 +133,16 @@ def quick_open(hooks: Hooks) -> Callable[[bytes, int, int], int]:
             acquire = recorder.acquire
             acquire()
             try:
-                recorder.frame = _getframe(1)
-                name = recorder.here.get(path)
-                if name is None or "open" not in plain:
-                    return hooks.open(recorder, calls["open"], path, flags, mode)
+                name = recorder.here.get(path, "")
                 known = recorder.names.get(name)
-                if known is None:
+                if known is None or "open" not in plain:
+                    recorder.frame = _getframe(1)
+                    if not name or "open" not in plain:
+                        return hooks.open(recorder, calls["open"], path, flags, mode)
                     return _open_new(recorder, path, name, flags, mode)
                 node = recorder.inodes[known]
                 if node.identity is None:
+                    recorder.frame = _getframe(1)
                     return hooks.open(recorder, calls["open"], path, flags, mode)
                 try:
                     descriptor = _os_open(path, flags, mode)
@@ -148,6 +150,7 @@ def quick_open(hooks: Hooks) -> Callable[[bytes, int, int], int]:
                     return failed(error)
                 status = _fstat(descriptor)
                 if recorder.identities.get((status.st_dev, status.st_ino)) != known:
+                    recorder.frame = _getframe(1)
                     recorder.opened_instead(descriptor, path, known)
                     return descriptor
                 # What `SqliteRecorder.opened` does then.
@@ -178,16 +181,25 @@ def quick_close(hooks: Hooks) -> Callable[[int], int]:
             acquire = recorder.acquire
             acquire()
             try:
-                recorder.frame = _getframe(1)
                 if descriptor in recorder.directories or "close" not in plain:
+                    recorder.frame = _getframe(1)
                     return hooks.close(recorder, calls["close"], descriptor)
+                result = 0
                 try:
                     _os_close(descriptor)
                 except OSError as error:
-                    recorder.closed(descriptor)
-                    return failed(error)
-                recorder.closed(descriptor)
-                return 0
+                    result = failed(error)
+                file = recorder.files.pop(descriptor, None)
+                if file is not None:
+                    # What `SqliteRecorder.closed` does.
+                    node = file.node
+                    node.opens -= 1
+                    if file.written and not node.lost:
+                        site, time, task = recorder.moment(_getframe(1))
+                        recorder.log.append((Close, node.path, site, time, task, file.number))
+                    if node.links <= 0:
+                        recorder.builder.let_go(node)
+                return result
             finally:
                 recorder.frame = None
                 release = recorder.release
