@@ -9,7 +9,8 @@ Belongs here: from `Effects` to two facts about each effect. Rules:
 3. A forced set is closed under what its members need, except under an order that is waived.
 4. A sync never forces data of another file, nor the data of a directory's children.
 5. A sync that failed marks the dirty pages of its file clean without writing them (ext4, XFS), or
-   drops them (btrfs): no later sync forces that data, unless the same page is written once more.
+   drops them (btrfs): no later sync forces that data, unless the same page is written once more,
+   which takes a size along that ends in this page.
    Facts: Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020.
 """
 
@@ -79,6 +80,9 @@ class _Forcer:
         self.base_names: set[Cell] = set()
         self.given_up: set[int] = set()
         """Effects that were dirty at a sync that failed: marked clean, no sync looks for them."""
+        self.sizes_given_up: dict[int, list[int]] = defaultdict(list)
+        self.sizes_back: list[int] = []
+        """Sizes that were given up and that go out with their page, which was written again."""
 
     def run(self) -> Forcing:
         trace = self.effects.trace
@@ -123,6 +127,8 @@ class _Forcer:
                 self.eager.append(index)
             if effect.kind in _OWN:
                 self.own[effect.inode].append(index)
+                if effect.kind in CONTENT and self.sizes_given_up:
+                    self._take_back(effect.inode, effect.unit, operation)
             elif effect.kind is not Kind.ENTRY:
                 self.soft[effect.inode].append(index)
             if effect.kind in (Kind.RAISE, Kind.SET_SIZE, Kind.ATTRIBUTES):
@@ -249,7 +255,28 @@ class _Forcer:
                 if kinds[index].kind in _DIRTY and not self.for_good[index]
             ]
             self.given_up.update(lost)
+            self.sizes_given_up[inode] += [i for i in lost if kinds[i].kind is Kind.RAISE]
             waiting[inode] = [index for index in waiting[inode] if index not in self.given_up]
+
+    def _take_back(self, inode: int, unit: int, operation: int) -> None:
+        """Wait again for the sizes that end in a page which is written once more.
+
+        Writing a page out raises the size on disk to its end, or the file's (XFS does so then only;
+        ext4's has been in its journal all the time).
+        """
+        if not isinstance(self.effects.trace.operations[operation], op.Write):
+            return
+        sizes = self.sizes_given_up.get(inode, [])
+        back = [
+            index
+            for index in sizes
+            if (self.effects.effects[index].size - 1) // self.model.unit == unit
+        ]
+        for index in back:
+            sizes.remove(index)
+            self.given_up.discard(index)
+        self.own[inode] += back
+        self.sizes_back += back
 
     def _fsync_directory(self, sync: int, inode: int) -> None:
         wanted = self.soft.pop(inode, [])
@@ -358,7 +385,11 @@ class _Forcer:
             return
         end = self.effects.of_operation[sync].stop
         begin, self.everything_done = self.everything_done, end
-        waiting = [i for i in range(begin, end) if not self.for_good[i] and i not in self.given_up]
+        waiting = [
+            i
+            for i in (*self.sizes_back, *range(begin, end))
+            if not self.for_good[i] and i not in self.given_up
+        ]
         metadata = [
             i
             for i in waiting

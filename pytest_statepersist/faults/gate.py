@@ -396,10 +396,9 @@ def _copy_of(
     backwards: bool, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> _Copy | None:
     """Read a call; ``None`` for one that the system will refuse, or that sends to no file."""
+    names: tuple[str, ...] = ("src", "dst", "count", "offset_src", "offset_dst")
     if backwards:
         names = ("out_fd", "in_fd", "offset", "count")
-    else:
-        names = ("src", "dst", "count", "offset_src", "offset_dst")
     given = {**dict(zip(names, arguments, strict=False)), **options}
     source, target = given.get(names[0]), given.get(names[1])
     if backwards:

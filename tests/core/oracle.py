@@ -405,10 +405,21 @@ class Oracle:
         """Data that was dirty when a sync of its file failed: marked clean, never looked at again.
 
         "After EIO the dirty pages are marked clean, and later syncs succeed without writing them."
+        A size goes out with the page in which it ends, once that is written again.
         """
         found: set[int] = set()
+        unit = self.model.unit
         for sync in range(point):
             operation = self.trace.operations[sync]
+            if isinstance(operation, op.Write) and operation.data:
+                end = operation.offset + len(operation.data)
+                units = range(operation.offset // unit, (end - 1) // unit + 1)
+                found -= {
+                    e.id
+                    for e in self.effects
+                    if e.kind == "raise" and e.inode == operation.inode and e.op < sync
+                    and (e.size - 1) // unit in units
+                }  # fmt: skip
             if isinstance(operation, op.Fsync) and operation.failed:
                 dirty = {
                     e.id

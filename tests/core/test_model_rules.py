@@ -266,6 +266,43 @@ CASES = [
         (POSIX, *NAMED, KILL),
     ),
     Case(
+        "growing bytes written again after an fsync that failed: their size is there too",
+        base(f=b"O" * 10)
+        .write("f", 0, b"N" * 20)
+        .add(op.Fsync(1, failed=True))
+        .write("f", 0, b"N" * 20)
+        .fsync("f"),
+        lambda d: d["f"] != "N20",
+        END,
+        (),
+        (POSIX, *NAMED, KILL),
+    ),
+    Case(
+        "another page written again after an fsync that failed does not bring the size back",
+        base(f=O4)
+        .write("f", 4096, N4)
+        .add(op.Fsync(1, failed=True))
+        .write("f", 0, M4)
+        .fsync("f"),
+        lambda d: d["f"] == "M4096",
+        END,
+        (POSIX, *NAMED),
+        (KILL,),
+    ),
+    Case(
+        "growing bytes written again, then sync: as with fsync",
+        base(f=b"O" * 10)
+        .write("f", 0, b"N" * 20)
+        .add(op.Fsync(1, failed=True))
+        .add(op.SyncAll())
+        .write("f", 0, b"N" * 20)
+        .fsync("f"),
+        lambda d: d["f"] != "N20",
+        END,
+        (),
+        (POSIX, *NAMED, KILL),
+    ),
+    Case(
         "an fsync of another file fails: this one's is believed",
         base(f=O8, g=O8)
         .write("f", 0, N8)
