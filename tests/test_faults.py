@@ -126,6 +126,25 @@ def test_a_lock_of_fcntl_that_is_left_is_seen(tmp_path: Path) -> None:
     assert {finding.kind for finding in report.findings} == {FaultKind.LOCKED}, str(report)
 
 
+def test_who_acknowledges_nothing_has_not_reported_success() -> None:
+    def careful(directory: Path, acknowledge: Callable[[object], None]) -> None:
+        with suppress(OSError):
+            store(directory, 2)
+            acknowledge(2)
+
+    def careless(directory: Path, acknowledge: Callable[[object], None]) -> None:
+        with suppress(OSError):
+            store(directory, 2)
+        acknowledge(2)
+
+    injector = FaultInjector(errors=["ENOSPC", "EIO"], operations=["write", "fsync"])
+    arguments: dict[str, Any] = {"setup": lambda d: store(d, 1), "recover": state, "before": 1}
+    report = injector.sweep(workload=careful, **arguments)
+    assert report.ok is True, str(report)
+    report = injector.sweep(workload=careless, states=0, **arguments)
+    assert FaultKind.SILENT in {finding.kind for finding in report.findings}, str(report)
+
+
 def test_a_call_at_which_a_run_has_hung_is_not_tried_again_and_again() -> None:
     """Each takes its whole limit and more: a sweep with a hundred faults took minutes."""
     lock = threading.Lock()
