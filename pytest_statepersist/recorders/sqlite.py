@@ -52,6 +52,33 @@ class SqliteRecorder:
     SQLite; the Python recorder lends its own, so that both give one trace.
     """
 
+    __slots__ = (
+        "acquire",
+        "again",
+        "builder",
+        "clock",
+        "directories",
+        "failure",
+        "files",
+        "frame",
+        "here",
+        "identities",
+        "inodes",
+        "last_code",
+        "last_line",
+        "last_site",
+        "last_task",
+        "last_thread",
+        "log",
+        "names",
+        "now",
+        "recent",
+        "release",
+        "seen",
+        "unfinished_sync",
+        "writes",
+    )
+
     def __init__(self, builder: TraceBuilder, clock: Clock | None = None) -> None:
         self.builder = builder
         self.acquire, self.release = builder.lock.acquire, builder.lock.release
