@@ -1,4 +1,4 @@
-"""Which tests run only in the soak profile; and where all is installed, nothing else is skipped.
+"""Which tests run only in the soak profile, in which order the others run, and what may be skipped.
 
 ``STATEPERSIST_PROFILE=soak`` (``make soak``) runs them all. ``.ci/run`` installs what tests need
 and sets ``STATEPERSIST_SKIPS=refuse``: then a skip is a failure, unless the machine itself lacks
@@ -34,6 +34,28 @@ SOAK = (
 )
 
 REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
+FIRST = (
+    "tests/reference/test_every_durable_operation.py",
+    "tests/zoo",
+    "tests/test_repairs.py",
+    "tests/test_examples.py",
+    "tests/test_sceptic.py",
+    "tests/test_simulator.py",
+    "tests/test_cli.py",
+    "tests/test_concurrency.py",
+    "tests/test_fault",
+    "tests/conformance/test_reference_stores.py",
+    "tests/explorer",
+    "tests/plugin",
+)
+"""What forks most: a fork takes the longer, the more memory a process has."""
+LAST = (
+    "tests/core",
+    "tests/reference/test_remote.py",
+    "tests/test_engines.py",
+    "tests/recorders/test_strace_maps.py",
+)
+"""After what a process has most memory: large modules are imported, large tables are kept."""
 GIVEN = (
     REASON,
     "FileStore does not declare",  # what a store does not promise is not asked of it
@@ -46,7 +68,9 @@ GIVEN = (
 """How the reasons begin that no installation can take away."""
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.nodeid.startswith(LAST) - item.nodeid.startswith(FIRST))
     if os.environ.get("STATEPERSIST_PROFILE") == "soak":
         return
     for item in items:

@@ -10,7 +10,7 @@ Letters: O are old bytes, N, M, A, L new ones, z is NUL. Files are 8 KiB unless 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -606,6 +606,13 @@ def shown_states(
         tree = disk.tree(state)
         found.append((show(tree), tree, state.points))
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget() -> Iterator[None]:
+    """Let go of the states: every test to come would carry them along."""
+    yield
+    shown_states.cache_clear()
 
 
 def witness(row: Row, model: str, *, reuse: bool = False) -> tuple[Tree, int] | None:

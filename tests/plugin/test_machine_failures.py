@@ -21,7 +21,7 @@ assert RoundTripMachine
 
 STORE = """
     import json, os
-    from hypothesis import settings
+    from hypothesis import Phase, settings
     from pytest_statepersist.adapter import Capabilities, StoreAdapter
     from pytest_statepersist.machines import AtomicityMachine, RoundTripMachine
 
@@ -175,6 +175,7 @@ def test_a_failure_without_a_crash_is_kept_too(
 
 
 def test_no_bundle_is_lost_between_workers(pytester: pytest.Pytester) -> None:
+    change(pytester, "derandomize=True)", "derandomize=True, phases=[Phase.generate])")
     result = pytester.runpytest_subprocess("-p", "xdist", "-n2")
     result.assert_outcomes(failed=2)
     names = kept(pytester)
