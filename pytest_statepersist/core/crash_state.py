@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.effects import CONTENT, Cell, Effects, Kind, Part
@@ -93,6 +94,23 @@ class Disk:
         if self._forcing is None:
             self._forcing = force(self.effects)
         return self._forcing
+
+    @cached_property
+    def untouched(self) -> frozenset[int]:
+        """The small files of the base that no effect changes: in every state they are the same."""
+        effects = self.effects
+        touched = {each.inode for each in effects.effects}
+        touched.update(cell.inode for cell in effects.chains)
+        for changes in (effects.set_sizes, effects.raises, effects.units, effects.frees):
+            touched.update(changes)
+        return frozenset(
+            inode
+            for inode, node in self.trace.base.nodes.items()
+            if isinstance(node, File)
+            and isinstance(node.content, bytes)
+            and node.xattrs == tuple(sorted(node.xattrs))
+            and inode not in touched
+        )
 
     def version(self, chain: list[int], state: CrashState) -> int:
         """Return how many effects of a chain are present."""
@@ -278,6 +296,8 @@ class Disk:
     def node(self, state: CrashState, inode: int, entries: Mapping[str, int] | None = None) -> Node:
         """Return an inode as a node; without ``entries`` a directory's are read from the state."""
         base = self.trace.base.nodes.get(inode)
+        if base is not None and inode in self.untouched and not state.ghosts:
+            return base
         made = self.effects.created.get(inode)
         if isinstance(base, Symlink):
             return base

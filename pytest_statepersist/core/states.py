@@ -203,8 +203,11 @@ def window_at(disk: Disk, point: int) -> Window:
 
 
 def visible_cells(disk: Disk, state: CrashState) -> Iterator[Cell]:
-    """Yield every cell that a reader of the whole disk sees, times included, in a fixed order."""
-    stack, seen = [ROOT], set()
+    """Yield every cell that a reader of the whole disk sees, times included, in a fixed order.
+
+    Those of files that no effect touches are left out: they have one value.
+    """
+    stack, seen = [ROOT], set(disk.untouched)
     while stack:
         directory = stack.pop()
         if directory in seen:
@@ -243,7 +246,10 @@ def expand(choice: Choice, cells: Iterable[Cell]) -> tuple[Choice, list[Choice]]
     gives a reader the same answers.
     """
     others: list[Choice] = []
+    moving, frees = choice.window.cells(), choice.window.frees
     for cell in cells:
+        if cell not in moving and not frees:
+            continue  # as it is in every state of the choice: most are
         found = list(choice.options(cell))
         choice = found[0]
         others.extend(found[1:])

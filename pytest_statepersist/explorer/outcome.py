@@ -68,7 +68,7 @@ class Outcome:
     whether a value fits that may look at the disk when it is asked: see `Expectation.settle`.
     """
 
-    __slots__ = ("_text", "answers", "details", "ended", "error", "value")
+    __slots__ = ("_details", "_text", "answers", "ended", "error", "value")
 
     def __init__(
         self,
@@ -76,12 +76,12 @@ class Outcome:
         value: Any = None,
         error: BaseException | None = None,
         text: str | None = "",
-        details: str = "",
+        details: str | traceback.TracebackException = "",
     ) -> None:
         self.ended = ended
         self.value = value
         self.error = error
-        self.details = details
+        self._details = details
         self._text = text
         self.answers: Mapping[int, bool] | None = None
 
@@ -97,6 +97,13 @@ class Outcome:
             self._text = shorten(self.value)
         return self._text
 
+    @property
+    def details(self) -> str:
+        """The exception with its traceback."""
+        if not isinstance(self._details, str):
+            self._details = "".join(self._details.format())
+        return self._details
+
     def __repr__(self) -> str:
         return f"<Outcome {self}>"
 
@@ -105,7 +112,8 @@ class Outcome:
         """Make the outcome of a recovery that raised or called `sys.exit`."""
         ended = Ended.EXITED if isinstance(error, SystemExit) else Ended.RAISED
         text = "".join(traceback.format_exception_only(error)).strip()
-        details = "".join(traceback.format_exception(error))
+        # It holds lines and no frames, and is put into words when somebody reads it.
+        details = traceback.TracebackException.from_exception(error, lookup_lines=False)
         _let_go(error)
         return cls(ended, error=error, text=text, details=details)
 
