@@ -150,7 +150,9 @@ class Calls:
         found = session.files.get(fd) or session.description(fd)
         if found is None:
             return _write(fd, data)
-        session.acquire()
+        # Taken before they are called: a call through an attribute looks a method up first.
+        acquire, release, now = session.acquire, session.release, session.now
+        acquire()
         try:
             count = _write(fd, data)
             frame, node = _getframe(1), found.node
@@ -170,7 +172,7 @@ class Calls:
             # What `Session.wrote` does for bytes that were all written to a file inside, from the
             # line of the write before.
             end = _lseek(fd, 0, 1)
-            time = node.changed = session.now()
+            time = node.changed = now()
             found.written = True
             if end > node.size:
                 node.size = end
@@ -183,7 +185,7 @@ class Calls:
                 session.drain()
             return count
         finally:
-            session.release()
+            release()
 
     def writev(self, fd: int, buffers: Sequence[Any], /) -> Any:
         session = self._slot.session
