@@ -1,9 +1,11 @@
 """The functions of `os` that change files, and what to record of each.
 
-Belongs here: one replacement for each function, under its own name. Rules:
+Belongs here: one replacement for each function, under its own name; those that set attributes are
+in `attribute_calls`. Rules:
 
-1. A replacement makes the real call with the caller's own arguments, so that errors and results
-   are the system's; only a call that succeeded is recorded (a failed sync as failed).
+1. A replacement makes the real call with the caller's own arguments (or the text of a path, which
+   the system asks for), so that errors and results are the system's; only a call that succeeded is
+   recorded (a failed sync as failed).
 2. Without a recording, and for what is no file of interest, it is the real call and nothing else.
 3. Replacements are bound methods: like functions in C they do not become methods of a class that
    holds them.
@@ -23,13 +25,12 @@ from typing import Any
 
 from pytest_statepersist.core.operations import OUTSIDE, Durability, Write
 from pytest_statepersist.recorders import real
-from pytest_statepersist.recorders.acl import ACCESS, mode_of_acl
+from pytest_statepersist.recorders.attribute_calls import AttributeCalls, before
 from pytest_statepersist.recorders.real import system
 from pytest_statepersist.recorders.session import (
     DRAIN,
     Description,
     Session,
-    Slot,
     durability_of,
 )
 
@@ -44,13 +45,10 @@ _RWF_DSYNC, _RWF_SYNC = getattr(os, "RWF_DSYNC", 0), getattr(os, "RWF_SYNC", 0)
 _RWF_APPEND = getattr(os, "RWF_APPEND", 0)
 
 
-class Calls:
+class Calls(AttributeCalls):
     """Replacements by the name that each has in `os`; `names` lists those of this platform."""
 
-    __slots__ = ("_slot",)
-
-    def __init__(self, slot: Slot) -> None:
-        self._slot = slot
+    __slots__ = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled replacement is the real function for whoever loads it.
@@ -59,7 +57,8 @@ class Calls:
     @classmethod
     def names(cls) -> list[str]:
         """Return the functions of `os` that have a replacement here."""
-        own = [name for name in vars(cls) if not name.startswith("_") and name != "names"]
+        own = [name for kind in (cls, AttributeCalls) for name in vars(kind)]
+        own = [name for name in own if not name.startswith("_") and name != "names"]
         return [name for name in own if hasattr(system, name)]
 
     # -- descriptors ---------------------------------------------------------------------------
@@ -272,7 +271,7 @@ class Calls:
             system.truncate(path, length)
             return
         with session.lock:
-            number = _before(session, path)
+            number = before(session, path)
             system.truncate(path, length)
             if number is not None:
                 session.builder.truncate(number, length, session.moment())
@@ -521,126 +520,6 @@ class Calls:
                     identity=(status.st_dev, status.st_ino),
                 )
 
-    # -- attributes ----------------------------------------------------------------------------
-
-    def chmod(
-        self, path: Any, mode: int, *, dir_fd: int | None = None, follow_symlinks: bool = True
-    ) -> None:
-        options = _options(dir_fd, follow_symlinks)
-        self._attributes(lambda: system.chmod(path, mode, **options), path, "mode", **options)
-
-    def fchmod(self, fd: int, mode: int) -> None:
-        self._attributes(lambda: system.fchmod(fd, mode), fd, "mode")
-
-    def lchmod(self, path: Any, mode: int) -> None:
-        self._attributes(lambda: system.lchmod(path, mode), path, "mode", follow_symlinks=False)
-
-    def chown(
-        self,
-        path: Any,
-        uid: int,
-        gid: int,
-        *,
-        dir_fd: int | None = None,
-        follow_symlinks: bool = True,
-    ) -> None:
-        options = _options(dir_fd, follow_symlinks)
-        self._attributes(lambda: system.chown(path, uid, gid, **options), path, "owner", **options)
-
-    def fchown(self, fd: int, uid: int, gid: int) -> None:
-        self._attributes(lambda: system.fchown(fd, uid, gid), fd, "owner")
-
-    def lchown(self, path: Any, uid: int, gid: int) -> None:
-        call = lambda: system.lchown(path, uid, gid)  # noqa: E731
-        self._attributes(call, path, "owner", follow_symlinks=False)
-
-    def utime(
-        self,
-        path: Any,
-        times: Any = None,
-        *,
-        dir_fd: int | None = None,
-        follow_symlinks: bool = True,
-        **ns: Any,
-    ) -> None:
-        options = _options(dir_fd, follow_symlinks)
-        given = {} if times is None else {"times": times}
-        call = lambda: system.utime(path, **given, **ns, **options)  # noqa: E731
-        self._attributes(call, path, "mtime", **options)
-
-    def _attributes(
-        self,
-        call: Any,
-        path: Any,
-        kind: str,
-        *,
-        dir_fd: int | None = None,
-        follow_symlinks: bool = True,
-    ) -> None:
-        session = self._slot.session
-        if session is None:
-            call()
-            return
-        with session.lock:
-            number = _before(session, path, dir_fd, follow_symlinks)
-            call()
-            if number is None:
-                return
-            if isinstance(path, int):
-                status = real.fstat(path)
-            else:
-                status = real.stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
-            mode = stat.S_IMODE(status.st_mode)
-            session.builder.set_attributes(
-                number,
-                session.moment(),
-                # A change of owner takes the set-user-id bits away.
-                mode=mode if kind != "mtime" else None,
-                mtime=status.st_mtime_ns if kind == "mtime" else None,
-                owner=(status.st_uid, status.st_gid) if kind == "owner" else None,
-            )
-
-    def setxattr(
-        self, path: Any, attribute: Any, value: Any, flags: int = 0, *, follow_symlinks: bool = True
-    ) -> None:
-        def call() -> None:
-            system.setxattr(path, attribute, value, flags, follow_symlinks=follow_symlinks)
-
-        self._xattr(call, path, attribute, bytes(value), follow_symlinks)
-
-    def removexattr(self, path: Any, attribute: Any, *, follow_symlinks: bool = True) -> None:
-        def call() -> None:
-            system.removexattr(path, attribute, follow_symlinks=follow_symlinks)
-
-        self._xattr(call, path, attribute, None, follow_symlinks)
-
-    def _xattr(
-        self, call: Any, path: Any, attribute: Any, value: bytes | None, follow_symlinks: bool
-    ) -> None:
-        session = self._slot.session
-        if session is None:
-            call()
-            return
-        with session.lock:
-            number = _before(session, path, None, follow_symlinks)
-            call()
-            if number is None:
-                return
-            name = os.fsdecode(attribute)
-            # Trees hold what programs may set; other name spaces belong to the kernel.
-            xattrs = ((name, value),) if name.startswith("user.") else ()
-            mode = mode_of_acl(value) if value is not None and name == ACCESS else None
-            session.builder.set_attributes(number, session.moment(), mode=mode, xattrs=xattrs)
-
-
-def _options(dir_fd: int | None, follow_symlinks: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if dir_fd is not None:
-        options["dir_fd"] = dir_fd
-    if not follow_symlinks:
-        options["follow_symlinks"] = False
-    return options
-
 
 def _is_special(path: Any, dir_fd: int | None) -> bool:
     """Say whether an open could block for ever (a fifo) or is of no interest (a terminal)."""
@@ -669,23 +548,6 @@ def _copied(session: Session, found: Description, fd: int, offset: int | None, c
         start = real.lseek(fd, 0, os.SEEK_CUR) - count if offset is None else offset
         session.wrote_at(found, start, session.read_back(fd, start, count))
     return count
-
-
-def _before(
-    session: Session, path: Any, dir_fd: int | None = None, follow_symlinks: bool = True
-) -> int | None:
-    """Return the inode that a call is about to change, after comparing it with the model."""
-    try:
-        if isinstance(path, int):
-            status = real.fstat(path)
-        else:
-            status = real.stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
-    except (OSError, TypeError, ValueError):
-        return None  # the call itself will fail
-    number = session.builder.find((status.st_dev, status.st_ino))
-    if number is not None:
-        session.compare(session.builder[number], status)
-    return number
 
 
 def _mark(session: Session, path: Any) -> None:
