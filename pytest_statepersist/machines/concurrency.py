@@ -65,12 +65,9 @@ class ConcurrencyMachine(StoreMachine):
     @rule(number=st.integers(0, _OPENERS - 1), key=keys(), value=documents(max_leaves=3))
     def save(self, number: int, key: str, value: dict[str, Any]) -> None:
         """One opener saves; it sees its own value."""
-        store = self._opener(number)
-        store.save(key, value)
+        self._opener(number).save(key, value)
         self.expected[key] = as_text(value)
-        found = store.get(key)
-        assert found is not None, f"opener {number} misses what it saved under {key!r}"
-        assert as_text(found) == self.expected[key], f"opener {number} loads {found!r}"
+        self._sees(number, key)
 
     @precondition(lambda self: self.can("atomic_keys"))
     @rule(
@@ -78,30 +75,33 @@ class ConcurrencyMachine(StoreMachine):
         values=st.dictionaries(keys(), documents(max_leaves=3, large=False), max_size=3),
     )
     def save_many(self, number: int, values: dict[str, dict[str, Any]]) -> None:
-        """One opener saves several values."""
+        """One opener saves several values; it sees all of them."""
         self._opener(number).save_many(values)
         self.expected.update({key: as_text(value) for key, value in values.items()})
+        for key in values:
+            self._sees(number, key)
 
     @precondition(lambda self: self.expected and self.can("delete"))
     @rule(number=st.integers(0, _OPENERS - 1), data=st.data())
     def delete(self, number: int, data: Drawing) -> None:
-        """One opener deletes what perhaps another one saved."""
+        """One opener deletes what perhaps another one saved, and sees it no more."""
         key = data.pick(sorted(self.expected), label="key")
         self._opener(number).delete(key)
         del self.expected[key]
+        found = self._opener(number).get(key)
+        assert found is None, f"opener {number} deleted {key!r} and still loads {found!r}"
 
     @rule(number=st.integers(0, _OPENERS - 1))
     def close(self, number: int) -> None:
         """One opener closes; that may write nothing old over what others saved."""
         if number in self.openers:
             self.openers.pop(number).close()
+            self._look(f"after opener {number} was closed ")
 
     @rule()
     def look_afresh(self) -> None:
         """A new opener sees everything that any of them saved."""
-        with self.adapter.opened(self.directory) as store:
-            found = content_of(store, tuple(self.expected.named))
-        assert found == self.expected, f"a new opener sees {found}, saved was {self.expected}"
+        self._look()
 
     @rule(
         changes=st.tuples(_CHANGE, _CHANGE),
@@ -129,6 +129,18 @@ class ConcurrencyMachine(StoreMachine):
             )
         self.happened("savers at once")
         assert report.ok is not False, str(report)
+
+    def _sees(self, number: int, key: str) -> None:
+        found = self._opener(number).get(key)
+        assert found is not None, f"opener {number} misses what it saved under {key!r}"
+        assert as_text(found) == self.expected[key], f"opener {number} loads {found!r}"
+
+    def _look(self, when: str = "") -> None:
+        with self.adapter.opened(self.directory) as store:
+            found = content_of(store, tuple(self.expected.named))
+        assert found == self.expected, (
+            f"{when}a new opener sees {found}, saved was {self.expected}"
+        )
 
     def _opener(self, number: int) -> OpenStore:
         if number not in self.openers:

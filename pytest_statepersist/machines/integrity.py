@@ -92,19 +92,24 @@ class IntegrityMachine(StoreMachine):
 
     @rule(key=keys(), value=documents(max_leaves=3, large=False), number=st.integers(0, 9))
     def save(self, key: str, value: dict[str, Any], number: int) -> None:
-        """Save a value with a secret in it."""
+        """Save a value with a secret in it; it is there."""
         secret = {**value, "secret": f"{CANARY}-{number}"}
         self.now.save(key, secret)
         self.expected[key] = as_text(secret)
+        found = self.now.get(key)
+        assert found is not None, f"{key!r} was saved and is missing"
+        assert as_text(found) == self.expected[key], f"{key!r} gives {found}, saved was {secret}"
         self._keep_files()
 
     @precondition(lambda self: self.expected and self.can("delete"))
     @rule(data=st.data())
     def delete(self, data: Drawing) -> None:
-        """Delete a value."""
+        """Delete a value; it is missing then."""
         key = data.pick(sorted(self.expected), label="key")
         self.now.delete(key)
         del self.expected[key]
+        found = self.now.get(key)
+        assert found is None, f"{key!r} was deleted and still gives {found!r}"
         self._keep_files()
 
     @rule()

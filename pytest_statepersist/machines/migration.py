@@ -31,6 +31,8 @@ class MigrationMachine(CrashingMachine):
     def __init__(self) -> None:
         super().__init__()
         self.version = 0
+        self.untouched: dict[str, tuple[str, str]] = {}
+        """What the older version wrote and nothing replaced: as it was, and as it loads now."""
         self.scratch = self.make_scratch()
 
     @initialize(
@@ -44,6 +46,7 @@ class MigrationMachine(CrashingMachine):
         expected = self.adapter.expected_of_old
         self.live = {key: as_text(expected(self.version, v)) for key, v in values.items()}
         self.touched.update(self.live)
+        self.untouched = {key: (as_text(v), self.live[key]) for key, v in values.items()}
         before = self.nothing.settled(dict(self.live))
         self.begin_life(before)
         assert self.life is not None
@@ -66,6 +69,7 @@ class MigrationMachine(CrashingMachine):
     @rule(data=st.data(), key=keys(), value=documents(max_leaves=3, large=False))
     def save(self, data: Drawing, key: str, value: dict[str, Any]) -> None:
         """Save beside or over old values."""
+        self.untouched.pop(key, None)
         self.do(f"save({key!r})", {key: as_text(value)}, lambda: self.now.save(key, value))
         self.then(data)
 
@@ -127,7 +131,10 @@ class MigrationMachine(CrashingMachine):
                     found = store.load(key)
                 except refusals:
                     continue
-                # Values of its own version it may show in its own way.
-                assert isinstance(found, dict), f"older code loads {found!r}"
+                # What this code saved it may show in its own way.
+                allowed = self.untouched.get(key)
+                assert allowed is None or as_text(found) in allowed, (
+                    f"older code loads {found!r} under {key!r}, which it saved as {allowed}"
+                )
         finally:
             store.close()

@@ -114,9 +114,10 @@ class RetentionMachine(CrashingMachine):
 
     @rule(data=st.data())
     def time(self, data: Drawing) -> None:
-        """Let time pass, or set the wall clock forward or back."""
+        """Let time pass, or set the wall clock forward or back: nothing goes by itself."""
         move: ClockMove = data.draw(clock_moves(limits=[self.adapter.max_age]), label="clock")
         move.apply(self.clock)
+        self.look()
         self.happened("clock set back" if move.steps.total_seconds() < 0 else "clock moved")
 
     @precondition(lambda self: self.live)
