@@ -126,6 +126,44 @@ def test_a_lock_of_fcntl_that_is_left_is_seen(tmp_path: Path) -> None:
     assert {finding.kind for finding in report.findings} == {FaultKind.LOCKED}, str(report)
 
 
+@pytest.mark.parametrize("sound", [False, True])
+def test_who_finds_everything_in_place_must_still_sync_it(sound: bool) -> None:
+    """No sync failed: opening the directory did, so that its new name was never synced."""
+
+    def save(directory: Path, text: str) -> None:
+        inside = directory / "inside"
+        if sound or not inside.exists():
+            inside.mkdir(exist_ok=True)
+            sync_directory(directory)
+        with open(inside / "new", "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(inside / "new", inside / "note")
+        sync_directory(inside)
+
+    def recover(directory: Path) -> str:
+        note = directory / "inside" / "note"
+        return note.read_text() if note.exists() else "nothing"
+
+    report = FaultInjector(errors=["EMFILE"], operations=["open"], persistent=False).sweep(
+        workload=lambda d: save(d, "new"), recover=recover
+    )
+    if sound:
+        assert report.ok is True, str(report)
+        return
+    assert {finding.kind for finding in report.findings} == {FaultKind.POWER_LOSS}, str(report)
+    assert "a call failed, doing it again succeeded" in report.findings[0].observed
+
+
+def sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def test_who_acknowledges_nothing_has_not_reported_success() -> None:
     def careful(directory: Path, acknowledge: Callable[[object], None]) -> None:
         with suppress(OSError):

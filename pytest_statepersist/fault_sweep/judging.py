@@ -105,7 +105,7 @@ class Cases:
             )
             problems += more if not problems else ()
             notes += further
-            if not problems and not ended.ok and injection.failed_syncs:
+            if not problems and not ended.ok and trace.operations:
                 more, count, further = self._power_loss_after_retry(fault, trace)
                 problems, notes, states = [*problems, *more], [*notes, *further], states + count
         hung = any(each.kind in (FaultKind.HANG, FaultKind.LOCKED) for each in problems)
@@ -177,6 +177,7 @@ class Cases:
         """Judge what a power failure leaves of a retry that may rest on what is not on disk.
 
         A sync that failed has marked its pages clean: a second one that succeeds proves nothing.
+        One that was never reached is not made up for by who finds everything in place already.
         What was done after the error decides what a retry finds, so alike traces are tried once.
         """
         key = (fault.leaves, alike(trace))
@@ -206,7 +207,7 @@ class Cases:
         except TimeIsUp:
             self.stage.late = True
             return [], 0, []
-        if first.ok or not again.ok or not injection.failed_syncs:
+        if first.ok or not again.ok or not injection.hits:
             return [], 0, []
         found = self.stage.recovered()
         twice = self.reference.again
@@ -223,7 +224,7 @@ class Cases:
             len(trace),
             leaves=fault.leaves,
             syncs=injection.failed_syncs,
-            told="a sync failed, doing it again succeeded; ",
+            told="a call failed, doing it again succeeded; ",
         )
 
     def expect(
