@@ -151,7 +151,7 @@ class DiskcacheAdapter(MappingAdapter):
 
     "Thread-safe and process-safe"; "read and write operations performed in a transaction are
     atomic", which is said of other openers: no word of crashes, and SQLite runs with
-    ``synchronous=NORMAL``.
+    ``synchronous=NORMAL``. What is not promised is not declared, so that no crash is asked for.
     """
 
     capabilities = Capabilities(atomic_keys=True, concurrent_writers=True)
