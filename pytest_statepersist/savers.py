@@ -33,6 +33,8 @@ __all__ = ["ProcessTask", "Task", "ThreadTask", "Turns", "interposed", "outlived
 _HEADER = struct.Struct("<cI")
 _SETTLED = 4
 """So many looks at a sleeping saver, a millisecond apart and nothing moved: it waits for a lock."""
+_OWN_SETTLED = 50
+"""So many looks at its first thread, while others of its threads still move."""
 _GRACE = 0.1
 """Seconds after which a saver counts as waiting where the system does not show what it does."""
 _BUSY = 500_000_000
@@ -196,6 +198,7 @@ class Task:
         if self.at is not None or self.ended:
             return
         still, last, begun, worked = 0, None, time.monotonic(), self.worked()
+        own_still, own_last = 0, None
         while True:
             ready, _, _ = select.select([self._arrive], [], [], 0.001)
             if ready:
@@ -208,6 +211,11 @@ class Task:
                 still = still + 1 if moved == last and moved[0] == "S" else 0
                 self.stuck = still >= _SETTLED
             last = moved
+            # A thread beside it may never rest (a heartbeat): what counts is that it waits itself.
+            own = _seen(self.places()[0]) if self.places() else None
+            rests = own is not None and own[0] == "S" and own == own_last
+            own_still, own_last = own_still + 1 if rests else 0, own
+            self.stuck |= own_still >= _OWN_SETTLED and not self.starting
             # Once known to be in a loop it is given only a moment to have found what it looks for.
             self.busy |= self.worked() - worked > _BUSY
             self.stuck |= self.busy
@@ -369,7 +377,7 @@ class ProcessTask(Task):
         """Return where the system shows its threads."""
         tasks = f"/proc/{self._pid}/task"
         with suppress(OSError):
-            return [f"{tasks}/{each}" for each in os.listdir(tasks)]
+            return [f"{tasks}/{each}" for each in sorted(os.listdir(tasks), key=int)]
         return []
 
     def is_own_thread(self) -> bool:

@@ -130,6 +130,26 @@ def test_threads_of_a_saver_that_take_a_lock_pass() -> None:
     assert report.schedules > 8
 
 
+def test_a_thread_that_never_rests_does_not_hide_that_its_saver_waits() -> None:
+    def saver(directory: Path, *, item: str) -> None:
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.is_set():
+                time.sleep(0.001)
+
+        heart = threading.Thread(target=beat)
+        heart.start()
+        try:
+            add_with_thread_lock(directory, item=item)
+        finally:
+            stop.set()
+            heart.join()
+
+    report = run(saver, schedule="switch:0:3")
+    assert report.ok is True, str(report)
+
+
 def test_threads_that_no_saver_has_started_are_not_covered() -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(int).result()  # its thread is there before the savers are
