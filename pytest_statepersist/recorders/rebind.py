@@ -149,6 +149,9 @@ class Rebinding:
             skip |= {id(pair) for pair in pairs}
             skip |= {id(pair) for each in below for pair in each._pairs}
             skip |= set(map(id, _remembered()))
+            if not self._forward:
+                # Where making one anew was stopped, what was made before it is still in its place.
+                skip -= self._rebuilt.keys()
             names = {id(old): frozenset([getattr(old, "__name__", "?")]) for old in olds}
             self._replace(olds, new, names, skip, _DEPTH)
             olds.clear()
