@@ -313,7 +313,8 @@ class Stopped(BaseException):
 def stopped_after(lines: int, call: Callable[[], None], *, only: str = "") -> bool:
     """Call it and raise in the midst, at that line of the interposition; false if there was none.
 
-    ``only`` is the one function whose lines count. A signal's handler runs between any two lines. This is one, at a place of our choice.
+    ``only`` is the one function whose lines count. A signal's handler runs between any two lines.
+    This is one, at a place of our choice.
     """
     left = lines
 
@@ -365,7 +366,7 @@ def test_a_signal_at_any_line_leaves_nothing_half_way(step: str) -> None:
 
 
 def test_a_signal_while_a_tuple_is_made_anew_for_the_second_time() -> None:
-    """Its first version is in the list, the second one nowhere: the way back begins at the first."""
+    """Its first version is in the list, the second nowhere: the way back begins at the first."""
     nested = [(os.replace, (0, (os.replace,)), os.replace)]
     (before,) = nested
     number, stopped = 1, True
