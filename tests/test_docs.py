@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,9 +95,14 @@ CHECKED = {
 }
 
 
+@cache
+def _shown(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def _accepted(command: list[str], words: list[str]) -> bool:
     """Say whether every option of a documented command is one that its help knows."""
-    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    shown = _shown(*command)
     options = [word.split("=")[0] for word in words if word.startswith("--")]
     return bool(shown) and all(option in shown for option in options)
 
