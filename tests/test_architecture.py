@@ -153,3 +153,31 @@ def test_no_name_of_the_workshop_is_in_the_project() -> None:
             text = path.read_text(errors="ignore")
             for word in words:
                 assert word not in text, f"{name} mentions {word}"
+
+
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_no_parameter_is_a_bare_function_of_os(path: Path) -> None:
+    """What holds one in a list makes each recording of the whole run search the heap for it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            called = [
+                part.func
+                for decorator in node.decorator_list
+                for part in ast.walk(decorator)
+                if isinstance(part, ast.Call)
+            ]
+            bare = [
+                ast.unparse(part)
+                for decorator in node.decorator_list
+                for part in ast.walk(decorator)
+                if isinstance(part, ast.Attribute)
+                and part not in called
+                and isinstance(part.value, ast.Name)
+                and part.value.id == "os"
+                and part.attr.islower()
+                and part.attr not in ("path", "environ", "name")
+            ]
+            assert bare == [], f"{path.name}, {node.name}: put it into a function of its own"

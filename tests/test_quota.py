@@ -123,7 +123,15 @@ def send(source: Path, target: Path) -> None:
         os.sendfile(here.fileno(), there.fileno(), 0, LIMIT * 2)
 
 
-@pytest.mark.parametrize("bring", [shutil.copy, copy_by_system, send, os.replace, os.link])
+def move(source: Path, target: Path) -> None:
+    os.replace(source, target)
+
+
+def link(source: Path, target: Path) -> None:
+    os.link(source, target)
+
+
+@pytest.mark.parametrize("bring", [shutil.copy, copy_by_system, send, move, link])
 def test_what_the_system_copies_or_moves_in_counts(
     tmp_path: Path, bring: Callable[[Path, Path], Any]
 ) -> None:
