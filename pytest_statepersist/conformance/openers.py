@@ -3,7 +3,7 @@
 Belongs here: schedules. An intruder comes at one chosen call of a change: a thread with an opener
 of its own, a thread that shares the opener, or another process. Where it has to wait for a lock it
 is given a moment, and finishes afterwards. Threads and processes that run freely come after that:
-what they meet is real, but whether they meet it is luck, so no check rests on them alone.
+what they meet is real, but whether they meet it is luck, and only a store in C rests on that alone.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class OpenerChecks(BaseBench):
         with self.opened(directory) as store, gated(directory, counting):
             change(store)
         points = [site.index for site in counting.sites if site.operation.changes]
-        if not points:
+        if not points and kind is _Opener:
             not_covered("neither Python code nor SQLite made a call to come in at")
         for number, point in enumerate(points[:: max(1, len(points) // _POINTS)]):
             self.fill(before, directory := self.place(f"interleaved-{number}"))
@@ -77,7 +77,8 @@ class OpenerChecks(BaseBench):
     def check_threads(self) -> None:
         """Save from four threads through one opener; one that refuses them all is not covered.
 
-        Before, another thread saves through the same opener at up to eight calls or so of a save.
+        Before, another thread saves through the same opener at up to eight calls or so of a save,
+        where Python code or SQLite makes one.
         """
         with gates():
             self._interleave(lambda store: store.save("key", self.value(2)), _Sharer)
@@ -111,7 +112,8 @@ class OpenerChecks(BaseBench):
     def check_processes(self) -> None:
         """Save from three processes into one directory.
 
-        Before, another process saves at up to eight calls or so of a save.
+        Before, another process saves at up to eight calls or so of a save, where Python code or
+        SQLite makes one.
         """
         if "fork" not in multiprocessing.get_all_start_methods():
             not_covered("processes that share the adapter need fork()")

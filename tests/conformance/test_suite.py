@@ -139,22 +139,22 @@ class ThreadsAdapter(StoreAdapter):
 
     def __init__(self, serves: tuple[int, ...], keeps: bool = True) -> None:
         self.serves, self.keeps = serves, keeps
-        self.values: dict[str, Value] = {}
+        self.values: dict[Path, dict[str, Value]] = {}
 
-    def open(self, directory: Path) -> ThreadsAdapter:
-        return self
+    def open(self, directory: Path) -> dict[str, Value]:
+        return self.values.setdefault(directory, {})
 
-    def save(self, store: object, key: str, value: Value) -> None:
-        if int(key[1]) not in self.serves:
+    def save(self, store: dict[str, Value], key: str, value: Value) -> None:
+        if key[0] == "t" and int(key[1]) not in self.serves:
             raise ValueError("another thread")
         if self.keeps or key != "t1-3":
-            self.values[key] = value
+            store[key] = value
 
-    def load(self, store: object, key: str) -> Value:
-        return self.values[key]
+    def load(self, store: dict[str, Value], key: str) -> Value:
+        return store[key]
 
-    def keys(self, store: object) -> list[str]:
-        return list(self.values)
+    def keys(self, store: dict[str, Value]) -> list[str]:
+        return list(store)
 
     def close(self, store: object) -> None:
         pass
