@@ -269,8 +269,8 @@ def _fails(check: Callable[[Bench], None], bench: Bench) -> bool:
 class KeepsWhatItRefusesAdapter(ThreadsAdapter):
     capabilities = Capabilities(list=False)
 
-    def save(self, store: object, key: str, value: Value) -> None:
-        self.values[key] = value
+    def save(self, store: dict[str, Value], key: str, value: Value) -> None:
+        store[key] = value
         raise ValueError(key)
 
 
