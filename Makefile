@@ -16,8 +16,16 @@ export PYTHONDONTWRITEBYTECODE =
 demo: $(STAMP)
 	$(BIN)/python -m examples.run
 
+# A fork takes the longer, the more a process has loaded: what forks most is a run of its own.
+FORKING := tests/explorer tests/zoo tests/test_cli.py tests/test_examples.py tests/test_repairs.py \
+    tests/test_sceptic.py tests/test_simulator.py tests/conformance/test_reference_stores.py \
+    tests/reference/test_every_durable_operation.py
+RUN = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+NONE = [ $$? -eq 5 ] && [ -n "$(PYTEST_ARGS)" ]
+
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(RUN) $(FORKING) $(PYTEST_ARGS) || { $(NONE); }
+	$(RUN) $(FORKING:%=--ignore=%) $(PYTEST_ARGS) || { $(NONE); }
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
