@@ -51,7 +51,7 @@ class OpenerChecks(BaseBench):
         with self.opened(directory) as store, gated(directory, counting):
             change(store)
         points = [site.index for site in counting.sites if site.operation.changes]
-        if not points and kind is _Opener:
+        if not points and not kind.runs_freely:
             not_covered("neither Python code nor SQLite made a call to come in at")
         for number, point in enumerate(points[:: max(1, len(points) // _POINTS)]):
             self.fill(before, directory := self.place(f"interleaved-{number}"))
@@ -139,10 +139,12 @@ class _Intruder:
     """Counts the calls of the thread that made it, and comes in at one of them.
 
     `seen` is what it read before it saved, None where it did not read; `error` is told as text.
+    One that `shares` has the opener of the change; one that `runs_freely` is also let go later.
     """
 
     what = "an opener"
     shares = False
+    runs_freely = False
 
     def __init__(self, bench: BaseBench, directory: Path, point: int) -> None:
         self.bench, self.directory, self.point = bench, directory, point
@@ -204,6 +206,7 @@ class _Sharer(_Opener):
 
     what = "a thread"
     shares = True
+    runs_freely = True
 
     def act(self) -> None:
         assert self.shared is not None
@@ -218,6 +221,7 @@ class _OtherProcess(_Intruder):
     """A process that was forked before the change, so that it inherits no lock of it."""
 
     what = "a process"
+    runs_freely = True
 
     def __init__(self, bench: BaseBench, directory: Path, point: int) -> None:
         super().__init__(bench, directory, point)
