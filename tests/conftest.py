@@ -34,21 +34,9 @@ SOAK = (
 )
 
 REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
-FIRST = (
-    "tests/reference/test_every_durable_operation.py",
-    "tests/zoo",
-    "tests/test_repairs.py",
-    "tests/test_examples.py",
-    "tests/test_sceptic.py",
-    "tests/test_simulator.py",
-    "tests/test_cli.py",
-    "tests/test_concurrency.py",
-    "tests/test_fault",
-    "tests/conformance/test_reference_stores.py",
-    "tests/explorer",
-    "tests/plugin",
-)
-"""What forks most: a fork takes the longer, the more memory a process has."""
+FIRST = ("tests/plugin", "tests/test_concurrency.py", "tests/test_fault")
+"""What forks: that takes the longer, the more a process has loaded. What forks most is a run of its
+own, in the Makefile."""
 LAST = (
     "tests/core",
     "tests/reference/test_remote.py",
