@@ -165,9 +165,10 @@ def fsync_directory(path: PathLike) -> None:
 def make_directory(path: PathLike, mode: int = PRIVATE_DIRECTORY_MODE) -> None:
     """Create a directory and its missing parents; each new name is durable on return.
 
-    A crash leaves some prefix of the chain, which the next call completes. The parent of
-    ``path`` is synced even when ``path`` exists: whoever created it may have been killed
-    before it could. Raises `StorageError` (also when a file is in the way).
+    A crash leaves some prefix of the chain, which the next call completes. The parent of the
+    deepest directory that exists is synced before anything is made below it: whoever created
+    that one may have been killed, or met an error, before its name was durable. Raises
+    `StorageError` (also when a file is in the way).
     """
     target = checked_path(path)
     missing: list[Path] = []
@@ -180,6 +181,7 @@ def make_directory(path: PathLike, mode: int = PRIVATE_DIRECTORY_MODE) -> None:
             probe = probe.parent
     except OSError as error:
         raise StorageError(probe, error) from error
+    _sync_what_may_be_new(probe.parent)
     for directory in reversed(missing):
         try:
             os.mkdir(directory, mode)
@@ -189,8 +191,16 @@ def make_directory(path: PathLike, mode: int = PRIVATE_DIRECTORY_MODE) -> None:
         except OSError as error:
             raise StorageError(directory, error) from error
         fsync_directory(directory.parent)
-    if not missing:
-        fsync_directory(target.parent)
+
+
+def _sync_what_may_be_new(parent: Path) -> None:
+    """Sync a directory in which one like us may have made another; others' may be unreadable."""
+    try:
+        fsync_directory(parent)
+    except StorageError as error:
+        theirs = isinstance(error.__cause__, PermissionError) and not os.access(parent, os.W_OK)
+        if not theirs:
+            raise
 
 
 def remove_durably(path: PathLike, *, missing_ok: bool = False) -> None:

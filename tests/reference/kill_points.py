@@ -87,9 +87,13 @@ def without_syncing() -> Iterator[None]:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Return the files below a directory with their contents."""
+    """Return the files below a directory with their contents; what cannot be listed is an error."""
     return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
+        os.path.relpath(os.path.join(where, name), root): Path(where, name).read_bytes()
+        for where, _, names in os.walk(root, onerror=_raised)
+        for name in names
     }
+
+
+def _raised(error: OSError) -> None:
+    raise error

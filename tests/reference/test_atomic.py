@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_statepersist import CrashSimulator, raises
+from pytest_statepersist.reference import atomic
 from pytest_statepersist.reference.atomic import (
     create_temporary,
     fsync_directory,
@@ -84,12 +86,55 @@ def test_new_directories_are_synced_in_their_parents(tmp_path: Path) -> None:
         make_directory(tmp_path / "a" / "b")
     made = [call for call in counter.log if not call.startswith("fsync")]
     assert made == [
+        f"open({tmp_path.parent})",  # whoever made tmp_path may have been killed
         f"mkdir({tmp_path / 'a'})",
         f"open({tmp_path})",
         f"mkdir({tmp_path / 'a' / 'b'})",
         f"open({tmp_path / 'a'})",
     ]
-    assert len(counter.log) == 6
+    assert len(counter.log) == 8
+
+
+def test_a_directory_whose_maker_was_killed_is_synced_before_anything_is_made_in_it(
+    tmp_path: Path,
+) -> None:
+    """The chain was cut short between the first name and its sync: the next call makes up for it.
+
+    Else all that is saved below would go with that name when the power fails.
+    """
+
+    def workload(directory: Path) -> None:
+        os.mkdir(directory / "a")  # and killed
+        make_directory(directory / "a" / "b")
+        write_atomic(directory / "a" / "b" / "f", b"saved")
+
+    CrashSimulator(repairs=False).check(
+        workload=workload,
+        recover=lambda directory: (directory / "a/b/f").read_bytes(),
+        before=raises(FileNotFoundError),
+        after=b"saved",
+    )
+
+
+def test_what_may_not_be_read_nor_written_need_not_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the directory of all homes: nobody like us has made anything there."""
+
+    def refuse(path: Path) -> None:
+        if Path(path) == tmp_path.parent:
+            raise StorageError(path, error) from error
+        really(path)
+
+    really, error = atomic.fsync_directory, PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(atomic, "fsync_directory", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    make_directory(tmp_path / "a")
+    assert (tmp_path / "a").is_dir()
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    with pytest.raises(StorageError):
+        make_directory(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_make_directory_accepts_an_existing_one_and_refuses_a_file(tmp_path: Path) -> None:
