@@ -3,11 +3,16 @@
 The law: a `StoreLock` excludes other threads *and* other processes, and a thread that holds
 it may take it again. It is an operating-system lock, so a killed holder releases it; the lock
 file stays behind, empty, and means nothing by its mere existence.
+
+A system may refuse to release a lock (of a network file system whose server is away, say). What the
+holder did is done by then, so that is no error of his: it is tried again at once, and whenever
+somebody in this process wants that lock.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import threading
 import time
@@ -28,6 +33,10 @@ _OPTIONS: Mapping[str, Any] = (
     if "fallback_to_soft" in inspect.signature(filelock.FileLock.__init__).parameters
     else {}
 )
+_log = logging.getLogger(__name__)
+_refused: dict[str, list[filelock.BaseFileLock]] = {}
+"""Locks that the system did not release, by path."""
+_refused_guard = threading.Lock()
 
 
 class StoreLock:
@@ -44,10 +53,11 @@ class StoreLock:
         self.path = Path(path)
         self.timeout = timeout
         self._between_threads = threading.RLock()
-        self._between_processes = filelock.FileLock(
-            str(self.path), mode=0o600, thread_local=False, **_OPTIONS
-        )
+        self._between_processes = self._new_lock()
         self._depth = 0
+
+    def _new_lock(self) -> filelock.BaseFileLock:
+        return filelock.FileLock(str(self.path), mode=0o600, thread_local=False, **_OPTIONS)
 
     @property
     def held(self) -> bool:
@@ -61,6 +71,7 @@ class StoreLock:
             raise self._timed_out("another thread")
         try:
             if self._depth == 0:
+                self._release_refused()
                 self._between_processes.acquire(
                     timeout=max(0.0, deadline - time.monotonic()), poll_interval=0.01
                 )
@@ -80,9 +91,28 @@ class StoreLock:
         try:
             self._depth -= 1
             if self._depth == 0:
-                self._between_processes.release()
+                self._let_others_in()
         finally:
             self._between_threads.release()
+
+    def _let_others_in(self) -> None:
+        try:
+            self._between_processes.release()
+        except OSError:
+            with _refused_guard:
+                _refused.setdefault(str(self.path), []).append(self._between_processes)
+            # Nobody takes that one again, so that releasing it late cannot take it from a holder.
+            self._between_processes = self._new_lock()
+            self._release_refused()
+
+    def _release_refused(self) -> None:
+        with _refused_guard:
+            for lock in _refused.pop(str(self.path), []):
+                try:
+                    lock.release(force=True)
+                except OSError as error:
+                    _log.warning("%s could not be unlocked yet: %s", self.path, error)
+                    _refused.setdefault(str(self.path), []).append(lock)
 
     def __enter__(self) -> StoreLock:
         self.acquire()
