@@ -110,14 +110,16 @@ class StateRecovery:
 
         In this order: settings; the crash record, if it is young enough; else the last
         session; the balance; the state of the user interface. If ``decide`` raises, or the
-        process dies while it asks, the record is offered again next time.
+        process dies while it asks, the record is offered again next time. A record that cannot
+        be read, and what else of the local storage cannot, is told in ``problems``: nobody
+        should take a start without an offer for one after a clean stop.
         """
         settings = self.storage.get(SETTINGS)
-        live = self._offered(decide)
+        problems: list[str] = []
+        live = self._offered(decide, problems)
         restored = live is not None
         if live is None:
             live = self._last_session()
-        problems: list[str] = []
         if self.balance is not None:
             try:
                 live = live.changed(balance=self.balance())
@@ -129,7 +131,10 @@ class StateRecovery:
 
     def pending(self) -> CrashOffer | None:
         """Return what a crashed run left, if it is young enough; an old record is removed."""
-        record = self._record()
+        return self._pending([])
+
+    def _pending(self, problems: list[str]) -> CrashOffer | None:
+        record = self._record(problems)
         if record is None:
             return None
         # A clock that was set back makes the record look younger, never lost.
@@ -165,8 +170,10 @@ class StateRecovery:
         """Drop the record; durable on return."""
         self.storage.remove(CRASH_RECORD)
 
-    def _offered(self, decide: Callable[[CrashOffer], Decision]) -> LiveState | None:
-        offer = self.pending()
+    def _offered(
+        self, decide: Callable[[CrashOffer], Decision], problems: list[str]
+    ) -> LiveState | None:
+        offer = self._pending(problems)
         if offer is None:
             return None
         if decide(offer) is Decision.RESTORE:
@@ -180,14 +187,22 @@ class StateRecovery:
             return LiveState()
         return LiveState(session=session, messages=tuple(self.database.messages(session.id)))
 
-    def _record(self) -> _CrashRecord | None:
+    def _record(self, problems: list[str]) -> _CrashRecord | None:
         plain = self.storage.get(CRASH_RECORD)
+        damage = self.storage.damage
+        if damage.lines or damage.missing:
+            problems.append(
+                f"local storage: {damage.lines} lines are damaged and {damage.missing} missing; "
+                "a crash record may have been among them"
+            )
         if plain is None:
             return None
         try:
             return _CrashRecord.parse(plain)
-        except ValidationError:
-            return None  # not ours to interpret; the next save replaces it
+        except ValidationError as error:
+            # Not ours to interpret; the next save replaces it.
+            problems.append(f"crash record: it cannot be read, and is not offered: {error}")
+            return None
 
 
 class AutoSave:

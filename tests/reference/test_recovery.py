@@ -278,11 +278,36 @@ def test_a_failing_balance_source_does_not_stop_the_app(make_app: Callable[[], A
     assert state.problems == ("balance: no route to the provider",)
 
 
-def test_a_record_of_another_shape_is_not_offered(make_app: Callable[[], App]) -> None:
+def test_a_record_of_another_shape_is_not_offered_and_told(make_app: Callable[[], App]) -> None:
     app = make_app()
     app.storage.set("crash.recovery", {"what": "is this"})
-    assert not app.start().restored
+    state = app.start()
+    assert not state.restored
     assert app.offers == []
+    (problem,) = state.problems
+    assert problem.startswith("crash record: it cannot be read, and is not offered: ")
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["changed", "missing"])
+def test_a_damaged_record_is_told(make_app: Callable[[], App], cut: bool) -> None:
+    """Without an offer and without a word it would look like a start after a clean stop."""
+    app = make_app()
+    app.talk()
+    app.auto.save()
+    assert app.start(Decision.DISCARD).problems == ()
+    app.auto.changed()
+    app.live = app.live.changed(balance=2.5)
+    app.auto.save()
+    first, *lines = app.storage.path.read_bytes().splitlines(keepends=True)
+    (number,) = (n for n, line in enumerate(lines) if b"crash.recovery" in line)
+    lines[number] = b"" if cut else lines[number].replace(b"Trains", b"Planes")
+    app.storage.path.write_bytes(first + b"".join(lines))
+    app.offers.clear()
+    state = make_app().start()
+    assert not state.restored
+    (problem,) = state.problems
+    words = "0 lines are damaged and 1 missing" if cut else "1 lines are damaged and 0 missing"
+    assert words in problem
 
 
 def test_settings_of_newer_code_stop_the_start(make_app: Callable[[], App]) -> None:
