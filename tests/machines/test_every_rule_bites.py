@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from cryptography.exceptions import InvalidTag
@@ -42,7 +43,7 @@ from pytest_statepersist.reference.errors import ValidationError
 from tests.machines import test_atomicity_machine, test_other_machines, test_round_trip_machine
 from tests.machines.broken import Files
 from tests.machines.test_atomicity_machine import Buffered, JournalGoneInTime, OneByOne
-from tests.machines.test_other_machines import CALM, Copied, Safe, Shelf, Versioned
+from tests.machines.test_other_machines import CALM, Copied, Safe, Shelf, Versioned, Wrapped
 from tests.mutants.judge import Target
 from tests.mutants.table import MUTANTS
 
@@ -63,6 +64,7 @@ SOUND: Mapping[tuple[str, type[StoreAdapter]], Callable[..., None]] = {
     ("Atomicity", Buffered): test_atomicity_machine.test_a_store_that_is_durable_on_close_passes,
     ("Retention", Shelf): test_other_machines.test_retention_passes,
     ("Integrity", Safe): test_other_machines.test_integrity_passes,
+    ("Integrity", Wrapped): test_other_machines.test_integrity_passes,
     ("Backup", Calm): test_other_machines.test_backup_passes,
     ("Migration", Versioned): test_other_machines.test_migration_passes,
 }
@@ -350,6 +352,35 @@ def in_memory_meanwhile(self: Any, store: Any, old: str, new: str) -> None:
         SEALED.save(self, store, key, value)
 
 
+def both_meanwhile(self: Any, store: Any, old: str, new: str) -> None:
+    """Let the new password in, and only then the old one out."""
+    self.write_header(*store, old, new)
+    self.write_header(*store, new)
+
+
+def header_not_synced(self: Any, store: Any, old: str, new: str) -> None:
+    """Return before the header's new name is on disk."""
+    with patch.object(type(self), "_sync", nothing):
+        self.write_header(*store, new)
+
+
+def marked(self: Any, store: Any, old: str, new: str) -> None:
+    """Leave a mark for whoever has to finish what a crash cut short."""
+    (store[0] / "changing").touch()
+    self._sync(store[0])
+    self.write_header(*store, new)
+    (store[0] / "changing").unlink()
+    self._sync(store[0])
+
+
+def finishes_at_close(self: Any, store: Any) -> None:
+    """Clean up after a change of the key that a crash cut short, and too much of it."""
+    if (store[0] / "changing").exists():
+        for path in sorted(store[0].glob("*.json"))[:1]:
+            path.unlink()
+        (store[0] / "changing").unlink()
+
+
 def moved(self: Any, store: Path, destination: Path) -> None:
     destination.mkdir()
     for path in store.iterdir():
@@ -501,6 +532,12 @@ FLAWS = (
          "a wrong key opened"),
     Flaw("Integrity", "crash_while_the_key_changes", "empties and fills", SEALED,
          {"change_key": in_memory_meanwhile}, "neither key opened everything"),
+    Flaw("Integrity", "crash_while_the_key_changes", "both keys for a while", Wrapped,
+         {"change_key": both_meanwhile}, "both keys opened everything"),
+    Flaw("Integrity", "crash_while_the_key_changes", "a header not synced", Wrapped,
+         {"change_key": header_not_synced}, "change of the key was acknowledged and is lost"),
+    Flaw("Integrity", "crash_while_the_key_changes", "finishes at close, and loses a value",
+         Wrapped, {"change_key": marked, "close": finishes_at_close}, STORED),
 
     Flaw("Backup", "save", "saves nothing", Calm, {"save": nothing}, HOLDS),
     Flaw("Backup", "delete", "deletes nothing", Calm, {"delete": nothing}, HOLDS),
@@ -522,6 +559,9 @@ FLAWS = (
          beside="save back_up"),
     Flaw("Backup", "back_up", "a copy not synced", Calm, {"capabilities": CRASHING},
          "^AssertionError: the backup backup-. was acknowledged and is gone after a crash"),
+    Flaw("Backup", "power_loss", "a copy not synced", Calm, {"capabilities": CRASHING},
+         "^AssertionError: the backup backup-. was acknowledged and is gone after a crash",
+         beside="save back_up"),
     Flaw("Backup", "power_loss", "rewrites at opening", Calm,
          {"open": rewriting(Calm), "capabilities": CRASHING}, LOST),
     Flaw("Backup", "kill", "rewrites at opening", Calm,

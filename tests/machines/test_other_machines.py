@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -237,9 +238,46 @@ class Rekeying(Safe):
             self.save(other, key, value)
 
 
+class Wrapped(Safe):
+    """Encrypts by a key that is in a file of its own, under the password."""
+
+    capabilities = Capabilities(
+        durable=True, crash_recovery=True, encryption=True, key_change=True, tamper_evident=True
+    )
+
+    def open_with_key(self, directory: Path, key: str) -> Any:
+        Files.open(self, directory)
+        if not (directory / "header").exists():
+            self.write_header(directory, AESGCM.generate_key(256), key)
+        return directory, self.unwrapped((directory / "header").read_bytes(), key)
+
+    def change_key(self, store: Any, old: str, new: str) -> None:
+        self.write_header(*store, new)
+
+    def write_header(self, directory: Path, data_key: bytes, *passwords: str) -> None:
+        """Replace the header by one that each of the passwords opens."""
+        with open(directory / "header.tmp", "wb") as file:
+            for password in passwords:
+                nonce, wrapping = os.urandom(12), hashlib.sha256(password.encode()).digest()
+                file.write(nonce + AESGCM(wrapping).encrypt(nonce, data_key, b"header"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(directory / "header.tmp", directory / "header")
+        self._sync(directory)
+
+    def unwrapped(self, header: bytes, password: str) -> bytes:
+        """Return the key of the data. Raises `InvalidTag`."""
+        wrapping = AESGCM(hashlib.sha256(password.encode()).digest())
+        for start in range(0, len(header) - 59, 60):
+            with contextlib.suppress(InvalidTag):
+                slot = header[start : start + 60]
+                return wrapping.decrypt(slot[:12], slot[12:], b"header")
+        raise InvalidTag
+
+
 @pytest.mark.parametrize(
     "store",
-    [Safe, ConversationsAdapter, GroupStoreAdapter],
+    [Safe, Wrapped, ConversationsAdapter, GroupStoreAdapter],
 )
 def test_integrity_passes(store: type[StoreAdapter]) -> None:
     run(IntegrityMachine, store)
