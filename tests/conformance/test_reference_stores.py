@@ -16,8 +16,10 @@ from pytest_statepersist.concurrency import interposed
 from pytest_statepersist.conformance import StoreConformance
 from pytest_statepersist.conformance.bench import Bench
 from pytest_statepersist.machines import reference_stores as stores
+from tests.conftest import REASON
 
 SOAK = os.environ.get("STATEPERSIST_PROFILE") == "soak"
+soak = pytest.mark.skipif(not SOAK, reason=REASON)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,11 +57,23 @@ class TestLocalStorage(Reference):
 
 
 class TestVault(Reference):
-    xfails = "reference_xfails.toml"
-
     @pytest.fixture
     def store(self) -> StoreAdapter:
         return stores.VaultAdapter()
+
+
+@soak
+class TestConversations(Reference):
+    @pytest.fixture
+    def store(self) -> StoreAdapter:
+        return stores.ConversationsAdapter()
+
+
+@soak
+class TestSqliteConversations(Reference):
+    @pytest.fixture
+    def store(self) -> StoreAdapter:
+        return stores.SqliteConversationsAdapter()
 
 
 class TestDatabase(Reference):
