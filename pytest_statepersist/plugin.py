@@ -41,12 +41,15 @@ from pytest_statepersist.options import (
 )
 from pytest_statepersist.reference_fixtures import (
     _places,
+    app_autosave,
     app_database,
     app_recovery,
+    atomic_file,
     backup_schedule,
     close_all,
     component_registry,
     conversation_store,
+    envelope_key,
     event_log,
     file_store,
     group_snapshot_store,
@@ -57,17 +60,23 @@ from pytest_statepersist.reference_fixtures import (
     reference_clock,
     remote_store,
     replica,
+    state_serializer,
+    state_snapshot,
+    user_identity,
     vault,
 )
 
 __all__ = [
     "_places",
+    "app_autosave",
     "app_database",
     "app_recovery",
+    "atomic_file",
     "backup_schedule",
     "component_registry",
     "conversation_store",
     "crash_simulator",
+    "envelope_key",
     "event_log",
     "fake_state_dir",
     "fault_injector",
@@ -83,7 +92,10 @@ __all__ = [
     "snapshot_factory",
     "state_clock",
     "state_dir",
+    "state_serializer",
+    "state_snapshot",
     "tamper",
+    "user_identity",
     "vault",
 ]
 

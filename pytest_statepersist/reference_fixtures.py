@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from pytest_statepersist.reference.clock import ManualClock
 
 __all__ = [
+    "app_autosave",
     "app_database",
     "app_recovery",
+    "atomic_file",
     "backup_schedule",
     "component_registry",
     "conversation_store",
+    "envelope_key",
     "event_log",
     "file_store",
     "group_snapshot_store",
@@ -35,6 +38,9 @@ __all__ = [
     "reference_clock",
     "remote_store",
     "replica",
+    "state_serializer",
+    "state_snapshot",
+    "user_identity",
     "vault",
 ]
 
@@ -102,6 +108,32 @@ def _envelope_key() -> Any:
 
 
 @pytest.fixture(scope="session")
+def atomic_file(_places: _Places) -> Factory:
+    """Writes a file atomically and durably, and returns its path: atomic_file(data, path=None)."""
+
+    def write(data: bytes, path: Path | None = None, **options: Any) -> Path:
+        from pytest_statepersist.reference.atomic import write_atomic
+
+        where = path or _places.new("file") / "data"
+        write_atomic(where, data, **options)
+        return where
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def state_serializer() -> Factory:
+    """Makes a serializer: state_serializer("json"), compact-json, gzip-json, zstd-json, binary."""
+
+    def make(name: str = "json") -> Any:
+        from pytest_statepersist.reference.serializers import Format, serializer_for
+
+        return serializer_for(Format(name))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def file_store(_places: _Places) -> Factory:
     """Opens a `FileStore` of sessions and more: file_store(directory=None, …)."""
 
@@ -137,6 +169,20 @@ def component_registry(_places: _Places) -> Factory:
         return _places.keep(DirectoryRegistry(directory or _places.new("registry"), **options))
 
     return open_
+
+
+@pytest.fixture(scope="session")
+def state_snapshot() -> Factory:
+    """Makes a `StateSnapshot` of components by their ids: state_snapshot("fetch", …)."""
+
+    def make(*ids: str, **options: Any) -> Any:
+        from pytest_statepersist.reference.state_snapshot import Component, StateSnapshot
+
+        options.setdefault("created_at", int(new_clock().now().timestamp()))
+        parts = [Component(component_id=name, source_uri=f"test://{name}") for name in ids]
+        return StateSnapshot(components=tuple(parts), **options)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -204,6 +250,23 @@ def app_recovery() -> Factory:
 
 
 @pytest.fixture(scope="session")
+def app_autosave() -> Factory:
+    """Makes an `AutoSave` in virtual time: (it, scheduler) of (storage, database, state, …)."""
+
+    def make(
+        storage: Any, database: Any, state: Any, clock: ManualClock | None = None, **options: Any
+    ) -> Any:
+        from pytest_statepersist.reference.clock import ManualScheduler
+        from pytest_statepersist.reference.recovery import AutoSave
+
+        scheduler = ManualScheduler(clock or new_clock())
+        options.setdefault("clock", scheduler.clock)
+        return AutoSave(storage, database, state, scheduler=scheduler, **options), scheduler
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def conversation_store(_places: _Places) -> Factory:
     """Opens `Conversations`: conversation_store(path=None, backend="json" or "sqlite", …)."""
 
@@ -238,6 +301,35 @@ def vault(_places: _Places) -> Factory:
         return _places.keep(Vault(path or _places.new("vault") / "vault", **options))
 
     return open_
+
+
+@pytest.fixture(scope="session")
+def envelope_key() -> Factory:
+    """Makes an `EnvelopeKey` that seals and opens envelopes: envelope_key(password=None)."""
+
+    def make(password: str | None = None, **options: Any) -> Any:
+        if password is None:
+            return _envelope_key()
+        from pytest_statepersist.reference.cipher import KdfCost
+        from pytest_statepersist.reference.envelope import EnvelopeKey
+
+        options.setdefault("cost", KdfCost(8, 1, 1))
+        return EnvelopeKey.from_password(password, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def user_identity() -> Factory:
+    """Makes the `Identity` of a new user: user_identity(display_name)."""
+
+    def make(display_name: str = "Ada") -> Any:
+        from pytest_statepersist.reference.identity import Identity
+        from pytest_statepersist.reference.message_protection import new_signature_key
+
+        return Identity.create(display_name, new_signature_key(), new_clock())
+
+    return make
 
 
 @pytest.fixture(scope="session")

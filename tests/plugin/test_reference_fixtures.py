@@ -7,11 +7,14 @@ import re
 import pytest
 
 PARTS = [
+    "app_autosave",
     "app_database",
     "app_recovery",
+    "atomic_file",
     "backup_schedule",
     "component_registry",
     "conversation_store",
+    "envelope_key",
     "event_log",
     "file_store",
     "group_snapshot_store",
@@ -22,6 +25,9 @@ PARTS = [
     "reference_clock",
     "remote_store",
     "replica",
+    "state_serializer",
+    "state_snapshot",
+    "user_identity",
     "vault",
 ]
 
@@ -62,14 +68,25 @@ def test_each_part_opens_saves_and_closes(pytester: pytest.Pytester) -> None:
             assert storage.get("anything") == value
 
 
+        @quick
+        @given(text=st.text(max_size=5))
+        def test_files(atomic_file, state_serializer, text):
+            for name in ("json", "compact-json", "gzip-json", "zstd-json", "binary"):
+                format = state_serializer(name)
+                path = atomic_file(format.dumps([text]))
+                assert format.loads(path.read_bytes()) == [text]
+
+
         def test_file_store(file_store, backup_schedule, tmp_path):
             store = file_store()
             backup_schedule(store)
             store.save_all()
 
 
-        def test_registry(component_registry):
+        def test_registry(component_registry, state_snapshot):
             assert list(component_registry().ids()) == []
+            made = state_snapshot("fetch")
+            assert type(made).from_json(made.to_json()) == made
 
 
         def test_database(app_database, local_storage, app_recovery, nightly_retention,
@@ -80,6 +97,27 @@ def test_each_part_opens_saves_and_closes(pytester: pytest.Pytester) -> None:
             before = reference_clock.now()
             scheduler.advance(86_400)
             assert reference_clock.now() - before == timedelta(days=1)
+
+
+        def test_autosave(app_database, local_storage, app_autosave):
+            from pytest_statepersist.reference.recovery import LiveState
+
+            storage = local_storage()
+            job, scheduler = app_autosave(storage, app_database(), lambda: LiveState(balance=1.5))
+            job.start()
+            scheduler.advance(30)
+            assert "crash.recovery" in storage
+            job.stop()
+            assert "crash.recovery" not in storage
+
+
+        def test_envelopes_and_identity(envelope_key, user_identity):
+            from pytest_statepersist.reference.envelope import Purpose
+
+            place = {"purpose": Purpose.EXPORT, "context": b""}
+            for key in (envelope_key(), envelope_key("word")):
+                assert key.open(key.seal(b"text", **place), **place) == b"text"
+            assert user_identity("Ada").display_name == "Ada"
 
 
         @pytest.mark.parametrize("backend", ["json", "sqlite"])
@@ -105,4 +143,4 @@ def test_each_part_opens_saves_and_closes(pytester: pytest.Pytester) -> None:
         """
     )
     result = pytester.runpytest_subprocess("-q")
-    result.assert_outcomes(passed=9)
+    result.assert_outcomes(passed=12)

@@ -17,6 +17,7 @@ from pytest_statepersist.reference.atomic import (
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.clock import ManualClock
 from pytest_statepersist.reference.component_registry import DirectoryRegistry
+from pytest_statepersist.reference.errors import StorageError
 from pytest_statepersist.reference.file_store import FileStore
 from pytest_statepersist.reference.items import Session
 from pytest_statepersist.reference.managers import SessionManager
@@ -124,6 +125,9 @@ def which_key_opens(directory: Path) -> object:
         report = opened(directory, cipher=cipher).load_all()
         if not report.failed:
             return name, sorted(content(report))
+        for failure in report.failed:
+            if isinstance(failure.error, StorageError):
+                raise failure.error  # which key it was is not known
     return "mixture"
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -105,7 +107,7 @@ def test_an_io_error_at_any_call_leaves_old_or_new_and_is_told(
 
 
 def may_be(
-    case: Case, found: object, before: object, after: object, acknowledged: list[object]
+    case: Case, found: object, before: object, after: object, acknowledged: Sequence[object]
 ) -> bool:
     if case.invariant is not None:
         return case.invariant(found, acknowledged)
@@ -131,6 +133,8 @@ def test_the_fault_sweep_finds_nothing(case: Case) -> None:
 
 
 def swept(case: Case, **options: Any) -> FaultReport:
+    if case.item_by_item:
+        case = one_by_one(case)
     return FaultInjector(time_limit=60.0, **options).sweep(
         setup=case.setup,
         workload=case.workload,
@@ -138,6 +142,25 @@ def swept(case: Case, **options: Any) -> FaultReport:
         invariant=case.invariant,
         name=case.name,
     )
+
+
+def one_by_one(case: Case) -> Case:
+    """The same operation, of which some items may be new and others old until it has returned."""
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        case.setup(directory)
+        before = case.recover(directory)
+        case.workload(directory)
+        after = case.recover(directory)
+
+    def workload(directory: Path, acknowledge: Callable[[object], None]) -> None:
+        case.workload(directory)
+        acknowledge("all of them")
+
+    def invariant(found: object, acknowledged: Sequence[object]) -> bool:
+        return found == after if acknowledged else may_be(case, found, before, after, ())
+
+    return replace(case, workload=workload, invariant=invariant)
 
 
 def test_what_a_sweep_found_stays_mended() -> None:
