@@ -31,7 +31,9 @@ from pytest_statepersist.faults.calls import (
 from pytest_statepersist.faults.fake import refuse_while_active
 from pytest_statepersist.faults.report import FaultReport
 
-__all__ = ["FaultInjector"]
+__all__ = ["INJECTIONS", "FaultInjector"]
+
+INJECTIONS = ("auto", "seccomp", "strace")
 
 
 class FaultInjector:
@@ -41,7 +43,8 @@ class FaultInjector:
     is False, True or both as a tuple. ``deviations`` and ``states`` bound the power-loss states
     after each fault under each ``model``, 0 states for none. ``time_limit`` is in seconds for each
     run, ``cases`` the most that are run; beyond it they are drawn by ``seed``. ``progress`` is told
-    before each case how many are done, and of how many.
+    before each case how many are done, and of how many. ``injection`` says how faults get into
+    programs: "seccomp", "strace", or "auto", the first of these that the system allows.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class FaultInjector:
         seed: int = 0,
         workspace: str | None = None,
         progress: Callable[[int, int], None] | None = None,
+        injection: str = "auto",
     ) -> None:
         self.options = Options(
             errors=check_errors(errors),
@@ -73,7 +77,10 @@ class FaultInjector:
             seed=seed,
             workspace=workspace,
             progress=progress,
+            injection=injection,
         )
+        if injection not in INJECTIONS:
+            raise UserError(f"injection={injection!r} is none of {INJECTIONS}")
         if not self.options.persistent:
             raise UserError("persistent=() asks for no fault at all; give False, True, or both")
         if time_limit <= 0 or cases < 1 or states < 0 or deviations < 0:

@@ -33,6 +33,7 @@ from pytest_statepersist.recorders.strace import StraceRecorder
 __all__ = [
     "VARIABLE",
     "Answer",
+    "CommandRecorder",
     "Commands",
     "Failed",
     "Killed",
@@ -48,6 +49,10 @@ _PLACE = "{dir}"
 _SHOWN = 300
 _NOT_FOUND = 127
 _FAULT = "fault"
+_NO_ORDER = (
+    "a file was changed through memory before or after a sync of another one, and nobody saw that "
+    "order"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +106,14 @@ class Matches:
 def run_command(command: str, directory: str | os.PathLike[str]) -> Answer:
     """Run a command through the shell to its end; raises `Killed` where a signal ended it."""
     place = os.fspath(directory)
-    gate = gates.current()
-    with nullcontext() if gate is None else Supervisor(gate, gate.unseen) as supervisor:
-        install = None if supervisor is None else supervisor.install
-        code, output, errors = _run_to_its_end(command.replace(_PLACE, place), place, install)
+    gate, text = gates.current(), command.replace(_PLACE, place)
+    if gate is not None and gate.runner is not None:
+        variables = {**os.environ, VARIABLE: place}
+        code, output, errors = gate.runner(["/bin/sh", "-c", text], variables)
+    else:
+        with nullcontext() if gate is None else Supervisor(gate, gate.unseen) as supervisor:
+            install = None if supervisor is None else supervisor.install
+            code, output, errors = _run_to_its_end(text, place, install)
     if code < 0:
         raise Killed(f"{command!r} was killed by {signal.Signals(-code).name}")
     return Answer(code, output.decode(errors="replace"), errors.decode(errors="replace"))
@@ -185,10 +194,7 @@ class ProgramRecorder:
             return
         self.trace = self._strace.stop()
         if self._strace.earlier is not None:
-            raise BlindSpot(
-                "a file was changed through memory before or after a sync of another one, and "
-                "nobody saw that order"
-            )
+            raise BlindSpot(_NO_ORDER)
         # A write stands in the trace where it began, which was before anybody was asked about it.
         self.began = max(self._strace.marks.get(_FAULT, 0) - 1, 0)
 
@@ -204,6 +210,47 @@ class ProgramRecorder:
     def acknowledge(self, value: object = None) -> None:
         """Note that the subject said "saved" here."""
         self._strace.acknowledge(repr(value))
+
+
+class CommandRecorder(ProgramRecorder):
+    """Records the commands that run meanwhile, each by the strace that puts the fault into it.
+
+    A process has one tracer at a time, so that none can be attached to this one beside that.
+    ``strace`` is what has to run them.
+    """
+
+    def __init__(self, directory: Path, *, ignore: Callable[[str], bool] | None = None) -> None:
+        self.strace = StraceRecorder(directory, ignore=ignore)
+        self.trace: Trace
+        self.began = 0
+        self._acknowledged = False
+
+    def __enter__(self) -> CommandRecorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
+        if self._acknowledged:
+            raise BlindSpot(
+                "something was acknowledged, which with strace's own injection has no place in "
+                "the trace"
+            )
+        self.trace = self.strace.watched()
+        if self.strace.earlier is not None:
+            raise BlindSpot(_NO_ORDER)
+
+    def note_fault(self) -> int:
+        """Do nothing: all crash points are judged, those before the fault as well."""
+        return 0
+
+    def unseen(self) -> AbstractContextManager[None]:
+        """Do nothing: this process is not traced."""
+        return nullcontext()
+
+    def acknowledge(self, value: object = None) -> None:
+        """Note that something was acknowledged, which has no place in the trace."""
+        self._acknowledged = True
 
 
 @dataclass(frozen=True, slots=True)

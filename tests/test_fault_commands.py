@@ -23,6 +23,7 @@ from pytest_statepersist.faults import supervisor, system_calls
 from pytest_statepersist.faults.calls import Operation
 from pytest_statepersist.faults.gate import gated
 from pytest_statepersist.faults.inject import Counting, Fault, Injection
+from pytest_statepersist.faults.leftovers import Leftover
 from pytest_statepersist.faults.report import FaultKind, FaultReport
 from pytest_statepersist.programs import Answer, ProgramRecorder, run_command
 from pytest_statepersist.recorders import strace
@@ -71,7 +72,11 @@ def test_a_shell_program_that_ignores_errors_is_caught() -> None:
     found = {(each.kind, each.site.function, str(each.site.site)) for each in report.findings}
     assert (FaultKind.SILENT, "write", "sh:3") in found
     assert (FaultKind.POWER_LOSS, "fsync", "sync:2") in found
-    assert {kind for kind, name, _ in found if name == "fsync"} == {FaultKind.POWER_LOSS}
+    # It loses nothing before the power fails, but where the failed sync has reverted the content.
+    lost = [each for each in report.findings if each.site.function == "fsync"]
+    assert {each.kind for each in lost} == {FaultKind.POWER_LOSS, FaultKind.SILENT}
+    for each in lost:
+        assert (each.kind is FaultKind.SILENT) == (each.fault.leaves is Leftover.REVERTED)
     assert all(finding.confirmed for finding in report.findings)
 
 
@@ -84,6 +89,18 @@ def test_a_sound_shell_program_passes() -> None:
     assert report.states >= 20
     programs = {site.site.file for site in report.sites if site.site is not None}
     assert programs == {"sh", "sync", "mv"}
+
+
+@needs_supervision
+def test_a_program_that_believes_a_second_sync_is_caught() -> None:
+    """On btrfs the file is empty again."""
+    again = SOUND.replace("sync {dir}/note.tmp", "(sync {dir}/note.tmp || sync {dir}/note.tmp)")
+    options: dict[str, Any] = {"errors": ["EIO"], "operations": ["fsync"], "model": "btrfs"}
+    options["states"] = 100
+    (finding,) = sweep(again, **options).findings
+    assert finding.kind is FaultKind.SILENT
+    assert (finding.site.function, finding.site.path) == ("fsync", "note.tmp")
+    assert sweep(SOUND, **options).ok is True
 
 
 @needs_supervision
@@ -211,7 +228,79 @@ def test_an_ignored_msync_error_is_seen(build: Callable[[str], str]) -> None:
     assert [(s.function, s.path) for s in report.sites if s.operation is Operation.FSYNC] == [
         ("msync", "note")
     ]
+    assert report.cases == 2  # the content is kept, and it reverts
+
+
+# -- strace's own injection ------------------------------------------------------------------------
+
+
+@needs_supervision
+def test_strace_itself_can_make_calls_fail() -> None:
+    options: dict[str, Any] = {"errors": ["EIO"], "operations": ["write", "fsync", "rename"]}
+    report = sweep(CARELESS, injection="strace", **options)
+    found = {(each.kind, each.site.function, str(each.site.site)) for each in report.findings}
+    assert (FaultKind.SILENT, "write", "sh:2") in found
+    assert (FaultKind.POWER_LOSS, "fsync", "sync:2") in found
+    assert all(finding.confirmed for finding in report.findings)
+    sound = sweep(SOUND, injection="strace", states=100, **options)
+    assert sound.ok is True, str(sound)
+    assert sound.cases >= 4
+    assert sound.states > 20
+
+
+@needs_supervision
+@needs_compiler
+def test_strace_makes_calls_of_a_program_in_c_fail(build: Callable[[str], str]) -> None:
+    report = sweep(
+        build(WRITER % BODIES["ignores"]),
+        errors=["EIO"],
+        operations=["write", "fsync", "rename", "read"],
+        recovery=True,
+        injection="strace",
+    )
+    found = {each.site.function for each in report.findings}
+    assert found == {"write", "fsync"}, str(report)
+    assert {s.operation for s in report.sites} >= {Operation.OPEN, Operation.READ}
+
+
+@needs_supervision
+def test_what_strace_cannot_do_is_not_covered() -> None:
+    report = sweep(
+        SOUND,
+        errors=["EIO", "short"],
+        operations=["write", "close"],
+        persistent=(False, True),
+        injection="strace",
+    )
+    told = [each.partition(":")[0] for each in report.not_covered]
+    assert told == ["writes of a part of the bytes", "errors of close", "faults that last"]
     assert report.cases == 1
+    assert report.ok is None
+    reverts = sweep(SOUND, errors=["EIO"], operations=["fsync"], model="btrfs", injection="strace")
+    assert reverts.ok is None
+
+
+@needs_supervision
+def test_a_fault_that_strace_puts_elsewhere_as_well_is_no_case() -> None:
+    """The second program opens another file by its call of the same number."""
+    workload = "cat {dir}/note; cat /etc/passwd; " + SOUND
+    report = sweep(workload, errors=["EACCES"], operations=["open"], injection="strace")
+    assert report.ok is None
+    assert any("strace met a call on another file" in each for each in report.not_covered)
+    assert report.findings == ()
+
+
+@needs_supervision
+def test_strace_takes_over_where_seccomp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_SECCOMP", {os.uname().machine: 100_000})
+    options: dict[str, Any] = {"errors": ["EIO"], "operations": ["rename"]}
+    report = sweep(SOUND, **options)
+    assert report.cases >= 1
+    assert report.ok is True, str(report)
+    with pytest.raises(RecorderUnavailable, match="SECCOMP_RET_USER_NOTIF"):
+        sweep(SOUND, injection="seccomp", **options)
+    with pytest.raises(UserError, match="injection="):
+        sweep(SOUND, injection="ptrace", **options)
 
 
 # -- the gate itself -------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from pytest_statepersist.faults.leftovers import Leftover
 from pytest_statepersist.faults.locks import held_locks, locks_known
 from pytest_statepersist.faults.report import FaultKind
 from pytest_statepersist.recorders.python import PythonRecorder
-from pytest_statepersist.recording import sqlite_companions
+from pytest_statepersist.recording import shared_memory_in, sqlite_companions
 from tests.zoo.spec import ZooSpec, bug_lines
 from tests.zoo.steps import replace_durably
 
@@ -331,6 +331,109 @@ def test_what_reverts_leaves_a_hole_behind_it(model: str, ok: bool) -> None:
     )
     assert report.ok is ok, str(report)
     assert {finding.fault.leaves for finding in report.findings} <= {Leftover.REVERTED}
+
+
+class Wal:
+    """A database in WAL mode; closing it copies the log into it, syncs it, and removes the log.
+
+    SQLite keeps the log where that sync failed. Who takes it away then, because the value reads
+    well, leaves it in pages that are marked clean, or (btrfs) in none at all.
+    """
+
+    def __init__(self, *, tidies: bool) -> None:
+        self.tidies = tidies
+
+    def save(self, directory: Path, value: int) -> None:
+        database = sqlite3.connect(directory / "s.db", isolation_level=None)
+        with closing(database):
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=FULL")
+            database.execute("CREATE TABLE IF NOT EXISTS numbers (number)")
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("DELETE FROM numbers")
+            database.execute("INSERT INTO numbers VALUES (?)", (value,))
+            database.execute("COMMIT")
+        if self.tidies:
+            (directory / "s.db-wal").unlink(missing_ok=True)
+
+    def load(self, directory: Path) -> list[Any]:
+        with closing(sqlite3.connect(directory / "s.db")) as database:
+            return database.execute("SELECT number FROM numbers").fetchall()
+
+
+@pytest.mark.parametrize("model", ["ext4", "xfs", "btrfs"])
+def test_what_a_failed_sync_inside_sqlite_leaves(model: str) -> None:
+    reports = {
+        tidies: FaultInjector(model=model, **FAILED_SYNC).sweep(
+            setup=lambda d, store=store: store.save(d, 1),
+            workload=lambda d, store=store: store.save(d, 2),
+            recover=store.load,
+        )
+        for tidies, store in ((each, Wal(tidies=each)) for each in (False, True))
+    }
+    assert reports[False].ok is True, str(reports[False])
+    found = {finding.kind: finding for finding in reports[True].findings}
+    # Where the sync of the log failed nothing was copied, and it is taken away all the same.
+    assert found[FaultKind.SILENT].site.path == "s.db-wal"
+    if model == "btrfs":
+        assert found[FaultKind.SILENT].count == 2  # that, and the database that is as it was
+        assert found[FaultKind.SILENT].fault.leaves is Leftover.REVERTED
+    else:
+        finding = found[FaultKind.POWER_LOSS]
+        assert (finding.site.function, finding.site.path) == ("sqlite.sync", "s.db")
+        assert finding.fault.leaves is Leftover.KEPT
+
+
+def test_what_reverts_inside_sqlite_is_in_the_trace_and_keeps_its_locks(tmp_path: Path) -> None:
+    """By SQLite's own descriptor: closing another one would drop the locks of this process."""
+    from pytest_statepersist.faults.sqlite import sqlite_gate
+
+    store, counting = Wal(tidies=True), Counting()
+    for name in ("counted", "recorded"):
+        (tmp_path / name).mkdir()
+        store.save(tmp_path / name, 1)
+    with sqlite_gate(), gated(tmp_path / "counted", counting):
+        store.save(tmp_path / "counted", 2)
+    (site,) = (s for s in counting.sites if s.path == "s.db" and s.function == "sqlite.sync")
+    assert site.reverts
+    before = (tmp_path / "recorded" / "s.db").read_bytes()
+    companions, _ = sqlite_companions()
+    ignore = shared_memory_in(tmp_path / "recorded")
+    recorder = PythonRecorder(tmp_path / "recorded", companions=companions, ignore=ignore)
+    fault = Injection(Fault(site.index, "EIO", leaves=Leftover.REVERTED))
+    with sqlite_gate(), recorder, gated(tmp_path / "recorded", fault):
+        store.save(tmp_path / "recorded", 2)
+    assert (tmp_path / "recorded" / "s.db").read_bytes() == before
+    calls = [type(o) for o in recorder.trace.operations if getattr(o, "path", "") == "s.db"]
+    failed = [getattr(o, "failed", False) for o in recorder.trace.operations]
+    assert failed.count(True) == 1
+    assert calls[calls.index(op.Fsync) + 1 :][:2] == [op.Truncate, op.Write]
+
+
+@pytest.mark.parametrize("model", ["posix", "ext4", "btrfs"])
+def test_a_failed_sync_of_a_directory_is_followed_by_power_failures(model: str) -> None:
+    """It leaves no content that could be kept or revert: what is lost is the same everywhere."""
+
+    def save(directory: Path, text: str) -> None:
+        with open(directory / "note.tmp", "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(directory / "note.tmp", directory / "note")
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    report = FaultInjector(model=model, **FAILED_SYNC).sweep(
+        setup=lambda d: save(d, "old"),
+        workload=lambda d: save(d, "new"),
+        recover=lambda d: (d / "note").read_text(),
+    )
+    assert [finding.kind for finding in report.findings] == [FaultKind.POWER_LOSS], str(report)
+    assert report.findings[0].site.path == ""
 
 
 def test_a_failed_sync_puts_back_what_the_last_one_left(tmp_path: Path) -> None:

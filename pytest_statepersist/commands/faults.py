@@ -24,7 +24,7 @@ from pytest_statepersist.commands.check import (
     workspace_of,
 )
 from pytest_statepersist.commands.progress import Progress
-from pytest_statepersist.fault_injector import FaultInjector
+from pytest_statepersist.fault_injector import INJECTIONS, FaultInjector
 from pytest_statepersist.faults.calls import ERRORS, Operation
 from pytest_statepersist.faults.report import FaultReport
 from pytest_statepersist.report.data import check_as_json
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cases", metavar="N", type=int, default=5_000, help="faults at most (%(default)s)")
     add("--time-limit", metavar="S", type=float, default=10.0, help="for one run, in seconds")
     add("--seed", metavar="N", type=int, default=0, help="of what is drawn by chance")
+    add("--injection", metavar="HOW", default="auto", help=f"one of {', '.join(INJECTIONS)}")
     add("--json", metavar="FILE", type=Path, help="write the report as JSON")
 
 
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         workspace=workspace_of(arguments),
         progress=progress.of,
+        injection=arguments.injection,
     )
     progress.say("rehearsing")
     commands.rehearse()

@@ -30,6 +30,7 @@ from pytest_statepersist.core.tree import (
     PatchedData,
     Symlink,
     Tree,
+    digest_of,
     read_content,
     size_of,
 )
@@ -37,6 +38,7 @@ from pytest_statepersist.core.tree import (
 __all__ = ["CrashState", "Disk", "Ghost", "Returned"]
 
 _CACHED_UNITS = 4096
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,10 @@ class Disk:
         self.model = effects.model
         self.unit = effects.model.unit
         self._units: dict[tuple[int, int, int], bytes] = {}
+        self._contents: dict[tuple[object, ...], bytes] = {}
+        self._sorted_names: dict[int, list[str]] = {}
+        self._chains: dict[int, list[list[int]] | None] = {}
+        self._nodes: dict[tuple[int, ...], Node] = {}
         self._forcing: Forcing | None = None
 
     @property
@@ -112,9 +118,24 @@ class Disk:
             and inode not in touched
         )
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The first effect behind each operation, from the one before the first on."""
+        return [self.effects.first_of(number) for number in range(len(self.trace) + 1)]
+
+    @cached_property
+    def _changing(self) -> dict[int, list[tuple[str, list[int], list[int | None]]]]:
+        """For each directory the names that change: the chain of each, and what it names when."""
+        found: dict[int, list[tuple[str, list[int], list[int | None]]]] = {}
+        for cell, chain in self.effects.chains.items():
+            if cell.part is Part.ENTRY and chain:
+                row = (str(cell.key), chain, self.entry_versions(cell))
+                found.setdefault(cell.inode, []).append(row)
+        return found
+
     def version(self, chain: list[int], state: CrashState) -> int:
         """Return how many effects of a chain are present."""
-        at = bisect_left(chain, self.effects.first_of(state.last + 1))
+        at = bisect_left(chain, self._ends[state.last + 1])
         missing = state.missing
         while at and chain[at - 1] in missing:
             at -= 1
@@ -141,6 +162,13 @@ class Disk:
             found = node.entries.get(name) if isinstance(node, Directory) else None
         if found is None and state.returned is not None and state.returned.cell == cell:
             return state.returned.inode
+        return found
+
+    def sorted_names(self, directory: int) -> list[str]:
+        """Return `names` in order; nobody changes the list."""
+        found = self._sorted_names.get(directory)
+        if found is None:
+            found = self._sorted_names[directory] = sorted(self.names(directory))
         return found
 
     def names(self, directory: int) -> set[str]:
@@ -232,6 +260,13 @@ class Disk:
             kept = min(kept, -(-self.effects.effects[index].size // BLOCK) * BLOCK)
         kept = min(kept, size)
         units = sorted(n for n in self.effects.units.get(inode, ()) if n * self.unit < size)
+        key: tuple[object, ...] | None = None
+        if not state.ghosts and size <= LARGE and len(units) <= _FEW:
+            versions = [self.version(self.effects.data_chain(inode, n), state) for n in units]
+            key = (inode, size, kept, *versions)
+            known = self._contents.get(key)
+            if known is not None:
+                return known
         if not isinstance(base, bytes) and (size > LARGE or kept > LARGE):
             if not units and kept == size == base.size:
                 return base
@@ -251,7 +286,12 @@ class Disk:
                 at = ghost.unit * self.unit
                 piece = self.ghost_bytes(ghost.source)[: max(0, size - at)]
                 buffer[at : at + len(piece)] = piece
-        return bytes(buffer)
+        content = bytes(buffer)
+        if key is not None and size <= BLOCK:
+            if len(self._contents) >= _CACHED_UNITS:
+                self._contents.clear()
+            self._contents[key] = content
+        return content
 
     def attributes(self, state: CrashState, inode: int) -> tuple[int, dict[str, bytes]]:
         """Return mode and extended attributes of an inode."""
@@ -311,13 +351,82 @@ class Disk:
             )
         return File(self.content(state, inode), mode, mtime, tuple(sorted(xattrs.items())))
 
+    def file(self, state: CrashState, inode: int) -> Node:
+        """Return what `node` returns for anything but a directory; of small files it is kept."""
+        chains = self._chains.get(inode)
+        if chains is None and inode not in self._chains:
+            chains = self._chains[inode] = self._chains_of(inode)
+        if chains is None or state.ghosts:
+            return self.node(state, inode)
+        versions = [self.version(chain, state) for chain in chains]
+        key = (inode, self.size(state, inode), *versions)
+        found = self._nodes.get(key)
+        if found is None:
+            if len(self._nodes) >= _CACHED_UNITS:
+                self._nodes.clear()
+            found = self._nodes[key] = self.node(state, inode)
+        return found
+
+    def _chains_of(self, inode: int) -> list[list[int]] | None:
+        """Return the chains that with the size decide a small file; ``None`` for a larger one."""
+        effects = self.effects
+        units = effects.units.get(inode, ())
+        sizes = [effects.effects[index].size for index in effects.raises.get(inode, ())]
+        sizes += [effects.effects[index].size for index in effects.set_sizes.get(inode, ())]
+        if len(units) > _FEW or max(sizes, default=0) > BLOCK or self.base_size(inode) > BLOCK:
+            return None
+        chains = [effects.chains.get(Cell(part, inode)) for part in (Part.ATTRIBUTES, Part.TIMES)]
+        chains.append(effects.set_sizes.get(inode))
+        chains += [effects.data_chain(inode, number) for number in sorted(units)]
+        return [chain for chain in chains if chain]
+
+    def shows(self, state: CrashState) -> tuple[object, ...]:
+        """Return what tells disks apart for any reader: as `Tree.key`, and which file is newer.
+
+        It is equal for equal ones of other traces too; no tree is made for it.
+        """
+        rows: list[object] = []
+        times: list[int] = []
+        links: dict[int, int] = {}
+        stack = [("", ROOT)]
+        while stack:
+            prefix, directory = stack.pop()
+            for name, inode in sorted(self.listing(state, directory).items()):
+                path, link = f"{prefix}{name}", links.setdefault(inode, len(links))
+                if self.is_directory(inode):
+                    rows.append((path, link, None, self.attributes(state, inode)[0]))
+                    stack.append((f"{path}/", inode))
+                    continue
+                node = self.file(state, inode)
+                if isinstance(node, File):
+                    data = node.content
+                    value = data if isinstance(data, bytes) else digest_of(data)
+                    rows.append((path, link, value, node.mode, node.xattrs))
+                    times.append(node.mtime or 0)
+                elif isinstance(node, Symlink):
+                    rows.append((path, link, node.target))
+        ranks = {time: rank for rank, time in enumerate(sorted(set(times)))}
+        return (tuple(rows), tuple([ranks[time] for time in times]))
+
+    def is_directory(self, inode: int) -> bool:
+        """Say whether an inode is a directory."""
+        return isinstance(self.trace.base.nodes.get(inode), Directory) or isinstance(
+            self.effects.created.get(inode), op.Mkdir
+        )
+
     def listing(self, state: CrashState, directory: int) -> dict[str, int]:
         """Return the entries of a directory."""
-        found = {}
-        for name in self.names(directory):
-            inode = self.entry(state, directory, name)
+        node = self.trace.base.nodes.get(directory)
+        found = dict(node.entries) if isinstance(node, Directory) else {}
+        for name, chain, inodes in self._changing.get(directory, ()):
+            inode = inodes[self.version(chain, state)]
             if inode is not None:
                 found[name] = inode
+            else:
+                found.pop(name, None)
+        back = state.returned
+        if back is not None and back.cell.inode == directory:
+            found.setdefault(str(back.cell.key), back.inode)
         return found
 
     def tree(self, state: CrashState) -> Tree:

@@ -202,28 +202,66 @@ def window_at(disk: Disk, point: int) -> Window:
     return Window(disk, last, point, ids, _forced_beyond(disk)[last])
 
 
-def visible_cells(disk: Disk, state: CrashState) -> Iterator[Cell]:
-    """Yield every cell that a reader of the whole disk sees, times included, in a fixed order.
+def visible_cells(
+    disk: Disk, state: CrashState, window: Window | None = None
+) -> Iterator[Cell]:
+    """Yield every cell that a reader of the whole disk sees, but times, in a fixed order.
 
-    Those of files that no effect touches are left out: they have one value.
+    Those of files that no effect touches are left out: they have one value. With a window, those
+    are that do not move in it.
     """
+    if window is not None and not window.frees:
+        yield from _moving_cells(disk, state, window)
+        return
     stack, seen = [ROOT], set(disk.untouched)
     while stack:
         directory = stack.pop()
         if directory in seen:
             continue
         seen.add(directory)
-        for name in sorted(disk.names(directory)):
+        for name in disk.sorted_names(directory):
             yield Cell(Part.ENTRY, directory, name)
         for _, inode in sorted(disk.listing(state, directory).items()):
             if inode in seen:
                 continue
             yield Cell(Part.ATTRIBUTES, inode)
-            if disk.effects.names.get(inode) or _is_directory(disk, inode):
+            if disk.effects.names.get(inode) or disk.is_directory(inode):
                 stack.append(inode)
                 continue
             seen.add(inode)
             yield from content_cells(disk, state, inode)
+
+
+def _moving_cells(disk: Disk, state: CrashState, window: Window) -> Iterator[Cell]:
+    """Yield what `visible_cells` yields, as far as it moves in a window where nothing is freed."""
+    moving, unit = window.moving, disk.unit
+    stack, seen = [ROOT], set[int]()
+    while stack:
+        directory = stack.pop()
+        if directory in seen:
+            continue
+        seen.add(directory)
+        for cell in moving.get(directory, ()):
+            if cell.part is Part.ENTRY:
+                yield cell
+        for _, inode in sorted(disk.listing(state, directory).items()):
+            if inode in seen:
+                continue
+            cells = moving.get(inode, ())
+            for cell in cells:
+                if cell.part is Part.ATTRIBUTES:
+                    yield cell
+            if disk.effects.names.get(inode) or disk.is_directory(inode):
+                stack.append(inode)
+                continue
+            seen.add(inode)
+            if cells:
+                size = disk.size(state, inode)
+                for cell in cells:
+                    if cell.part is Part.SIZE or (
+                        cell.part is Part.DATA and int(cell.key) * unit < size
+                    ):
+                        yield cell
 
 
 def content_cells(disk: Disk, state: CrashState, inode: int) -> Iterator[Cell]:
@@ -233,24 +271,21 @@ def content_cells(disk: Disk, state: CrashState, inode: int) -> Iterator[Cell]:
         yield Cell(Part.DATA, inode, number)
 
 
-def _is_directory(disk: Disk, inode: int) -> bool:
-    return isinstance(disk.trace.base.nodes.get(inode), Directory) or isinstance(
-        disk.effects.created.get(inode), op.Mkdir
-    )
-
-
-def expand(choice: Choice, cells: Iterable[Cell]) -> tuple[Choice, list[Choice]]:
+def expand(
+    choice: Choice, cells: Iterable[Cell], limit: int | None = None
+) -> tuple[Choice, list[Choice]]:
     """Split a choice by what a reader saw: (all that show the same, the others, disjoint).
 
     ``cells`` are what was read in the choice's fullest state; every state of the first choice
-    gives a reader the same answers.
+    gives a reader the same answers. Of the others those may be left out that have more deviations
+    than a limit: what they are narrowed to never has fewer.
     """
     others: list[Choice] = []
     moving, frees = choice.window.cells(), choice.window.frees
     for cell in cells:
         if cell not in moving and not frees:
             continue  # as it is in every state of the choice: most are
-        found = list(choice.options(cell))
+        found = list(choice.options(cell, limit))
         choice = found[0]
         others.extend(found[1:])
     return choice, others
@@ -278,7 +313,8 @@ def crash_states(
         bound, _, choice = heapq.heappop(queue)
         if deviations is not None and bound > deviations:
             return
-        same, others = expand(choice, visible_cells(disk, choice.state()))
+        cells = visible_cells(disk, choice.state(), choice.window)
+        same, others = expand(choice, cells, deviations)
         for other in others:
             order += 1
             heapq.heappush(queue, (other.deviations, order, other))
@@ -413,12 +449,12 @@ def _matching_entries(
 def _same_kind(disk: Disk, inode: int, tree: Tree, target: int) -> bool:
     node = tree.nodes[target]
     if isinstance(node, Directory):
-        return _is_directory(disk, inode)
+        return disk.is_directory(inode)
     made, base = disk.effects.created.get(inode), disk.trace.base.nodes.get(inode)
     if isinstance(node, Symlink):
         held = made.target if isinstance(made, op.Symlink) else None
         return node.target == (base.target if isinstance(base, Symlink) else held)
-    return not _is_directory(disk, inode) and not isinstance(base or made, Symlink | op.Symlink)
+    return not disk.is_directory(inode) and not isinstance(base or made, Symlink | op.Symlink)
 
 
 def _matching_contents(

@@ -95,8 +95,11 @@ class Choice:
             self.deviations,
         )
 
-    def options(self, cell: Cell) -> Iterator[Choice]:
-        """Yield this choice narrowed to each value that the cell can have; fullest first."""
+    def options(self, cell: Cell, limit: int | None = None) -> Iterator[Choice]:
+        """Yield this choice narrowed to each value that the cell can have; fullest first.
+
+        Of all but the first those are left out that have more deviations than the limit.
+        """
         if self.returned is not None and self.returned.cell == cell:
             yield self
             return
@@ -111,9 +114,13 @@ class Choice:
         if alternatives is None:
             yield self
         else:
+            first = True
             for more, less, _ in alternatives:
                 wanted, unwanted = present | more, absent | less
-                if not wanted & unwanted:
+                if wanted & unwanted:
+                    continue
+                if first or limit is None or not window.exceeds(unwanted, limit):
+                    first = False
                     yield Choice(window, wanted, unwanted, self.ghosts, self.returned)
         if window.frees and cell.part is Part.DATA and cell.inode in window.frees:
             yield from self.reused(cell)
@@ -153,6 +160,7 @@ class Window:
         """The first effect that is later than all of this."""
         self._beyond = beyond
         self._alternatives: dict[Cell, list[Alternative]] = {}
+        self._moving: dict[int, list[Cell]] | None = None
         self._sources: dict[int, list[int]] = {}
         self.values: dict[
             tuple[int, int, int | str], tuple[list[Alternative] | None, list[Any]]
@@ -335,6 +343,16 @@ class Window:
             spans.append((at, end - 1))
         return tuple(spans)
 
+    def exceeds(self, absent: int, limit: int) -> bool:
+        """Say whether more operations before the last one miss an effect than a limit."""
+        left, peers = absent & self.before, self.peers
+        while left:
+            if limit == 0:
+                return True
+            limit -= 1
+            left &= ~peers[(left & -left).bit_length() - 1]
+        return False
+
     def cells(self) -> dict[Cell, list[int]]:
         """Return the cells that the window's effects change, each with its bits in order."""
         if self._celled < len(self.ids):
@@ -350,6 +368,18 @@ class Window:
                         chain.append(bit)
             self._celled = len(self.ids)
         return self._cells
+
+    @property
+    def moving(self) -> dict[int, list[Cell]]:
+        """The cells of `cells` by inode, in the order of `Part`, then of names or numbers."""
+        if self._moving is None:
+            found: dict[int, list[Cell]] = {}
+            for cell in self.cells():
+                found.setdefault(cell.inode, []).append(cell)
+            for row in found.values():
+                row.sort()
+            self._moving = found
+        return self._moving
 
     def alternatives(self, cell: Cell) -> list[Alternative] | None:
         """Return what each value of a cell takes, fullest first; ``None`` if it is fixed."""

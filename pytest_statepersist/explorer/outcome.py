@@ -108,12 +108,16 @@ class Outcome:
         return f"<Outcome {self}>"
 
     @classmethod
-    def raised(cls, error: BaseException) -> Outcome:
-        """Make the outcome of a recovery that raised or called `sys.exit`."""
+    def raised(cls, error: BaseException, *, brief: bool = False) -> Outcome:
+        """Make the outcome of a recovery that raised or called `sys.exit`; ``brief``: no lines."""
         ended = Ended.EXITED if isinstance(error, SystemExit) else Ended.RAISED
-        text = "".join(traceback.format_exception_only(error)).strip()
-        # It holds lines and no frames, and is put into words when somebody reads it.
-        details = traceback.TracebackException.from_exception(error, lookup_lines=False)
+        details: str | traceback.TracebackException = ""
+        if brief:
+            text = "".join(traceback.format_exception_only(error)).strip()
+        else:
+            # It holds lines and no frames, and is put into words when somebody reads it.
+            details = traceback.TracebackException.from_exception(error, lookup_lines=False)
+            text = "".join(details.format_exception_only()).strip()
         _let_go(error)
         return cls(ended, error=error, text=text, details=details)
 

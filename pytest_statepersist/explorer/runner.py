@@ -56,8 +56,13 @@ async def _wait(awaitable: Any) -> Any:
     return await awaitable
 
 
-def run_recovery(recover: Recovery, directory: object, limit: float | None) -> Outcome:
-    """Run a recovery and say how it ended; ``limit`` is in seconds, ``None`` for none."""
+def run_recovery(
+    recover: Recovery, directory: object, limit: float | None, *, brief: bool = False
+) -> Outcome:
+    """Run a recovery and say how it ended; ``limit`` is in seconds, ``None`` for none.
+
+    With ``brief`` an exception keeps its words, and not the lines that it came from.
+    """
     try:
         limited = time_limit(limit)
         with limited:
@@ -74,7 +79,7 @@ def run_recovery(recover: Recovery, directory: object, limit: float | None) -> O
     except BaseException as error:
         if limited.over:
             return Outcome(Ended.HUNG, text=f"no answer within {limit:g} s")
-        return Outcome.raised(error)
+        return Outcome.raised(error, brief=brief)
 
 
 def time_limit(seconds: float | None) -> Limit:

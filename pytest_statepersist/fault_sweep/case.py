@@ -86,6 +86,7 @@ class Options:
     seed: int
     workspace: str | None
     progress: Callable[[int, int], None] | None
+    injection: str = "auto"
 
 
 def refused(outcome: Outcome) -> bool:

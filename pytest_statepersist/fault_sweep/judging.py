@@ -200,7 +200,8 @@ class Cases:
             with recorder:
                 with self.stage.gated(injection, recorder):
                     first = self.stage.attempt(run)
-                again = self.stage.attempt(run)
+                with self.stage.recorded(recorder):
+                    again = self.stage.attempt(run)
             trace = recorder.trace
         except BlindSpot as blind:
             return [], 0, [f"power loss after a retry: {blind}"]

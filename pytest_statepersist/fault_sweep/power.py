@@ -3,7 +3,7 @@
 Belongs here: exploring a trace that holds a failed call. Rules:
 
 1. What a power failure breaks without any fault is blamed on no fault.
-2. Alike traces, and alike disks, are judged once.
+2. Alike traces, and alike disks, are judged once; so is what alike beginnings of traces leave.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState, Disk
 from pytest_statepersist.core.models import Model
 from pytest_statepersist.core.states import disk_of, expand, roots, visible_cells
-from pytest_statepersist.core.tree import File, Tree
+from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.core.window import Choice
 from pytest_statepersist.diagnosing import Diagnoser
 from pytest_statepersist.errors import BlindSpot
@@ -60,6 +60,10 @@ class PowerLoss:
         self.details: dict[str, tuple[Finding, ...]] = {}
         """The findings that explain what was observed."""
         self._outcomes: dict[Any, Outcome] = {}
+        self._beginnings: dict[Any, int] = {}
+        """Numbers of the first operations of traces: of alike ones the same."""
+        self._bases: dict[int, Tree] = {}
+        """Keeps the trees alive by whose identity traces are told apart."""
         self._judged: dict[Any, tuple[tuple[Problem, ...], int, tuple[str, ...]]] = {}
 
     def judge(
@@ -81,6 +85,7 @@ class PowerLoss:
         if not self.crashing:
             return [], 0, []
         models = [each for each in self.options.models if not syncs or leaves.fits(each)]
+        self._bases.setdefault(id(trace.base), trace.base)
         key = (since, told, tuple(models), alike(trace), _stages(expectation))
         known = self._judged.get(key)
         if known is not None:
@@ -143,16 +148,32 @@ class PowerLoss:
         os.makedirs(aside, exist_ok=True)
         shown = Materialiser(self.stage.place.directory, aside, trace, present=False)
         deviations, limit = self.options.deviations, self.options.states
+        begins = self._begin(trace, model)
         for state in islice(_states_since(disk, since, deviations), limit):
-            outcome = self._outcome(disk, state, shown)
+            # What is on disk tells only of the operations up to its last one.
+            key = begins[state.last + 1], state.identity
+            outcome = self._outcomes.get(key)
+            if outcome is None:
+                outcome = self._outcomes[key] = self._outcome(disk, state, shown)
             points = [(max(begin, since), end) for begin, end in state.points if end >= since]
             wrong = expectation.judge(outcome, points, state.last)
             new = [each for each in wrong if each.kind not in self.unsafe.get(model.name, ())]
             yield state, outcome, (*new, *wrong, None)[0]
 
+    def _begin(self, trace: op.Trace, model: Model) -> list[int]:
+        """Return a number for no operation, the first, the first two …: for alike ones equal."""
+        self._bases.setdefault(id(trace.base), trace.base)
+        known = self._beginnings
+        base, rows = alike(trace)
+        number = known.setdefault((base, model), len(known))
+        numbers = [number]
+        for row in rows:
+            number = known.setdefault((number, row), len(known))
+            numbers.append(number)
+        return numbers
+
     def _outcome(self, disk: Disk, state: CrashState, shown: Materialiser) -> Outcome:
-        tree = disk.tree(state)
-        key = (tree.key(), _order_of_times(tree))
+        key = disk.shows(state)
         known = self._outcomes.get(key)
         if known is None:
             shown.show(disk, state)
@@ -226,30 +247,25 @@ def _states_since(disk: Disk, since: int, deviations: int) -> Iterator[CrashStat
 
     The fullest state of a choice is legal the longest, so that a choice ends with it.
     """
-    queue: list[tuple[int, int, Choice, CrashState]] = []
+    queue: list[tuple[int, int, Choice]] = []
     order = itertools.count()
 
     def push(choices: Iterable[Choice]) -> None:
         for choice in choices:
-            if choice.deviations > deviations:
+            number = choice.deviations_up_to(deviations)
+            if number > deviations:
                 continue
-            state = choice.state()
-            if state.points and state.points[-1][1] >= since:
-                heapq.heappush(queue, (choice.deviations, next(order), choice, state))
+            points = choice.window.points(choice.absent)
+            if points and points[-1][1] >= since:
+                heapq.heappush(queue, (number, next(order), choice))
 
     push(roots(disk))
     while queue:
-        _, _, choice, state = heapq.heappop(queue)
-        alike, others = expand(choice, visible_cells(disk, state))
+        _, _, choice = heapq.heappop(queue)
+        cells = visible_cells(disk, choice.state(), choice.window)
+        alike, others = expand(choice, cells, deviations)
         push(others)
         yield alike.state()
-
-
-def _order_of_times(tree: Tree) -> tuple[int, ...]:
-    """Return the order of modification times: a recovery may pick the newest file."""
-    times = [node.mtime or 0 for _, _, node in tree.walk() if isinstance(node, File)]
-    ranks = {value: rank for rank, value in enumerate(sorted(set(times)))}
-    return tuple(ranks[value] for value in times)
 
 
 _BESIDE = frozenset({"path", "site", "time", "task"})

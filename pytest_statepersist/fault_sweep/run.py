@@ -36,16 +36,14 @@ from pytest_statepersist.fault_sweep.case import Options, Problem, Reference, Re
 from pytest_statepersist.fault_sweep.judging import Cases
 from pytest_statepersist.fault_sweep.power import PowerLoss
 from pytest_statepersist.fault_sweep.stage import PATIENCE, Stage
-from pytest_statepersist.faults.calls import (
-    FaultSite,
-    Operation,
-)
+from pytest_statepersist.faults.calls import SHORT, Call, FaultSite, Operation, fitting
 from pytest_statepersist.faults.inject import Counting, Fault, uncounted
 from pytest_statepersist.faults.leftovers import Leftover, leftovers
 from pytest_statepersist.faults.report import FaultFinding, FaultKind, FaultReport
 
 __all__ = ["SweepRun"]
 
+_STRACE = "strace's own injection cannot make them; where seccomp is allowed they are tried"
 _CONFIRMED = 8
 _SAMPLED = 3
 _HANGING = 8
@@ -90,10 +88,13 @@ class SweepRun:
             user_call("setup", call, setup, self.stage.directory)
         base = self.stage.scan()
         sites, blind = self._count(base, before, after)
+        self.stage.sites = sites
         faults = list(self._faults(sites))
         not_covered = list(blind)
         if not faults:
             not_covered.append("no call of the workload fits the errors and operations chosen")
+        if self.stage.by_strace:
+            not_covered += self._not_by_strace()
         left_out = len(faults) - self.options.cases
         if left_out > 0:
             drawn = random.Random(self.options.seed).sample(range(len(faults)), self.options.cases)
@@ -113,10 +114,10 @@ class SweepRun:
                     "explains it"
                 )
         only = [each for each in self.options.models if leftovers([each]) == (Leftover.REVERTED,)]
-        if only and any(self._keeps(sites[fault.phase][fault.index]) for fault in faults):
+        if only and any(sites[fault.phase][fault.index].only_keeps for fault in faults):
             not_covered.append(
-                f"what reverts after a failed sync ({only[0]}): it is tried for syncs that Python "
-                "makes, not for those inside SQLite or another program"
+                f"what reverts after a failed sync ({only[0]}): it is tried for syncs of one file, "
+                "not for syncfs, nor for an SQLite that writes in ways of its own"
             )
         results = self._run_all(faults)
         missed = sum(not result.met for result in results) - self.skipped
@@ -126,9 +127,10 @@ class SweepRun:
                 "a run hung already"
             )
         if missed:
-            not_covered.append(
-                f"{missed} faults were not met: the workload does not make the same calls each time"
-            )
+            why = "the workload does not make the same calls each time"
+            if self.stage.by_strace:
+                why += ", or strace met a call on another file as well, since it counts by process"
+            not_covered.append(f"{missed} faults were not met: {why}")
         notes = dict.fromkeys(note for result in results for note in result.notes)
         return FaultReport(
             cases=len(results) - missed - self.skipped,
@@ -199,11 +201,6 @@ class SweepRun:
         sites["recovery after"] = self._sites_of_recovery(final)
         return sites, blind
 
-    def _keeps(self, site: FaultSite) -> bool:
-        """Say whether a failed sync leaves there what only some file systems would leave."""
-        native = self.programs or site.function.startswith("sqlite.")
-        return site.operation is Operation.FSYNC and native
-
     def _twice(self) -> Outcome:
         """Run the workload where it has run already: it may well refuse."""
         self.stage.patience = PATIENCE
@@ -235,11 +232,23 @@ class SweepRun:
                 for error in site.errors:
                     if error in self.options.errors:
                         for persistent in self.options.persistent:
+                            if persistent and self.stage.by_strace:
+                                continue
                             # A signal interrupts one call; C code rightly tries again for ever.
                             if persistent and error == "EINTR":
                                 continue
                             for left in lefts if site.reverts else (Leftover.KEPT,):
                                 yield Fault(site.index, error, persistent, phase, left)
+
+    def _not_by_strace(self) -> Iterator[str]:
+        """Say what was asked for and is not tried where strace makes the calls fail."""
+        kinds, errors = self.options.operations, self.options.errors
+        if SHORT in errors and Operation.WRITE in kinds:
+            yield f"writes of a part of the bytes: {_STRACE}"
+        if Operation.CLOSE in kinds and set(fitting(Call(Operation.CLOSE, "", ""))) & {*errors}:
+            yield f"errors of close: {_STRACE}"
+        if True in self.options.persistent:
+            yield f"faults that last: {_STRACE}"
 
     # -- running cases
 

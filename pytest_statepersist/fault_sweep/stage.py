@@ -20,19 +20,22 @@ from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.crash_state import CrashState
 from pytest_statepersist.core.states import disk_of
 from pytest_statepersist.core.tree import Tree
+from pytest_statepersist.errors import RecorderUnavailable
 from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.explorer.outcome import Ended, Outcome
 from pytest_statepersist.explorer.runner import Recovery, run_recovery
 from pytest_statepersist.explorer.workplace import Workplace, workplace
 from pytest_statepersist.fault_sweep.case import Options, Problem, Result, forget
+from pytest_statepersist.faults.calls import FaultSite
 from pytest_statepersist.faults.gate import Handler, installed
 from pytest_statepersist.faults.gate import gated as gate_of
 from pytest_statepersist.faults.inject import Injection
 from pytest_statepersist.faults.locks import held_locks
 from pytest_statepersist.faults.report import FaultKind
+from pytest_statepersist.faults.strace_injection import StraceRun
 from pytest_statepersist.faults.supervisor import check_supervision
-from pytest_statepersist.programs import ProgramRecorder
+from pytest_statepersist.programs import CommandRecorder, ProgramRecorder, run_command
 from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recorders.scan import Keep, scan
 from pytest_statepersist.recorders.strace import check_available
@@ -57,6 +60,10 @@ class Stage:
         self.recover = recover
         self.programs = programs
         """Whether all is done by other programs: then strace records, and each run is fresh."""
+        self.by_strace = False
+        """Whether faults come by strace's own injection; else the kernel asks about each call."""
+        self.sites: dict[str, tuple[FaultSite, ...]] = {}
+        """The calls of each phase, once they were counted."""
         self.companions: Companions = ()
         self.isolated = False
         """Whether this process is not to be trusted: then recovery runs in a fresh one."""
@@ -75,7 +82,7 @@ class Stage:
             self.directory = Path(self.place.directory)
             if self.programs:
                 check_available()
-                check_supervision()
+                self.by_strace = _by_strace(self.options.injection, self.directory)
             else:
                 self._put_gates_in_place()
             self.fresh = FreshProcess(self.recover, self.directory)
@@ -102,10 +109,28 @@ class Stage:
     def gated(self, handler: Handler, recorder: Recorder | None = None) -> Iterator[None]:
         """Let a handler decide about calls, and know where in the recording a fault began."""
         with gate_of(self.directory, handler) as gate:
+            if self.by_strace:
+                fault = handler.fault if isinstance(handler, Injection) else None
+                site = None if fault is None else self.sites[fault.phase][fault.index]
+                strace = recorder.strace if isinstance(recorder, CommandRecorder) else None
+                gate.runner = StraceRun(gate, site, strace)
             if isinstance(recorder, ProgramRecorder):
                 gate.unseen = recorder.unseen
             if isinstance(handler, Injection) and recorder is not None:
                 handler.position = _position(recorder)
+            try:
+                yield
+            finally:
+                if isinstance(handler, Injection):
+                    handler.settle()
+
+    @contextmanager
+    def recorded(self, recorder: Recorder) -> Iterator[None]:
+        """Let a recorder see what runs without a fault, where it sees only what it runs itself."""
+        if isinstance(recorder, CommandRecorder):
+            with self.gated(lambda call, run: run(), recorder):
+                yield
+        else:
             yield
 
     def locks(self) -> frozenset[tuple[str, str]]:
@@ -128,7 +153,7 @@ class Stage:
 
     def attempt(self, function: Callable[[Path], Any]) -> Outcome:
         """Run something of the user's in this process, as long as it may take."""
-        outcome = run_recovery(function, self.directory, self.limit)
+        outcome = run_recovery(function, self.directory, self.limit, brief=True)
         forget(outcome)
         self.late |= outcome.ended is Ended.HUNG
         return outcome
@@ -138,7 +163,7 @@ class Stage:
         if self.isolated:
             outcome = self.fresh.run(self.limit)
         else:
-            outcome = run_recovery(self.recover, self.directory, self.limit)
+            outcome = run_recovery(self.recover, self.directory, self.limit, brief=True)
             forget(outcome)
         if outcome.ended is Ended.HUNG and self.patience == 1 and self.fresh.available:
             outcome = self.fresh.run(PATIENCE * self.limit)
@@ -169,6 +194,8 @@ class Stage:
 
     def recorder(self, base: Tree) -> Recorder:
         """Return a recorder of the directory, which holds ``base``."""
+        if self.by_strace:
+            return CommandRecorder(self.directory, ignore=shared_memory_in(self.directory))
         if self.programs:
             return ProgramRecorder(self.directory, ignore=shared_memory_in(self.directory))
         return PythonRecorder(
@@ -177,6 +204,23 @@ class Stage:
             ignore=shared_memory_in(self.directory),
             companions=self.companions,
         )
+
+
+def _by_strace(injection: str, directory: Path) -> bool:
+    """Say how faults get into programs; raises `RecorderUnavailable` where the one way asked for
+    cannot be gone.
+    """
+    if injection == "strace":
+        return True
+    try:
+        check_supervision()
+        with gate_of(directory, lambda call, run: run()):
+            run_command("true", directory)
+    except RecorderUnavailable:
+        if injection == "seccomp":
+            raise
+        return True
+    return False
 
 
 def _position(recorder: Recorder) -> Callable[[], int]:

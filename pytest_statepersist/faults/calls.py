@@ -105,6 +105,12 @@ class Call:
     """How many bytes the call would add to what the directory takes; ``None`` for none."""
     site: Site | None = None
     """Where it came from, for a call of another program; that of Python's is looked up."""
+    nth: int = 0
+    """The how-manieth call of its name that its process makes, where that is counted."""
+    foreign: bool = False
+    """Whether another program makes it, once the handler has returned."""
+    rewrite: Callable[[bytes], None] | None = None
+    """Gives the file of a sync another content, for code that shares no descriptor with Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,10 @@ class FaultSite:
     errors: tuple[str, ...]
     reverts: bool = False
     """Whether it is a sync of a file whose content can revert when it fails."""
+    only_keeps: bool = False
+    """Whether it is a sync of contents that revert on some file systems, which is not tried."""
+    nth: int = 0
+    """The how-manieth call of its name in its process, where strace is to make it fail."""
 
     def __str__(self) -> str:
         where = f" at {self.site}" if self.site else ""

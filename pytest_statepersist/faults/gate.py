@@ -48,7 +48,7 @@ class Handler(Protocol):
 class Gate:
     """The directory that is watched, and who decides."""
 
-    __slots__ = ("directory", "handler", "prefix", "unseen")
+    __slots__ = ("directory", "handler", "prefix", "runner", "unseen")
 
     def __init__(self, directory: str | os.PathLike[str], handler: Handler) -> None:
         self.directory = os.path.realpath(os.fspath(directory))
@@ -56,6 +56,8 @@ class Gate:
         self.handler = handler
         self.unseen: Callable[[], AbstractContextManager[Any]] = nullcontext
         """Entered while this process does something for a program that its own call shows too."""
+        self.runner: Callable[[list[str], dict[str, str]], tuple[int, bytes, bytes]] | None = None
+        """What runs a command and its calls by this gate; ``None`` where the kernel is asked."""
 
     def place(self, path: Any, directory: int | None = None) -> str | None:
         """Return a path relative to the directory, ``None`` for what is outside."""

@@ -37,6 +37,8 @@ __all__ = ["NATIVE", "Counting", "Fault", "Injection", "uncounted"]
 
 NATIVE = object()
 """Stands for calls of C code among those that an injection has noted."""
+_FAILED = ("failed",)
+"""Stands behind a call that was made to fail, or to do a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Counting:
                     call.function,
                     call.site or self._callsites.site(),
                     fitting(call),
-                    _can_revert(call),
+                    *_what_may_be_left(call),
+                    call.nth,
                 )
             )
         return run()
@@ -116,12 +119,15 @@ class Injection:
         self.began = 0
         """What ``position`` gave when the fault came first: the length of a recording."""
         self.failed_syncs = 0
+        """How many syncs of contents failed; that of a directory leaves nothing to differ in."""
         self.calls: list[Any] | None = None
         """What was called and written, where a list is given for it."""
         self.position: Callable[[], int] | None = None
         self._lock = threading.Lock()
         self._inside = threading.local()
         self._synced: Synced | None = None
+        self._due: list[tuple[Call, bool]] = []
+        """Calls that C code had not finished when they were answered, and whether they failed."""
 
     def __call__(self, call: Call, run: Callable[[], Any]) -> Any:
         """Make the call, or let it fail."""
@@ -133,10 +139,36 @@ class Injection:
             gate = current()
             assert gate is not None  # it has just asked this handler
             self._synced = Synced(gate.directory)
+        self.settle()
         self._synced.before(call)
         result = self._meet(call, run)
-        self._synced.after(call)
+        if call.foreign:
+            self._due.append((call, False))
+        elif not (call.native and call.operation is Operation.FSYNC and result):
+            self._synced.after(call)
         return result
+
+    def settle(self) -> None:
+        """Do what is due since the last call of C code: before the next one, and at the end."""
+        due, self._due = self._due, []
+        for call, failed in due:
+            assert self._synced is not None  # nothing is due without it
+            if failed:
+                self._put_back(call)
+            else:
+                self._synced.after(call)
+
+    def told(self, call: Call, *, failed: bool) -> None:
+        """Note a call that was made already, and whether it was made to fail."""
+        self.count += 1
+        if self.calls is not None:
+            self.calls.append(_sign(call))
+        if failed:
+            self.hits += 1
+            if self.calls is not None:
+                self.calls.append(_FAILED)
+            if call.operation is Operation.FSYNC:
+                self.failed_syncs += _is_of_contents(call)
 
     def _meet(self, call: Call, run: Callable[[], Any]) -> Any:
         fault = self.fault
@@ -150,6 +182,8 @@ class Injection:
         if fault.error not in fitting(call):
             return run()
         self.hits += 1
+        if self.calls is not None:
+            self.calls.append(_FAILED)
         if self.hits == 1 and self.position is not None:
             self.began = self.position()
         return self._fail(call, run)
@@ -159,28 +193,41 @@ class Injection:
         half = call.size // 2
         if error == SHORT:
             assert call.shorten is not None  # else it would not fit
-            return call.shorten(half)
+            return self._shorten(call, half)
         fills_up = self.fault.persistent and error in ("ENOSPC", "EDQUOT") and self.hits == 1
         if fills_up and call.shorten is not None and half:
-            return call.shorten(half)
+            return self._shorten(call, half)
         if call.operation is Operation.FSYNC:
-            self.failed_syncs += 1
+            contents = _is_of_contents(call)
+            self.failed_syncs += contents
             if not call.native:
                 self._fail_sync(call, run)
+            if contents and self._synced is not None:
+                self._due.append((call, True))
         if call.operation is Operation.CLOSE:
             run()  # the descriptor is released whatever close says
         raise os_error(error, call.path)
+
+    def _shorten(self, call: Call, count: int) -> Any:
+        assert call.shorten is not None  # that was asked
+        if self.calls is not None:
+            self.calls.append(("short", count))
+        return call.shorten(count)
 
     def _fail_sync(self, call: Call, run: Callable[[], Any]) -> None:
         try:
             fail_sync(os_error(self.fault.error), run)
         finally:
-            if self._synced is not None:
-                self._inside.at_work = True
-                try:
-                    self._synced.put_back(call)
-                finally:
-                    self._inside.at_work = False
+            self._put_back(call)
+
+    def _put_back(self, call: Call) -> None:
+        if self._synced is None:
+            return
+        self._inside.at_work = True
+        try:
+            self._synced.put_back(call)
+        finally:
+            self._inside.at_work = False
 
 
 def _sign(call: Call) -> Any:
@@ -191,7 +238,27 @@ def _sign(call: Call) -> Any:
     return call.operation, call.path, call.function, call.size, data
 
 
-def _can_revert(call: Call) -> bool:
-    if call.operation is not Operation.FSYNC or call.native or call.descriptor is None:
-        return False
-    return stat.S_ISREG(real.fstat(call.descriptor).st_mode)
+def _what_may_be_left(call: Call) -> tuple[bool, bool]:
+    """Return whether contents may revert where this call fails, and whether that is not tried."""
+    if call.operation is not Operation.FSYNC or not _is_of_contents(call):
+        return False, False
+    whole = call.function in _OF_EVERYTHING
+    reverts = not whole and (not call.native or call.foreign or call.rewrite is not None)
+    return reverts, not reverts
+
+
+_OF_EVERYTHING = frozenset({"syncfs"})
+
+
+def _is_of_contents(call: Call) -> bool:
+    """Say whether a sync is one of contents, not of a directory."""
+    if call.function in _OF_EVERYTHING:
+        return True
+    try:
+        if call.descriptor is not None:
+            return not stat.S_ISDIR(real.fstat(call.descriptor).st_mode)
+        gate = current()
+        assert gate is not None  # it has just asked this handler
+        return not stat.S_ISDIR(real.stat(f"{gate.prefix}{call.path}").st_mode)
+    except OSError:
+        return True

@@ -7,6 +7,8 @@ Rules:
 1. What was there when the run began counts as synced; so does what was written to a file that was
    opened for synchronous writes.
 2. A file is put back by calls that the recorder sees: the trace holds what reads then gave.
+3. A sync that C code makes is recorded as failed once it has returned, and a call of another
+   program happens then; so what is due after them is done before the next call (`Injection`).
 
 Facts: Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020: on ext4 and
 XFS the new content stays readable while the disk keeps the old; on btrfs it reverts, size included.
@@ -79,7 +81,9 @@ class Synced:
             return
         try:
             content = self._contents.get(real.fstat(fd).st_ino)
-            if content is not None:
+            if content is not None and call.rewrite is not None:
+                call.rewrite(content)
+            elif content is not None:
                 os.ftruncate(fd, len(content))
                 written = 0
                 while written < len(content):
@@ -108,7 +112,7 @@ class Synced:
         fd = call.descriptor
         if fd is not None and real.system.allows(fd, mode):
             return fd, False
-        if call.native:
+        if call.native and not call.foreign:
             raise OSError  # C code holds its locks by descriptors of the same file
         opening = real.os_open if mode == os.O_RDONLY else os.open
         return opening(self._path(call), mode | os.O_CLOEXEC | os.O_NOFOLLOW), True

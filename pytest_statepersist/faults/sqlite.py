@@ -76,6 +76,8 @@ class _SqliteGate:
             if sqlite.system_call(name) is not None
         }
         self.sync_thunk = SYNC(self._sync)
+        self.write = next((name for name in ("pwrite", "pwrite64") if name in self.thunks), None)
+        """By which call it writes at an offset, ``None`` where it seeks instead."""
         self.users = 0
 
     def install(self) -> None:
@@ -121,6 +123,7 @@ class _SqliteGate:
             if place is None or place.endswith(_MEMORY) or (name == "close" and _is_synced(first)):
                 return run(*arguments)
             made = Call(operation, place, f"sqlite.{name}", native=True)
+            made.descriptor = None if by_path else first
             if name == "open":
                 made.creates = bool(arguments[1] & os.O_CREAT) and not os.path.lexists(first)
                 made.writes = bool(arguments[1] & (os.O_WRONLY | os.O_RDWR))
@@ -146,6 +149,7 @@ class _SqliteGate:
         if place is None:
             return
         made = Call(Operation.FSYNC, place, "sqlite.syncDirectory", native=True)
+        made.descriptor = descriptor
         if _answer(gate, made, lambda: 0, -1) == 0:
             return
         with suppress(OSError):  # without it the sync happens, and the fault is none
@@ -163,8 +167,25 @@ class _SqliteGate:
         place = None if descriptor is None else gate.place_of(descriptor)
         if place is None:
             return run(file, flags)
-        made = Call(Operation.FSYNC, place, "sqlite.sync", native=True)
+        made = Call(Operation.FSYNC, place, "sqlite.sync", native=True, descriptor=descriptor)
+        if self.write is not None:
+            made.rewrite = lambda content: self._rewrite(descriptor, content)
         return _answer(gate, made, lambda: run(file, flags), _IOERR_FSYNC)
+
+    def _rewrite(self, descriptor: int | None, content: bytes) -> None:
+        """Give a file another content by SQLite's own calls, which its recorder sees."""
+        assert self.write is not None  # else there is no rewriting
+        self._now("ftruncate")(descriptor, len(content))
+        if content:
+            buffer = ctypes.create_string_buffer(content, len(content))
+            self._now(self.write)(descriptor, ctypes.addressof(buffer), len(content), 0)
+
+    def _now(self, name: str) -> Callable[..., int]:
+        """Return what stands in SQLite's table for a call, the recorder's replacement included."""
+        address = self.sqlite.system_call(name)
+        assert address is not None  # a call does not leave the table
+        function: Callable[..., int] = self.prototypes[name](address)
+        return function
 
 
 def _is_synced(descriptor: int) -> bool:

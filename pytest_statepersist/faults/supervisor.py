@@ -5,8 +5,7 @@ this process what becomes of it: it happens, it fails with an error, or only a p
 Rules:
 
 1. The kernel asks (seccomp's user notification, Linux 5.5), one call at a time, in the order in
-   which they are made, whatever process makes them. strace's own injection counts calls for each
-   process by itself, does not know files while it traces everything, and cannot shorten a write.
+   which they are made, whatever process makes them. `strace_injection` is the way where it may not.
 2. Calls on other files pass at once, and so do those of 32-bit programs.
 3. What this process does for the program (the part of a shortened write) is marked in the stream
    that strace writes, since the program's own call shows it already.
@@ -200,12 +199,13 @@ class Supervisor:
         operation = call.operation
         if call.name == "unlinkat" and arguments[2] & 0x200:  # AT_REMOVEDIR
             operation = Operation.RMDIR
-        made = Call(operation, place, call.name, native=True)
+        made = Call(operation, place, call.name, native=True, foreign=True)
         made.site = self._site(task)
         if operation is Operation.OPEN:
             how = _open_flags(call, task, arguments)
             made.writes = how & os.O_ACCMODE != os.O_RDONLY
             made.creates = bool(how & os.O_CREAT) and not os.path.lexists(path)
+            made.synchronous = bool(how & os.O_DSYNC)
         elif call.size >= 0:
             self._sized(made, call, task, arguments)
         return made

@@ -20,7 +20,15 @@ from typing import Any
 
 from pytest_statepersist.faults.calls import Operation
 
-__all__ = ["ARCHITECTURES", "LOCKING", "Architecture", "Shape", "SystemCall", "architecture"]
+__all__ = [
+    "ARCHITECTURES",
+    "CALLS",
+    "LOCKING",
+    "Architecture",
+    "Shape",
+    "SystemCall",
+    "architecture",
+]
 
 LOCKING = frozenset({6, 7, 37, 38})
 """Commands of fcntl that take a lock: F_SETLK, F_SETLKW, and those of open file descriptions."""
@@ -59,7 +67,7 @@ def _calls(
     return [SystemCall(name, operation, shape, names or (0,), **more) for name in text.split()]
 
 
-_CALLS = {
+CALLS = {
     call.name: call
     for group in (
         _calls("open", Operation.OPEN, Shape.PATH, flags=1),
@@ -104,6 +112,7 @@ _CALLS = {
     )
     for call in group
 }
+"""By name."""
 
 _X86_64 = """
     read 0 write 1 open 2 close 3 pread64 17 pwrite64 18 readv 19 writev 20 msync 26 sendfile 40
@@ -135,7 +144,7 @@ class Architecture:
 
 def _architecture(audit: int, text: str) -> Architecture:
     words = text.split()
-    calls = {int(n): _CALLS[name] for name, n in zip(words[::2], words[1::2], strict=True)}
+    calls = {int(n): CALLS[name] for name, n in zip(words[::2], words[1::2], strict=True)}
     return Architecture(audit, calls)
 
 

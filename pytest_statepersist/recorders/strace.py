@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections import abc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_statepersist.core.apply import apply
@@ -47,7 +47,7 @@ from pytest_statepersist.recorders.strace_parser import Call, Event, parse
 from pytest_statepersist.recorders.strace_tasks import Mapping, OpenFile
 from pytest_statepersist.recorders.strace_unseen import find_out
 
-__all__ = ["StraceRecorder", "check_available"]
+__all__ = ["StraceRecorder", "Watched", "check_available"]
 
 _OLDEST = (5, 0)
 _PR_SET_PTRACER = 0x59616D61
@@ -87,6 +87,18 @@ def check_available() -> str:
     return program
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A command that ran under strace: exit code, what it printed, and what was seen of it."""
+
+    code: int
+    output: bytes
+    errors: bytes
+    events: list[Event]
+    where: str
+    program: str
+
+
 class StraceRecorder:
     """Records a block of this process (`start`, `stop`) or a command (`run`).
 
@@ -113,6 +125,7 @@ class StraceRecorder:
         self._token = ""
         self._looks: Looks | None = None
         self._acknowledged: list[str] = []
+        self._watched: list[Watched] = []
         self._affinity: dict[int, set[int]] = {}
         self.earlier: Trace | None = None
         """The trace with the changes of maps as early as can be, where that makes a difference."""
@@ -218,14 +231,35 @@ class StraceRecorder:
         `RecorderUnavailable`, `BlindSpot`, `UserError` where there is no such command, and
         `subprocess.TimeoutExpired`.
         """
+        self._watched = []
+        ran = self.watch(arguments, cwd=cwd, env=env, timeout=timeout)
+        return self.watched(), ran.code, ran.output
+
+    def watch(
+        self,
+        arguments: Sequence[str | os.PathLike[str]],
+        *,
+        cwd: str | os.PathLike[str] | None = None,
+        env: abc.Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        inject: str | None = None,
+        also: Sequence[str] = (),
+        apart: bool = False,
+    ) -> Watched:
+        """Run a command as `run` does and return what strace saw; `watched` makes the trace.
+
+        ``inject`` is a fault in strace's words, ``also`` more system calls to see, reads with all
+        that they give; ``apart`` keeps error output by itself.
+        """
         program = check_available()
         self._folder = Path(tempfile.mkdtemp(prefix="statepersist-strace-", dir=self._scratch))
         self._token = ""
         self._looks = None
         self._acknowledged = []
-        self._base = self._scan()
-        # Files get the time of the last tick, which may be a little earlier than the clock's.
-        self._begun = time.time() - 0.02
+        if not self._watched:
+            self._base = self._scan()
+            # Files get the time of the last tick, which may be a little earlier than the clock's.
+            self._begun = time.time() - 0.02
         where = os.path.realpath(os.getcwd() if cwd is None else cwd)
         wanted = [os.fspath(argument) for argument in arguments]
         if not wanted or shutil.which(wanted[0], path=(env or os.environ).get("PATH")) is None:
@@ -233,35 +267,56 @@ class StraceRecorder:
         try:
             with _one_processor():
                 done = subprocess.Popen(
-                    [*self._command(program), "--", *wanted],
+                    [*self._command(program, inject, also), "--", *wanted],
                     cwd=where,
                     env=None if env is None else dict(env),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
+                    stderr=subprocess.PIPE if apart else subprocess.STDOUT,
                     start_new_session=True,
                 )
             with done:
                 try:
-                    output, _ = done.communicate(timeout=timeout)
-                except subprocess.TimeoutExpired:
+                    output, errors = done.communicate(timeout=timeout)
+                except BaseException:
                     os.killpg(done.pid, signal.SIGKILL)
                     raise
             events = self._events() if (self._folder / "calls").exists() else []
             if not any(isinstance(e, Call) and e.name == "execve" and e.succeeded for e in events):
-                raise _no_permission(output.decode(errors="replace"))
-
-            def begin(model: StraceModel) -> None:
-                first = next(event.task for event in events)
-                model.add_task(first, where, os.path.basename(wanted[0]), what_is_held().umask)
-
-            return self._build(events, 0, len(events), begin), done.returncode, output
+                raise _no_permission((errors or output).decode(errors="replace"))
+            ran = Watched(done.returncode, output, errors or b"", events, where, wanted[0])
+            self._watched.append(ran)
+            return ran
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    def watched(self) -> Trace:
+        """Return the trace of all commands that `watch` ran, one after the other.
+
+        The directory must hold what they left. Raises `BlindSpot` for what cannot be known.
+        """
+        umask, line = what_is_held().umask, 0
+        events: list[Event] = []
+        for ran in self._watched:
+            events += [_later(event, line) for event in ran.events]
+            line = max((_line(event) for event in events), default=-1) + 1
+
+        def begin(model: StraceModel) -> None:
+            for ran in self._watched:
+                program = os.path.basename(ran.program)
+                model.add_task(ran.events[0].task, ran.where, program, umask)
+
+        return self._build(events, 0, len(events), begin)
+
     # -- strace --------------------------------------------------------------------------------
 
-    def _command(self, program: str) -> list[str]:
+    def _command(
+        self, program: str, inject: str | None = None, also: Sequence[str] = ()
+    ) -> list[str]:
+        names = dict.fromkeys((*SYSTEM_CALLS, *also))
+        # Of what was read only how much matters, but where from is not shown beside it.
+        raw = () if also else ("-e", "raw=read,readv")
+        fault = () if inject is None else ("-e", f"inject={inject}")
         return [
             program,
             "-f",
@@ -273,10 +328,10 @@ class StraceRecorder:
             str(_LONGEST),
             "-e",
             "signal=none",
+            *raw,
+            *fault,
             "-e",
-            "raw=read,readv",  # only how much was read matters, not what
-            "-e",
-            "trace=" + ",".join(f"?{name}" for name in SYSTEM_CALLS),
+            "trace=" + ",".join(f"?{name}" for name in names),
             "-o",
             str(self._folder / "calls"),
         ]
@@ -509,6 +564,17 @@ class _Final:
             )
         with real.open(path, "rb", buffering=0) as file:
             return bytes(file.readall())
+
+
+def _line(event: Event) -> int:
+    return event.end if isinstance(event, Call) else event.line
+
+
+def _later(event: Event, lines: int) -> Event:
+    """Return an event of a command that ran after others, whose output had so many lines."""
+    if isinstance(event, Call):
+        return replace(event, start=event.start + lines, end=event.end + lines)
+    return replace(event, line=event.line + lines)
 
 
 def _no_map_of_unknowns(model: StraceModel) -> None:

@@ -53,6 +53,8 @@ class Call:
     time: int | None
     start: int
     end: int
+    injected: bool = False
+    """Whether strace itself made it fail."""
 
     @property
     def succeeded(self) -> bool:
@@ -172,6 +174,7 @@ def _call(
         time,
         start,
         end,
+        result.endswith(" (INJECTED)"),
     )
 
 

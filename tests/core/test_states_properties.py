@@ -6,6 +6,7 @@ Every legal tree at every crash point, with the fewest deviations that show it, 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -301,6 +302,42 @@ def test_options_are_disjoint_and_leave_nothing_out(model: Model) -> None:
             yield missing
 
     run()
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=str)
+def test_what_is_kept_of_one_state_for_others_is_right(model: Model) -> None:
+    """A sweep relies on it: looks without trees, cells that move, and what beginnings leave."""
+
+    @examples(20)
+    @given(traces(most=5), st.data())
+    def run(trace: op.Trace, data: st.DataObject) -> None:
+        disk = disk_of(trace, model)
+        length = data.draw(st.integers(0, len(trace)))
+        shorter = disk_of(op.Trace(trace.base, trace.operations[:length]), model)
+        looks: dict[object, object] = {}
+        for state in itertools.islice(crash_states(trace, model), 60):
+            tree = Disk(disk.effects).tree(state)
+            assert disk.tree(state) == tree
+            asked = (tree.key(), order_of_times(tree))
+            shown = disk.shows(state)
+            assert looks.setdefault(shown, asked) == asked
+            if state.last < length:
+                assert shorter.tree(state) == tree
+                assert shorter.shows(state) == shown
+        assert len(set(looks.values())) == len(looks)
+        for choice in itertools.islice(roots(disk), 20):
+            state, window = choice.state(), choice.window
+            cells = [*visible_cells(disk, state)]
+            moving = cells if window.frees else [c for c in cells if c in window.cells()]
+            assert [*visible_cells(disk, state, window)] == moving
+
+    run()
+
+
+def order_of_times(tree: Tree) -> tuple[int, ...]:
+    times = [node.mtime or 0 for _, _, node in tree.walk() if isinstance(node, File)]
+    ranks = {value: rank for rank, value in enumerate(sorted(set(times)))}
+    return tuple(ranks[value] for value in times)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=str)
