@@ -4,8 +4,8 @@ Belongs here: which operation a successful call is, and what of it concerns the 
 
 1. Nothing here asks the real file system, so a recorder may work after the fact. The model of
    names and inodes is in `namespace`.
-2. `TraceBuilder.lock` is held by the recorder across the real call and its record, so that the
-   order of the trace is the order in which things happened.
+2. `TraceBuilder.turn` is a recorder's across the real call and its record, so that the order of
+   the trace is the order in which things happened.
 3. What cannot be true (a rename of a name that does not exist) means that something was not seen:
    it is kept as a doubt, a `BlindSpot` for the recorder to raise when it stops, and not recorded.
 4. Everything outside the directory is one flat directory, `OUTSIDE`, whose names are absolute
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import os.path
-import threading
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any, Protocol, TypeAlias
@@ -50,6 +49,7 @@ from pytest_statepersist.core.tree import Directory, Tree, read_content
 from pytest_statepersist.core.tree import Symlink as SymlinkNode
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders.namespace import Identity, Inode, Namespace, Place
+from pytest_statepersist.recorders.turn import Turn
 
 __all__ = ["NOWHERE", "Clock", "Identity", "Inode", "Moment", "Place", "TraceBuilder"]
 
@@ -60,8 +60,6 @@ NOWHERE: Moment = (None, None, 0)
 _Entry: TypeAlias = tuple[Any, ...]
 _FIELDS = 5
 """Where in an entry the operation's own fields begin."""
-_OF_A_WRITE = 6
-"""How many items of `TraceBuilder.writes` belong to one."""
 _OUTSIDE_LIMIT = 64 << 20
 
 
@@ -76,6 +74,23 @@ class Clock(Protocol):
 
     def again(self) -> int | None:
         """Return only the time, for one more call of the same line and thread as the last."""
+
+
+class Writes(list[Any]):
+    """What belongs to the writes that `TraceBuilder.log` has only the bytes of, one after another.
+
+    A write is path, site, time, task, inode, offset. One that goes on where the last one ended,
+    from the same line into the same file, is its time alone: ``run`` is that file's description,
+    ``path`` its path and ``end`` where it ended. So no write is an object of its own, that the
+    garbage collector would look at, and memory is touched for little more than its bytes.
+    """
+
+    __slots__ = ("end", "path", "run")
+
+    def __init__(self) -> None:
+        self.run: object = None
+        self.path = ""
+        self.end = 0
 
 
 class TraceBuilder(Namespace):
@@ -96,21 +111,24 @@ class TraceBuilder(Namespace):
         super().__init__(directory, base, identities or {})
         self.base = base
         self.recorder = recorder
-        self.lock = threading.RLock()
+        self.turn = Turn()
         self._doubts: list[tuple[BlindSpot, int | None]] = []
         self.log: list[_Entry | bytes] = []
         """Operations as (class, path, site, time, task, *fields); one tuple each, since every
         object that is kept costs the garbage collector time. Of a write in ``writes`` only the
         bytes are here. Only the quickest paths append by themselves."""
-        self.writes: list[Any] = []
-        """What belongs to the writes that `log` has only the bytes of, one after the other: path,
-        site, time, task, inode, offset. So no write is an object that the collector looks at."""
+        self.writes = Writes()
         self._acknowledged: list[tuple[int, str]] = []
         self._next = max(base.nodes) + 1
         here = self[ROOT].entries
         assert here is not None
         self.names = here
         """What is directly in the directory."""
+
+    @property
+    def lock(self) -> Any:
+        """What is held across a call and its record, where `Turn` does not go the quick way."""
+        return self.turn.lock
 
     def __len__(self) -> int:
         """Return how many operations were kept so far, those outside included."""
@@ -465,6 +483,7 @@ class TraceBuilder(Namespace):
                 moved[index + 1] = len(kept)
         self.log[:] = kept
         self.writes.clear()
+        self.writes.run = None
         self._acknowledged = [(moved[at], text) for at, text in self._acknowledged]
         names = self._outside.entries
         assert names is not None
@@ -496,14 +515,20 @@ class TraceBuilder(Namespace):
 
     def entries(self, start: int = 0) -> list[_Entry]:
         """Return what `log` has from an index on, its writes put together."""
-        before = sum(type(entry) is bytes for entry in self.log[:start])
-        rest = itertools.islice(self.writes, before * _OF_A_WRITE, None)
-        return [
-            (Write, *itertools.islice(rest, _OF_A_WRITE), entry, Durability.NONE)
-            if isinstance(entry, bytes)
-            else entry
-            for entry in self.log[start:]
-        ]
+        found: list[_Entry] = []
+        rest = iter(self.writes)
+        path, site, task, number, offset, length = "", None, 0, 0, 0, 0
+        for entry in self.log:
+            if isinstance(entry, bytes):
+                time = next(rest)
+                if isinstance(time, int):
+                    offset += length
+                else:
+                    path, site, time, task, number, offset = time, *itertools.islice(rest, 5)
+                length = len(entry)
+                entry = (Write, path, site, time, task, number, offset, entry, Durability.NONE)
+            found.append(entry)
+        return found[start:]
 
     def positions(self) -> list[int]:
         """Return, for each count of operations kept, how many of them are in the trace."""

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from threading import get_ident
 from typing import Any
 
-from pytest_statepersist.core.operations import OUTSIDE, Durability, Write
+from pytest_statepersist.core.operations import OUTSIDE, Durability
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.attribute_calls import AttributeCalls, before
 from pytest_statepersist.recorders.real import system
@@ -149,42 +149,50 @@ class Calls(AttributeCalls):
         found = session.files.get(fd) or session.description(fd)
         if found is None:
             return _write(fd, data)
-        # Taken before they are called: a call through an attribute looks a method up first.
-        acquire, release, now = session.acquire, session.release, session.now
-        acquire()
-        try:
+        turn = session.turn
+        if _get_ident() == turn.owner:
+            outer = turn.inside
+            turn.inside = True
+            try:
+                if turn.owner is not None:
+                    count = _write(fd, data)
+                    frame, writes = _getframe(1), session.writes
+                    if (
+                        writes.run is not found
+                        or frame.f_lasti != session.last_line
+                        or frame.f_code is not session.last_code
+                        or type(data) is not bytes
+                        or count != len(data)
+                        or not count
+                    ):
+                        session.wrote(fd, found, data, count, frame)
+                        return count
+                    end, node = _lseek(fd, 0, 1), found.node
+                    if (
+                        writes.end != end - count
+                        or writes.path is not node.path
+                        or found.position >= 0
+                    ):
+                        session.wrote(fd, found, data, count, frame)
+                        return count
+                    # What `Session.went` does for one more of a row.
+                    now = session.now
+                    time = node.changed = now()
+                    writes.end = end
+                    if end > node.size:
+                        node.size = end
+                    writes.append(time)
+                    log = session.log
+                    log.append(data)
+                    if not len(log) % DRAIN:
+                        session.drain()
+                    return count
+            finally:
+                turn.inside = outer
+        with session.lock:
             count = _write(fd, data)
-            frame, node = _getframe(1), found.node
-            if (
-                frame.f_code is not session.last_code
-                or frame.f_lasti != session.last_line
-                or _get_ident() != session.last_thread
-                or session.before_moment is not None
-                or not node.inside
-                or found.position >= 0
-                or type(data) is not bytes
-                or count != len(data)
-                or not count
-            ):
-                session.wrote(fd, found, data, count)
-                return count
-            # What `Session.wrote` does for bytes that were all written to a file inside, from the
-            # line of the write before.
-            end = _lseek(fd, 0, 1)
-            time = node.changed = now()
-            found.written = True
-            if end > node.size:
-                node.size = end
-            log = session.log
-            log.append(
-                (Write, node.path, session.last_site, time, session.last_task, found.inode,
-                 end - count, data, found.durability)
-            )  # fmt: skip
-            if not len(log) % DRAIN:
-                session.drain()
+            session.wrote(fd, found, data, count, _getframe(1))
             return count
-        finally:
-            release()
 
     def writev(self, fd: int, buffers: Sequence[Any], /) -> Any:
         session = self._slot.session
@@ -193,7 +201,7 @@ class Calls(AttributeCalls):
             return system.writev(fd, buffers)
         with session.lock:
             count = system.writev(fd, buffers)
-            session.wrote(fd, found, _joined(buffers, count), count)
+            session.wrote(fd, found, _joined(buffers, count), count, _getframe(1))
             return count
 
     def pwrite(self, fd: int, data: Any, offset: int, /) -> Any:
@@ -383,8 +391,7 @@ class Calls(AttributeCalls):
         # Paths are turned into text once; the real call gets what the caller gave.
         here = src if type(src) is str else os.fsdecode(src)
         there = dst if type(dst) is str else os.fsdecode(dst)
-        session.acquire()
-        try:
+        with session.lock:
             builder = session.builder
             old = session.place(here, src_fd)
             new = session.place(there, dst_fd)
@@ -408,8 +415,6 @@ class Calls(AttributeCalls):
                     session.watch_below(
                         number, os.path.join(session.directory, builder[number].path)
                     )
-        finally:
-            session.release()
 
     def link(
         self,

@@ -62,6 +62,7 @@ class Mappings:
         last = bytearray(memoryview(mapping))
         self._mappings.append(_Mapping(weakref.ref(mapping), number, offset, last))
         session.before_moment = self.sample
+        session.turn.end()  # the quick way asks nobody before its moment
 
     def sample(self) -> None:
         """Record what was stored into any mapping since the last time."""

@@ -59,7 +59,9 @@ _fileio = streams.make_fileio(_slot)
 
 
 def _forget_in_child() -> None:
-    _slot.session = None
+    if _slot.session is not None:
+        _slot.session.turn.end()
+        _slot.session = None
 
 
 if hasattr(os, "register_at_fork"):
@@ -236,6 +238,7 @@ class PythonRecorder:
                     session.builder, trace, base, session.notifications, ignore=self._ignore
                 )
                 self._trace = trace
+                session.turn.end()
                 _slot.session = None
         finally:
             self._leave()
@@ -318,6 +321,7 @@ class PythonRecorder:
         session = self._session
         if session is None or session.notifications.closed:
             return
+        session.turn.end()
         _slot.session = None
         surely(
             *(companion.stop for companion in self._companions),

@@ -18,17 +18,23 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from threading import get_ident
+from types import FrameType
 from typing import Any
 
-from pytest_statepersist.core.operations import Write
 from pytest_statepersist.recorders import real
-from pytest_statepersist.recorders.session import DRAIN, Description, Session, Slot
+from pytest_statepersist.recorders.session import (
+    DRAIN,
+    Description,
+    Session,
+    Slot,
+)
 
 __all__ = ["ATTRIBUTES", "RawFile", "compare_position"]
 
 ATTRIBUTES = ("write", "truncate", "close", "seek", "fileno")
 """The methods that may take the place of a raw file's own."""
-_lseek, _getframe = real.lseek, sys._getframe
+_lseek, _getframe, _get_ident = real.lseek, sys._getframe, get_ident
 _write, _close, _FileIO = real.FileIO.write, real.FileIO.close, real.FileIO
 
 
@@ -53,59 +59,49 @@ class RawFile:
         # Functions are taken from their objects before they are called: a call through an
         # attribute that is no method looks a method up first.
         session, referred = self.session, self.raw
-        acquire, release, now = session.acquire, session.release, session.now
-        acquire()
-        try:
-            raw = referred()
-            if raw is None or not self.plain or self.slot.session is not session:
-                return self._write_otherwise(raw, data)
-            count: int | None = _write(raw, data)
-            if not count:
-                return count
-            found = self.found
-            node = found.node
-            site = session.site_of(_getframe(1))
-            kind = type(data)
-            if (
-                site is None
-                or session.before_moment is not None
-                or not node.inside
-                or (
-                    count != len(data)
-                    if kind is bytes
-                    else kind is not memoryview or count != data.nbytes
-                )
-            ):
-                session.wrote(self.fd, found, data, count)
-                return count
-            if kind is memoryview:
-                # Kept once where the same bytes come again: memory that is touched for the first
-                # time costs more than all the rest here.
-                data = data.tobytes()
-                if data == session.previous:
-                    data = session.previous
-                else:
-                    session.previous = data
-            end = found.position
-            if end < 0:
-                end = _lseek(self.fd, 0, 1)
-            else:
-                end += count
-                found.position = end
-            at = node.changed = now()
-            found.written = True
-            if end > node.size:
-                node.size = end
-            log = session.log
-            log.append(
-                (Write, node.path, site, at, session.last_task, found.inode, end - count, data,
-                 found.durability)
-            )  # fmt: skip
-            if not len(log) % DRAIN:
-                session.drain()
-            return count
-        finally:
-            release()
+        turn = session.turn
+        if _get_ident() == turn.owner:
+            outer = turn.inside
+            turn.inside = True
+            try:
+                raw = referred()
+                if turn.owner is not None and raw is not None:
+                    count: int | None = _write(raw, data)
+                    if not count:
+                        return count
+                    found, frame, writes = self.found, _getframe(1), session.writes
+                    node, start = found.node, found.position
+                    if start < 0:
+                        start = _lseek(self.fd, 0, 1) - count
+                    else:
+                        found.position = start + count
+                    if type(data) is not bytes:
+                        data = session.kept(data, count)
+                    if (
+                        writes.run is not found
+                        or writes.end != start
+                        or writes.path is not node.path
+                        or frame.f_lasti != session.last_line
+                        or frame.f_code is not session.last_code
+                        or len(data) != count
+                    ):
+                        session.went(found, start, data, count, frame)
+                        return count
+                    # What `Session.went` does for one more of a row.
+                    now = session.now
+                    time = node.changed = now()
+                    end = writes.end = start + count
+                    if end > node.size:
+                        node.size = end
+                    writes.append(time)
+                    log = session.log
+                    log.append(data)
+                    if not len(log) % DRAIN:
+                        session.drain()
+                    return count
+            finally:
+                turn.inside = outer
+        return self.write_slowly(data)
 
     def truncate(self, size: int | None = None, /) -> int:
         """Cut or lengthen, and record."""
@@ -121,9 +117,38 @@ class RawFile:
     def close(self) -> None:
         """Close and record."""
         session, found, fd, referred = self.session, self.found, self.fd, self.raw
-        acquire, release = session.acquire, session.release
-        acquire()
-        try:
+        turn = session.turn
+        if _get_ident() == turn.owner:
+            outer = turn.inside
+            turn.inside = True
+            try:
+                raw = referred()
+                files = session.files
+                if (
+                    turn.owner is not None
+                    and raw is not None
+                    and self.plain
+                    and self.closes
+                    and found.written
+                    and files.get(fd) is found
+                    and found.references == 1
+                    and not raw.closed
+                ):
+                    if found.position >= 0:
+                        compare_position(session, fd, found)
+                    try:
+                        _close(raw)
+                    finally:
+                        session.closed(fd, _getframe(1))
+                    return
+            finally:
+                turn.inside = outer
+        self._close_slowly(_getframe(1))
+
+    def _close_slowly(self, frame: FrameType) -> None:
+        """Close what may be gone, of a subclass, shared, or no longer recorded."""
+        session, found, fd, referred = self.session, self.found, self.fd, self.raw
+        with session.lock:
             raw = referred()
             ends = (raw is None or not raw.closed) and self.slot.session is session
             if ends and found.position >= 0:
@@ -132,7 +157,7 @@ class RawFile:
                 if raw is None:
                     if self.closes:
                         what = f"unclosed file {found.node.path!r}"
-                        warnings.warn(what, ResourceWarning, stacklevel=2)
+                        warnings.warn(what, ResourceWarning, stacklevel=3)
                         real.close(fd)
                 elif self.plain:
                     _close(raw)
@@ -140,9 +165,7 @@ class RawFile:
                     type(raw).close(raw)
             finally:
                 if ends and self.closes and session.files.get(fd) is found:
-                    session.closed(fd, _getframe(1))
-        finally:
-            release()
+                    session.closed(fd, frame)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """Seek; from now on only the kernel knows the position."""
@@ -156,21 +179,23 @@ class RawFile:
         result: int = _FileIO.fileno(self.raw())
         return result
 
-    def _write_otherwise(self, raw: Any, data: Any) -> int | None:
-        """Write where the object is gone, of a subclass, or no longer recorded."""
+    def write_slowly(self, data: Any, /) -> int | None:
+        """Write where the object is gone, of a subclass, or no longer recorded, or wait first."""
         session, fd, found = self.session, self.fd, self.found
-        own = raw is not None and not self.plain
-        start = _lseek(fd, 0, os.SEEK_CUR) if own else 0
-        # Without the object (in a cycle that is being collected) the descriptor is still there.
-        count: int | None = real.write(fd, data) if raw is None else type(raw).write(raw, data)
-        if count and self.slot.session is session:
-            if own:  # a subclass wrote what it liked: read it back
-                end = _lseek(fd, 0, os.SEEK_CUR)
-                if end > start:
-                    session.wrote_at(found, start, session.read_back(fd, start, end - start))
-            else:
-                session.wrote(fd, found, data, count)
-        return count
+        with session.lock:
+            raw = self.raw()
+            own = raw is not None and not self.plain
+            start = _lseek(fd, 0, os.SEEK_CUR) if own else 0
+            # Without the object (in a cycle that is being collected) its descriptor is still there.
+            count: int | None = real.write(fd, data) if raw is None else type(raw).write(raw, data)
+            if count and self.slot.session is session:
+                if own:  # a subclass wrote what it liked: read it back
+                    end = _lseek(fd, 0, os.SEEK_CUR)
+                    if end > start:
+                        session.wrote_at(found, start, session.read_back(fd, start, end - start))
+                else:
+                    session.wrote(fd, found, data, count, _getframe(1))
+            return count
 
 
 def compare_position(session: Session, fd: int, found: Description) -> None:

@@ -4,7 +4,7 @@ Belongs here: turning paths and descriptors into inodes of the builder's model, 
 way that what a call touches is what the trace expects. Which Python functions lead here is said in
 `calls`, `streams` and `maps`. Rules:
 
-1. Each call is made and recorded with the builder's lock held.
+1. Each call is made and recorded in one turn of the builder.
 2. A path is resolved by the kernel: its directory's real identity says where it is. Only the last
    component is a matter of the model.
 3. Calls on what is no regular file (pipes, terminals) hold no lock: they may block.
@@ -23,7 +23,7 @@ from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
-from pytest_statepersist.core.operations import OUTSIDE, ROOT, Close, Durability, Site, Write
+from pytest_statepersist.core.operations import OUTSIDE, ROOT, Close, Durability, Site
 from pytest_statepersist.core.tree import LARGE
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
@@ -32,7 +32,15 @@ from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.notify import Notifications
 from pytest_statepersist.recorders.scan import scan
 
-__all__ = ["DOTS", "DRAIN", "Description", "Session", "Slot", "descriptor_path", "durability_of"]
+__all__ = [
+    "DOTS",
+    "DRAIN",
+    "Description",
+    "Session",
+    "Slot",
+    "descriptor_path",
+    "durability_of",
+]
 
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 DRAIN = 64
@@ -58,6 +66,8 @@ class Description:
     references: int = 1
     position: int = -1
     """Where the next write goes, -1 where only the kernel knows; see `rawfile`."""
+    quick: bool = False
+    """Whether what is written is in the directory and promises nothing: most files."""
 
 
 @dataclass(slots=True)
@@ -79,7 +89,6 @@ class Session:
 
     __slots__ = (
         "_outside_heads",
-        "acquire",
         "attached",
         "before_moment",
         "builder",
@@ -93,26 +102,24 @@ class Session:
         "last_site",
         "last_task",
         "last_thread",
-        "lock",
         "log",
         "names",
         "notifications",
         "now",
         "outside",
         "previous",
-        "release",
         "since_drain",
         "sites",
         "tasks",
+        "turn",
+        "writes",
     )
 
     def __init__(self, directory: str, builder: TraceBuilder, notifications: Notifications) -> None:
         self.directory = directory
         self.builder = builder
-        self.lock = builder.lock
-        # Bound once: `with` looks two methods up, and that is half of what a lock costs.
-        self.acquire, self.release = builder.lock.acquire, builder.lock.release
-        self.log = builder.log
+        self.turn = builder.turn
+        self.log, self.writes = builder.log, builder.writes
         self.identities, self.names = builder.identities, builder.names
         self.inodes = builder.inodes
         self.last_code: CodeType | None = None
@@ -134,6 +141,11 @@ class Session:
         self.outside: set[str] = set()
         """Paths elsewhere that a call was about to change."""
         self._outside_heads: dict[Identity, str] = {}
+
+    @property
+    def lock(self) -> Any:
+        """What is held across a call and its record, where `Turn` does not go the quick way."""
+        return self.turn.lock
 
     def moment(self, frame: FrameType | None = None) -> Moment:
         """Return the moment of a call that has just been made and is about to be recorded.
@@ -330,7 +342,9 @@ class Session:
     def register(self, fd: int, number: int, durability: Durability) -> Description:
         """Note that a descriptor is open on an inode; what it was before was closed unseen."""
         self.builder.opened(number)
-        made = self.files[fd] = Description(number, self.builder[number], durability)
+        node = self.builder[number]
+        made = self.files[fd] = Description(number, node, durability)
+        made.quick = node.inside and durability is Durability.NONE
         return made
 
     def opened(
@@ -401,6 +415,7 @@ class Session:
                     bits = mode & _BITS
                     node = self.builder.create_here(name, bits, identity, site, time, task)
                     made = self.files[fd] = Description(node.number, node)
+                    made.quick = True
                     return made
             elif truncated and known == real_one:
                 self.builder.truncate(known, 0, self.moment(frame))
@@ -417,16 +432,19 @@ class Session:
         """
         here = src.__str__() if type(src) is PosixPath else src
         there = dst.__str__() if type(dst) is PosixPath else dst
-        if type(here) is not str or type(there) is not str:
+        turn = self.turn
+        if type(here) is not str or type(there) is not str or _get_ident() != turn.owner:
             return False
         directory = self.directory
         head, _, name = here.rpartition("/")
         new_head, _, new_name = there.rpartition("/")
         if head != directory or new_head != directory or name in DOTS or new_name in DOTS:
             return False
-        acquire, release = self.acquire, self.release
-        acquire()
+        outer = turn.inside
+        turn.inside = True
         try:
+            if turn.owner is None:
+                return False
             names, inodes = self.names, self.inodes
             number, replaced = names.get(name), names.get(new_name)
             if number is None or number == replaced:
@@ -447,7 +465,7 @@ class Session:
             self.builder.rename_here(number, name, replaced, new_name, site, time, task)
             return True
         finally:
-            release()
+            turn.inside = outer
 
     def opened_nameless(self, fd: int, durability: Durability) -> Description:
         """Record a file that O_TMPFILE made."""
@@ -487,43 +505,54 @@ class Session:
 
     # -- contents ------------------------------------------------------------------------------
 
-    def wrote(self, fd: int, found: Description, data: Any, count: int) -> None:
+    def wrote(
+        self, fd: int, found: Description, data: Any, count: int, frame: FrameType
+    ) -> None:
         """Record a write at the file position: the position now says where it was.
 
-        To be called by the replacement itself. This is the one path that is written for speed.
+        ``frame`` is that of the caller of the replacement.
         """
         end = _lseek(fd, 0, 1)
-        if type(data) is not bytes or count != len(data):
-            data = _bytes_of(data, count)
         if found.position >= 0:
             if found.position != end - count:
                 self.moved(found)
             found.position = end
-        site = self.site_of(_getframe(2))
-        inode = found.node
+        self.went(found, end - count, data, count, frame)
+
+    def went(
+        self, found: Description, offset: int, data: Any, count: int, frame: FrameType
+    ) -> None:
+        """Record a write at a known offset; one that goes on behind it is a row of `Writes`."""
+        if type(data) is not bytes or count != len(data):
+            data = self.kept(data, count)
+        node, site = found.node, self.site_of(frame)
         found.written = True
-        if not count or self.before_moment is not None or site is None or not inode.inside:
-            self.builder.write(found.inode, end - count, data, self.moment(), found.durability)
+        if not count or self.before_moment is not None or site is None or not found.quick:
+            found.quick = node.inside and found.durability is Durability.NONE
+            self.builder.write(found.inode, offset, data, self.moment(frame), found.durability)
             return
-        now = inode.changed = self.now()
-        if end > inode.size:
-            inode.size = end
-        log = self.log
-        log.append(
-            (
-                Write,
-                inode.path,
-                site,
-                now,
-                self.last_task,
-                found.inode,
-                end - count,
-                data,
-                found.durability,
-            )
-        )
+        time = node.changed = self.now()
+        end = offset + count
+        if end > node.size:
+            node.size = end
+        log, writes, path = self.log, self.writes, node.path
+        writes.extend((path, site, time, self.last_task, found.inode, offset))
+        writes.run, writes.path, writes.end = found, path, end
+        log.append(data)
         if not len(log) % DRAIN:
             self.drain()
+
+    def kept(self, data: Any, count: int) -> bytes:
+        """Return the first bytes of anything that a write takes.
+
+        Where the same come again they are kept once: memory that is touched for the first time
+        costs more than all the rest of a record.
+        """
+        previous = self.previous
+        if len(previous) == count and previous.startswith(data):
+            return previous
+        self.previous = made = _bytes_of(data, count)
+        return made
 
     def moved(self, found: Description) -> None:
         """Doubt what was recorded of a file whose counted position is not the kernel's."""

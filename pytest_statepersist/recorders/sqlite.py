@@ -2,7 +2,7 @@
 
 Belongs here: what each of SQLite's system calls and syncs means for the trace. Rules:
 
-1. Methods are called with the builder's lock held, right after the real call (`sqlite_calls`).
+1. Methods are called in one turn of the builder's, right after the real call (`sqlite_calls`).
 2. Files are told apart by their real identity, so that any path to them will do.
 3. The ``-shm`` file of WAL mode is shared memory and not state: nothing of it is recorded.
 
@@ -53,7 +53,6 @@ class SqliteRecorder:
     """
 
     __slots__ = (
-        "acquire",
         "again",
         "builder",
         "clock",
@@ -73,15 +72,15 @@ class SqliteRecorder:
         "names",
         "now",
         "recent",
-        "release",
         "seen",
+        "turn",
         "unfinished_sync",
         "writes",
     )
 
     def __init__(self, builder: TraceBuilder, clock: Clock | None = None) -> None:
         self.builder = builder
-        self.acquire, self.release = builder.lock.acquire, builder.lock.release
+        self.turn = builder.turn
         self.clock = clock if clock is not None else CallSites()
         self.again = self.clock.again
         self.now = real.clock()
@@ -266,6 +265,7 @@ class SqliteRecorder:
         end = offset + len(data)
         if end > node.size:
             node.size = end
+        self.writes.run = None
         self.writes.extend((node.path, site, time, task, file.number, offset))
         self.log.append(data)
 

@@ -154,13 +154,14 @@ class Hooks:
             if recorder is None:
                 return calls[name](argument)
             try:
-                recorder.acquire()
+                lock = recorder.turn.lock
+                lock.acquire()
                 try:
                     recorder.frame = _getframe(1)
                     return replacement(recorder, calls[name], argument)
                 finally:
                     recorder.frame = None
-                    recorder.release()
+                    lock.release()
             except BaseException as error:
                 return broken(recorder, error, result_of_failure)
 
@@ -169,13 +170,14 @@ class Hooks:
             if recorder is None:
                 return calls[name](first, second)
             try:
-                recorder.acquire()
+                lock = recorder.turn.lock
+                lock.acquire()
                 try:
                     recorder.frame = _getframe(1)
                     return replacement(recorder, calls[name], first, second)
                 finally:
                     recorder.frame = None
-                    recorder.release()
+                    lock.release()
             except BaseException as error:
                 return broken(recorder, error, result_of_failure)
 
@@ -184,13 +186,14 @@ class Hooks:
             if recorder is None:
                 return calls[name](first, second, third)
             try:
-                recorder.acquire()
+                lock = recorder.turn.lock
+                lock.acquire()
                 try:
                     recorder.frame = _getframe(1)
                     return replacement(recorder, calls[name], first, second, third)
                 finally:
                     recorder.frame = None
-                    recorder.release()
+                    lock.release()
             except BaseException as error:
                 return broken(recorder, error, result_of_failure)
 
@@ -199,13 +202,14 @@ class Hooks:
             if recorder is None:
                 return calls[name](*arguments)
             try:
-                recorder.acquire()
+                lock = recorder.turn.lock
+                lock.acquire()
                 try:
                     recorder.frame = _getframe(1)
                     return replacement(recorder, calls[name], *arguments)
                 finally:
                     recorder.frame = None
-                    recorder.release()
+                    lock.release()
             except BaseException as error:
                 return broken(recorder, error, result_of_failure)
 

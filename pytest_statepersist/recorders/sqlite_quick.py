@@ -68,8 +68,15 @@ def quick_write(hooks: Hooks, name: str) -> Callable[[int, int, int, int], int]:
         if recorder is None:
             return calls[name](descriptor, buffer, count, offset)
         try:
-            acquire = recorder.acquire
-            acquire()
+            thread, turn = _get_ident(), recorder.turn
+            outer, quick = turn.inside, thread == turn.owner
+            if quick:
+                turn.inside = True
+                if turn.owner is None:
+                    turn.inside, quick = outer, False
+            if not quick:
+                lock = turn.lock
+                lock.acquire()
             try:
                 data = _memory[buffer : buffer + count]
                 written: int
@@ -88,7 +95,7 @@ def quick_write(hooks: Hooks, name: str) -> Callable[[int, int, int, int], int]:
                     or file is None
                     or frame.f_code is not recorder.last_code
                     or frame.f_lasti != recorder.last_line
-                    or _get_ident() != recorder.last_thread
+                    or thread != recorder.last_thread
                     or not (node := file.node).inside
                 ):
                     if written > 0:
@@ -107,14 +114,18 @@ def quick_write(hooks: Hooks, name: str) -> Callable[[int, int, int, int], int]:
                 end = offset + count
                 if end > node.size:
                     node.size = end
-                recorder.writes.extend(
+                writes = recorder.writes
+                writes.run = None
+                writes.extend(
                     (node.path, recorder.last_site, time, recorder.last_task, file.number, offset)
                 )
                 recorder.log.append(data)
                 return written
             finally:
-                release = recorder.release
-                release()
+                if quick:
+                    turn.inside = outer
+                else:
+                    lock.release()
         except BaseException as error:
             return broken(recorder, error, -1)
 
@@ -130,8 +141,15 @@ def quick_open(hooks: Hooks) -> Callable[[bytes, int, int], int]:
         if recorder is None:
             return calls["open"](path, flags, mode)
         try:
-            acquire = recorder.acquire
-            acquire()
+            thread, turn = _get_ident(), recorder.turn
+            outer, quick = turn.inside, thread == turn.owner
+            if quick:
+                turn.inside = True
+                if turn.owner is None:
+                    turn.inside, quick = outer, False
+            if not quick:
+                lock = turn.lock
+                lock.acquire()
             try:
                 name = recorder.here.get(path, "")
                 known = recorder.names.get(name)
@@ -161,8 +179,10 @@ def quick_open(hooks: Hooks) -> Callable[[bytes, int, int], int]:
                 return descriptor
             finally:
                 recorder.frame = None
-                release = recorder.release
-                release()
+                if quick:
+                    turn.inside = outer
+                else:
+                    lock.release()
         except BaseException as error:
             return broken(recorder, error, -1)
 
@@ -178,8 +198,15 @@ def quick_close(hooks: Hooks) -> Callable[[int], int]:
         if recorder is None:
             return calls["close"](descriptor)
         try:
-            acquire = recorder.acquire
-            acquire()
+            thread, turn = _get_ident(), recorder.turn
+            outer, quick = turn.inside, thread == turn.owner
+            if quick:
+                turn.inside = True
+                if turn.owner is None:
+                    turn.inside, quick = outer, False
+            if not quick:
+                lock = turn.lock
+                lock.acquire()
             try:
                 if descriptor in recorder.directories or "close" not in plain:
                     recorder.frame = _getframe(1)
@@ -202,8 +229,10 @@ def quick_close(hooks: Hooks) -> Callable[[int], int]:
                 return result
             finally:
                 recorder.frame = None
-                release = recorder.release
-                release()
+                if quick:
+                    turn.inside = outer
+                else:
+                    lock.release()
         except BaseException as error:
             return broken(recorder, error, -1)
 
@@ -222,8 +251,15 @@ def quick_fchown(hooks: Hooks) -> Callable[[int, int, int], int]:
         if recorder is None:
             return calls["fchown"](descriptor, user, group)
         try:
-            acquire = recorder.acquire
-            acquire()
+            thread, turn = _get_ident(), recorder.turn
+            outer, quick = turn.inside, thread == turn.owner
+            if quick:
+                turn.inside = True
+                if turn.owner is None:
+                    turn.inside, quick = outer, False
+            if not quick:
+                lock = turn.lock
+                lock.acquire()
             try:
                 seen, file = recorder.seen, recorder.files.get(descriptor)
                 if (
@@ -247,8 +283,10 @@ def quick_fchown(hooks: Hooks) -> Callable[[int, int, int], int]:
                 return 0
             finally:
                 recorder.frame = None
-                release = recorder.release
-                release()
+                if quick:
+                    turn.inside = outer
+                else:
+                    lock.release()
         except BaseException as error:
             return broken(recorder, error, -1)
 

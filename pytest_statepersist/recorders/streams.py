@@ -21,6 +21,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import PosixPath
+from threading import get_ident
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -52,7 +53,7 @@ Patched: TypeAlias = list[tuple[type, Any, Any]]
 _READING = frozenset({"r", "rb", "rt", "br", "tr", "U"})
 _MAKING = frozenset({"w", "wb", "wt", "x", "xb", "xt"})
 _getframe, _Buffered, _open = sys._getframe, io.BufferedWriter, real.open
-_new, _ref, _FileIO = object.__new__, weakref.ref, real.FileIO
+_new, _ref, _FileIO, _get_ident = object.__new__, weakref.ref, real.FileIO, get_ident
 _warns = bool(sys.flags.warn_default_encoding)
 
 
@@ -87,22 +88,27 @@ def make_open(slot: Slot) -> Callable[..., Any]:
         if mode in _MAKING and type(text) is str and opener is None:
             head, _, name = text.rpartition("/")
             if head == session.directory and name not in DOTS:
-                acquire, release = session.acquire, session.release
-                acquire()
-                try:
+                turn = session.turn
+                if _get_ident() == turn.owner:
+                    outer = turn.inside
+                    turn.inside = True
                     try:
-                        made = _open(text, mode, buffering, encoding, errors, newline, closefd)
-                    except BaseException:
-                        _after_failure(session, text, mode, (ROOT, name))
-                        raise
-                    raw = made.raw if type(made) is _Buffered else raw_of(made)
-                    fd = raw.fileno()
-                    found = session.opened_here(fd, text, name, "w" in mode, frame)
-                    if found is not None:
-                        attach(slot, session, raw, fd, found, True)
-                    return made
-                finally:
-                    release()
+                        if turn.owner is not None:
+                            try:
+                                made = _open(
+                                    text, mode, buffering, encoding, errors, newline, closefd
+                                )
+                            except BaseException:
+                                _after_failure(session, text, mode, (ROOT, name))
+                                raise
+                            raw = made.raw if type(made) is _Buffered else raw_of(made)
+                            fd = raw.fileno()
+                            found = session.opened_here(fd, text, name, "w" in mode, frame)
+                            if found is not None:
+                                attach(slot, session, raw, fd, found, True)
+                            return made
+                    finally:
+                        turn.inside = outer
         rest = (mode, buffering, encoding, errors, newline, closefd, opener)
         return _opening(slot, session, file, mode, opener, lambda: real.open(file, *rest), frame)
 
@@ -197,8 +203,7 @@ def _opening(
     place = session.place(file)
     if opener is None and place[0] == OUTSIDE and _may_block(file):
         return call()
-    session.acquire()
-    try:
+    with session.lock:
         try:
             made = call()
         except BaseException:
@@ -221,8 +226,6 @@ def _opening(
             counted = opener is None and "+" not in mode and "a" not in mode
             attach(slot, session, raw, fd, found, counted and type(raw) is real.FileIO)
         return made
-    finally:
-        session.release()
 
 
 def _take_over(slot: Slot, session: Session, made: Any) -> Any:
@@ -278,7 +281,8 @@ def attach(
     made = _new(RawFile)
     made.slot, made.session, made.raw, made.fd, made.found = slot, session, ref, fd, found
     made.closes, made.plain = raw.closefd, type(raw) is _FileIO
-    raw.write, raw.truncate, raw.close = made.write, made.truncate, made.close
+    raw.write = made.write if made.plain else made.write_slowly
+    raw.truncate, raw.close = made.truncate, made.close
     if counted:
         found.position = 0
         raw.seek, raw.fileno = made.seek, made.fileno

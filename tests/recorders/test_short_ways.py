@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.operations import ROOT
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
@@ -155,3 +156,80 @@ def test_short_and_long_ways_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert min(happened[kind] for kind in calls_in(tmp_path)) > 1, happened
     assert taken["rename"] > 10 < taken["long rename"]
     assert ROUNDS // 5 < happened["doubt"] < ROUNDS * 3 // 5, happened
+
+
+def test_rows_of_writes_are_what_was_written(tmp_path: Path) -> None:
+    """Writes that go on where the last one ended keep little; whatever comes between shows."""
+    chosen = random.Random(5)
+    names = ["a", "b"]
+    plain = os.open(tmp_path / "c", os.O_CREAT | os.O_WRONLY)
+    expected: list[tuple[str, int, bytes]] = []
+    places = {0: 0, 1: 0, 2: 0}
+    with PythonRecorder(tmp_path) as recorder:
+        raw = [(tmp_path / name).open("wb", buffering=0) for name in names]
+        number = moved = 0
+        for step in range(400):
+            if chosen.random() < 0.15:
+                number = chosen.randrange(3)
+            data: Any = bytes([65 + number]) * chosen.randrange(1, 4)
+            event = chosen.random()
+            if event < 0.04:
+                moved += 1
+                places[number] = chosen.randrange(9)
+                if number == 2:
+                    os.lseek(plain, places[2], 0)
+                else:
+                    raw[number].seek(places[number])
+            elif event < 0.06 and number != 2:
+                os.rename(tmp_path / names[number], tmp_path / f"{number}{step}")
+                names[number] = f"{number}{step}"
+            elif event < 0.08:
+                data = bytearray(data)
+            elif event < 0.1:
+                os.write(raw[0].fileno(), b"other")
+                expected.append((names[0], places[0], b"other"))
+                places[0] += 5
+            if number == 2:
+                os.write(plain, data)
+            else:
+                raw[number].write(data)
+            name = "c" if number == 2 else names[number]
+            expected.append((name, places[number], bytes(data)))
+            places[number] += len(data)
+        for file in raw:
+            file.close()
+    os.close(plain)
+    writes = [each for each in recorder.trace.operations if isinstance(each, op.Write)]
+    assert [(each.path, each.offset, each.data) for each in writes] == expected
+    assert len({each.site for each in writes}) == 3
+    times = [each.time for each in recorder.trace.operations if each.time is not None]
+    assert times == sorted(times)
+    assert len(times) == len(recorder.trace.operations)
+    alone = [item for item in recorder.builder.writes if isinstance(item, str)]
+    assert 2 * len(alone) < len(writes), "most of them go on"
+    assert moved > 3
+
+
+def test_a_row_ends_with_its_line_and_its_file(tmp_path: Path) -> None:
+    def put(file: Any, data: bytes) -> None:
+        file.write(data)
+
+    path = tmp_path / "x"
+    with PythonRecorder(tmp_path) as recorder, path.open("wb", buffering=0) as first:
+        put(first, b"ab")
+        put(first, b"cd")
+        os.unlink(path)
+        with path.open("wb", buffering=0) as second:  # its path is the same string
+            second.seek(4)
+            put(second, b"ef")
+            put(second, b"gh")
+            for _ in range(3):
+                second.write(b"ij")
+                second.write(b"kl")
+    writes = [each for each in recorder.trace.operations if isinstance(each, op.Write)]
+    assert [each.offset for each in writes] == [0, 2, *range(4, 20, 2)]
+    assert [each.inode == writes[0].inode for each in writes] == [True] * 2 + [False] * 8
+    lines = [each.site.line for each in writes if each.site]
+    assert len(lines) == len(writes)
+    assert len(set(lines[:4])) == 1
+    assert lines[4:] == [lines[4], lines[4] + 1] * 3
