@@ -13,7 +13,8 @@ Why a crash cannot hurt: a batch is written after the last byte that is known to
 synced; the next waits for that. A new segment and a snapshot appear by rename, synced before
 and after. Old segments are removed only once snapshot *and* new segment are durable. When a
 sync fails, the page cache and the disk may differ for good: the segment is written anew from
-its acknowledged part, never synced a second time.
+its acknowledged part, never synced a second time; where that fails too, a mark says so to the next
+opening.
 """
 
 from __future__ import annotations
@@ -176,9 +177,11 @@ class EventLog:
             path = self._files.segment(self._header.number)
             if torn:
                 _logger.warning("%s: cut off %d bytes of an unfinished batch", path, torn)
+            if torn or self._files.distrusted:
                 write_atomic(path, found.active.good)
+                self._files.trust()
             else:
-                _sync_file(path)  # a killed process may have written without syncing
+                self._sync(path)  # a killed process may have written without syncing
             covered = found.snapshot.sequence if found.snapshot else 0
             self._files.remove_obsolete(found.first_number, covered)
         self._next = found.next
@@ -208,6 +211,7 @@ class EventLog:
         if checked.tail is not Tail.CLEAN or checked.good_end != self._good_end:
             raise DamagedLog(path, checked.problem or "acknowledged records have disappeared")
         write_atomic(path, data)
+        self._files.trust()
         self._tail_unknown = False
 
     def _write(self, frame: bytes) -> None:
@@ -229,11 +233,19 @@ class EventLog:
             raise
         self._tail_unknown = False
 
+    def _sync(self, path: Path) -> None:
+        try:
+            _sync_file(path)
+        except StorageError:
+            self._files.distrust()
+            raise
+
     def _try_rewrite(self) -> None:
         try:
             self._rewrite()
         except PersistenceError:
-            pass  # the error under way matters more; the next append tries again
+            # The error under way matters more; the next append tries again, or the next opening.
+            self._files.distrust()
 
     def _close_descriptor(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

@@ -11,10 +11,12 @@ import hashlib
 import os
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_statepersist.reference.atomic import (
+    FILE_MODE,
     check_size,
     fsync_directory,
     read_bounded,
@@ -37,6 +39,7 @@ from pytest_statepersist.reference.log_frames import (
     scan,
     split_records,
 )
+from pytest_statepersist.reference.presence import is_present
 
 __all__ = [
     "LARGEST_SEGMENT",
@@ -57,6 +60,7 @@ _SNAPSHOT_NAME = re.compile(r"snapshot_(0|[1-9][0-9]{0,19})\.dat")
 _SNAPSHOT_HEADER = struct.Struct(">8sQQ16s")  # magic, record number, body length, BLAKE2b
 _PLAIN, _ENCRYPTED = b"SPSNAP01", b"SPSNAPE1"
 _LARGEST_FILE = 1 << 30
+_distrusted: set[Path] = set()
 LARGEST_SEGMENT = _LARGEST_FILE - 2 * LARGEST_BODY
 """Where the next segment has to begin at the latest: the last batch may go beyond."""
 
@@ -108,6 +112,7 @@ class LogFiles:
         self.logs = root / LOG_DIRECTORY
         self.snapshots = root / SNAPSHOT_DIRECTORY
         self._key = key
+        self._mark = self.logs.absolute() / ".unsynced"
 
     def segment(self, number: int) -> Path:
         """Return a segment's path."""
@@ -130,6 +135,29 @@ class LogFiles:
         for directory in (self.logs, self.snapshots):
             fsync_directory(directory)
             remove_temporaries(directory)
+
+    def distrust(self) -> None:
+        """Leave a mark that the last segment may look better than what is on the disk.
+
+        A failed sync leaves pages that count as written. Whoever opens the log next, while the
+        system that saw the failure runs, must not take a second sync for a proof. Where not even
+        an empty file can be made, only this process knows.
+        """
+        _distrusted.add(self._mark)
+        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        with suppress(OSError):
+            os.close(os.open(self._mark, flags, FILE_MODE))
+
+    @property
+    def distrusted(self) -> bool:
+        """Whether there is such a mark. Raises `StorageError`."""
+        return self._mark in _distrusted or is_present(self._mark)
+
+    def trust(self) -> None:
+        """Remove the mark; if it stays, the last segment is only written once more."""
+        _distrusted.discard(self._mark)
+        with suppress(OSError):
+            os.unlink(self._mark)
 
     def read(self) -> Found:
         """Read everything that counts. Raises `DamagedLog`, `WrongPassword`, `StorageError`."""

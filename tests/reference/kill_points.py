@@ -88,11 +88,10 @@ def without_syncing() -> Iterator[None]:
 
 def tree(root: Path) -> dict[str, bytes]:
     """Return the files below a directory with their contents; what cannot be listed is an error."""
-    return {
-        os.path.relpath(os.path.join(where, name), root): Path(where, name).read_bytes()
-        for where, _, names in os.walk(root, onerror=_raised)
-        for name in names
-    }
+    paths = [
+        Path(where, name) for where, _, names in os.walk(root, onerror=_raised) for name in names
+    ]
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(paths)}
 
 
 def _raised(error: OSError) -> None:

@@ -400,3 +400,27 @@ def test_after_a_failed_sync_the_segment_is_written_anew(
         assert log.append(b"two") == 2
         assert (ram_path / FIRST).stat().st_ino != inode
     assert contents(ram_path)[1] == [(1, b"one"), (2, b"two")]
+
+
+def test_after_failed_syncs_the_next_opening_writes_the_segment_anew(
+    ram_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pages that a failed sync left count as written: a second sync would prove nothing."""
+
+    def failing(descriptor: int) -> None:
+        raise OSError(5, "EIO")
+
+    with EventLog(ram_path) as log:
+        log.append(b"one")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing)
+            with pytest.raises(StorageError):
+                log.append(b"two")
+    inode = (ram_path / FIRST).stat().st_ino
+    with EventLog(ram_path) as log:
+        assert (ram_path / FIRST).stat().st_ino != inode
+        log.append(b"three")
+    inode = (ram_path / FIRST).stat().st_ino
+    with EventLog(ram_path) as log:
+        assert [record.data for record in log.recovered.records] == [b"one", b"two", b"three"]
+    assert (ram_path / FIRST).stat().st_ino == inode, "written anew once only"
