@@ -229,7 +229,7 @@ class SnapshotStore:
                 self._cache.pop(group_id, None)
                 _logger.info("removed %s", _name(group_id))
             for owner, entry in written.items():
-                _logger.info("saved %s at epoch %d", _name(owner), entry.epoch)
+                _logger.info("saved %s", _at_epoch(owner, entry.epoch))
             self._prune(durably=bool(changes.removed))
 
     def close(self) -> None:
@@ -356,7 +356,7 @@ class SnapshotStore:
                 gone = " (it was removed)" if owner in self._index.removed else ""
                 raise NotFound(f"{_name(owner)} is not here{gone}")
             snapshot = self._read_snapshot(owner, entries[0])
-            _logger.info("loaded %s at epoch %d", _name(owner), snapshot.epoch)
+            _logger.info("loaded %s", _at_epoch(owner, snapshot.epoch))
             self._cache[owner] = snapshot.slots
         return self._cache[owner]
 
@@ -440,3 +440,7 @@ def _decode_snapshot(opened: bytes, owner: bytes) -> GroupSnapshot:
 
 def _name(owner: bytes) -> str:
     return f"group {owner.hex()}" if owner else "the client's own slots"
+
+
+def _at_epoch(owner: bytes, epoch: int) -> str:
+    return _name(owner) if owner == CLIENT else f"{_name(owner)} at epoch {epoch}"
