@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import itertools
 import os.path
-from collections.abc import Mapping
-from types import FrameType
+from collections.abc import Callable, Mapping
+from types import CodeType, FrameType
 from typing import Any, Protocol, TypeAlias
 
 from pytest_statepersist.core.operations import (
@@ -67,7 +67,29 @@ _NAMING = frozenset({Create, Mkdir, Symlink, Link, Unlink, Rmdir, Rename})
 
 
 class Clock(Protocol):
-    """What gives the moments of calls: a recorder lends its own to its companions."""
+    """What gives the moments of calls: a recorder lends its own to its companions.
+
+    Who is quick finds a moment by itself in ``sites``, ``tasks`` and ``now``, as `CallSites` has
+    them.
+    """
+
+    @property
+    def sites(self) -> dict[tuple[int, int], tuple[Site, CodeType]]:
+        """Call sites by code and instruction."""
+
+    @property
+    def tasks(self) -> dict[int, int]:
+        """Tasks by thread."""
+
+    @property
+    def now(self) -> Callable[[], int]:
+        """The time."""
+
+    def drain(self, pending: int = 0, /) -> None:
+        """Be called now and then, at least once in some 200 operations.
+
+        ``pending`` calls are made and not yet recorded.
+        """
 
     def moment(self, frame: FrameType | None = None, /) -> Moment:
         """Return the moment of a call from the frame that made it, if that is at hand."""

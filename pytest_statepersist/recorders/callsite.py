@@ -65,6 +65,9 @@ class CallSites:
             task = self.tasks[_get_ident()] = len(self.tasks)
         return self.site(frame), now, task
 
+    def drain(self, pending: int = 0) -> None:
+        """Do nothing: there are no notifications here (`Clock`)."""
+
     def site(self, frame: FrameType | None = None) -> Site | None:
         """Return the innermost line of the subject on this thread's stack, if there is one.
 

@@ -27,12 +27,11 @@ from pytest_statepersist.errors import UserError
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.sqlite_library import PROTOTYPES, SYNC, SQLiteLibrary, library
 from pytest_statepersist.recorders.sqlite_quick import (
+    QUICK,
+    Lend,
     broken,
     failed,
-    quick_close,
-    quick_fchown,
-    quick_open,
-    quick_write,
+    quick_calls,
 )
 from pytest_statepersist.recorders.sqlite_signals import DeferredSignals
 
@@ -67,19 +66,23 @@ class Hooks:
         """Calls that nobody has replaced: what `os` calls is the same function."""
         self.thunks: dict[str, Any] = {}
         own: list[Any] = [Hooks.install, Hooks.remove]
-        quick = {"open": quick_open, "close": quick_close, "fchown": quick_fchown}
+        calls: dict[str, Callable[..., int]] = {}
         for name in PROTOTYPES:
-            replacement: Any = getattr(self, f"_{name}", None)
-            if name in quick:
-                replacement = quick[name](self)
-            elif name in _POSITIONED:
-                replacement = quick_write(self, name)
-            elif replacement is not None:
-                replacement = self._guarded(name, PROTOTYPES[name], replacement)
-            if replacement is not None and sqlite.system_call(name) is not None:
+            replacement = self._pwrite if name in _POSITIONED else getattr(self, f"_{name}", None)
+            if replacement is not None:
+                calls[name] = self._guarded(name, PROTOTYPES[name], replacement)
+        own += calls.values()
+        positioned = [name for name in _POSITIONED if sqlite.system_call(name) is not None]
+        self._quick = frozenset([*QUICK, *positioned])
+        self.lend: Lend = lambda _: None
+        if len(positioned) == 1:
+            quick, self.lend = quick_calls(calls, positioned[0])
+            calls |= quick
+            own += quick.values()
+        for name, call in calls.items():
+            if sqlite.system_call(name) is not None:
                 self.real[name] = sqlite.original(name)
-                self.thunks[name] = PROTOTYPES[name](replacement)
-                own.append(replacement)
+                self.thunks[name] = PROTOTYPES[name](call)
         callback: Any = self._guarded("sync", SYNC, self._sync)
         own.append(callback)
         self.signals = DeferredSignals(function.__code__ for function in own)
@@ -87,6 +90,7 @@ class Hooks:
         os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
+        self.lend(None)
         self.recorder = None
 
     def install(self, recorder: SqliteRecorder) -> None:
@@ -115,7 +119,10 @@ class Hooks:
                     self.plain.discard(name)
                 self.sqlite.set_system_call(name, _address(thunk))
             self.recorder = recorder
+            if all(name in self.plain or name not in self.thunks for name in self._quick):
+                self.lend(recorder)
         except BaseException:
+            self.lend(None)
             self._restore()
             raise
 
@@ -124,6 +131,7 @@ class Hooks:
         if self.recorder is recorder:
             # Under the lock no callback is between a real call and its record.
             with recorder.builder.lock:
+                self.lend(None)
                 self.recorder = None
                 self._restore()
 
@@ -217,18 +225,16 @@ class Hooks:
 
     # -- replacements: each takes the recorder, the real call, and the call's arguments ---------
 
-    def open(
+    def _open(
         self, recorder: SqliteRecorder, real: Callable[..., int], path: bytes, flags: int, mode: int
     ) -> int:
-        """Open any file: what `quick_open` leaves."""
         existed = not flags & _O_CREAT or _exists(path)
         descriptor = real(path, flags, mode)
         if descriptor >= 0:
             recorder.opened(descriptor, path, existed)
         return descriptor
 
-    def close(self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int) -> int:
-        """Close anything, a directory too, which was synced then: what `quick_close` leaves."""
+    def _close(self, recorder: SqliteRecorder, real: Callable[..., int], descriptor: int) -> int:
         if descriptor in recorder.directories:
             recorder.directories.remove(descriptor)
             recorder.builder.lock.release()  # once for its opening
@@ -246,6 +252,14 @@ class Hooks:
         if written > 0:
             offset = os.lseek(descriptor, 0, os.SEEK_CUR) - written
             recorder.wrote(descriptor, offset, ctypes.string_at(buffer, written))
+        return written
+
+    def _pwrite(self, recorder: SqliteRecorder, real: Callable[..., int], *arguments: int) -> int:
+        descriptor, buffer, count, offset = arguments
+        data = ctypes.string_at(buffer, count)
+        written = real(descriptor, buffer, count, offset)
+        if written > 0:
+            recorder.wrote(descriptor, offset, data[:written], recorder.frame)
         return written
 
     def _ftruncate(
@@ -274,7 +288,7 @@ class Hooks:
             recorder.changed_attributes(descriptor, before, same_owner=False)
         return result
 
-    def fchown(
+    def _fchown(
         self,
         recorder: SqliteRecorder,
         real: Callable[..., int],
@@ -282,7 +296,6 @@ class Hooks:
         user: int,
         group: int,
     ) -> int:
-        """Change an owner, perhaps to another one: what `quick_fchown` leaves."""
         before = recorder.status(descriptor)
         result = real(descriptor, user, group)
         if result == 0:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ from pytest_statepersist.recorders.builder import Moment, TraceBuilder
 from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.scan import scan
 from pytest_statepersist.recorders.sqlite import SqliteRecorder, is_shared_memory
+from pytest_statepersist.recorders.sqlite_calls import hooks
 
 
 def _available() -> str:
@@ -435,6 +437,46 @@ def test_a_full_disk_reaches_sqlite_as_it_is(
     recording.check()
 
 
+@pytest.mark.parametrize("mode", ["delete", "truncate", "persist", "wal"])
+def test_quick_and_slow_calls_are_recorded_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """What the quick functions leave to the others, these do for every call of another thread."""
+
+    def record(directory: Path) -> list[tuple[object, ...]]:
+        directory.mkdir()
+        recording = Recording(directory)
+        with recording(), connect(directory / "a.db", f"journal_mode={mode}") as connection:
+            fill(connection)
+            for number in range(4):
+                with connection:
+                    connection.execute("INSERT INTO t VALUES (?)", (number,))
+            connection.execute("VACUUM")
+        recording.check()
+        # A journal's header holds a random number, so its bytes differ.
+        return [
+            (type(each), each.path, each.site, each.task, getattr(each, "offset", None),
+             getattr(each, "size", None), len(getattr(each, "data", b"")))
+            for each in recording.trace.operations
+        ]  # fmt: skip
+
+    wrote, asked = SqliteRecorder.wrote, list[int]()
+
+    def counted(self: SqliteRecorder, descriptor: int, *rest: Any) -> None:
+        asked.append(descriptor)
+        wrote(self, descriptor, *rest)
+
+    monkeypatch.setattr(SqliteRecorder, "wrote", counted)
+    quick = record(tmp_path / "quick")
+    few = len(asked)
+    monkeypatch.setattr(hooks(), "lend", lambda _: None)
+    slow = record(tmp_path / "slow")
+    writes = sum(each[0] is op.Write for each in slow)
+    assert few < writes // 2
+    assert len(asked) - few >= writes
+    assert quick == slow
+
+
 def test_an_exception_inside_a_callback_is_raised_at_the_end(recording: Recording) -> None:
     builder = TraceBuilder(str(recording.directory), Tree())
 
@@ -568,8 +610,6 @@ def test_the_kind_of_sync_is_that_of_the_build(recording: Recording) -> None:
 
 def test_doubt_about_a_writable_map(recording: Recording) -> None:
     """No stock build maps databases for writing, so the call is made as such a build would."""
-    from pytest_statepersist.recorders.sqlite_calls import hooks
-
     path = recording.directory / "a.db"
     with recording() as builder:
         with connect(path) as connection:
