@@ -29,6 +29,7 @@ from typing import Any
 
 from pytest_statepersist.recorders import real, usual
 from pytest_statepersist.recorders.callsite import is_internal
+from pytest_statepersist.recorders.namespaces import Namespace, namespaces_with
 
 __all__ = ["Rebinding", "Unreached"]
 
@@ -107,18 +108,15 @@ class Rebinding:
 
     def _run(self, pairs: list[tuple[Any, Any]]) -> None:
         new = {id(old): replacement for old, replacement in pairs}
-        spaces = _namespaces_with(self._own)
-        private = [*self._private, *self._pairs, *(each for each, own in spaces if own)]
         below = [each for each in _in_force if each is not self]
-        private += [pair for each in below for pair in each._pairs]
+        spaces, everywhere = namespaces_with(self._own, self._roots(below))
+        private = self._kept(below)
         if self._forward:
             # What holds a replacement before anybody was given it is this package itself.
-            shown = [*private, *(each for each, own in spaces if not own)]
+            shown = [*private, *(namespace for namespace, _ in spaces)]
             self._before = _held_elsewhere([new for _, new in pairs], shown, self._parts)
             shown.clear()
-        for namespace, own in spaces:
-            if not own:
-                self._rewrite(namespace, new)
+        self._rewrite_spaces(spaces, new)
         for supported in _support_sets():
             self._rewrite(supported, new)
         frames = _running(new, self.unreached)
@@ -129,18 +127,21 @@ class Rebinding:
         owner = None
         for table in usual.tables():
             self._rewrite_dict(table, new)
-        held = _held_elsewhere([old for old, _ in pairs], private, self._parts)
         # What is in ``new`` was counted before; on the way back it is in the reversed pairs.
         known = self._before
         if self._forward:
             known = {id(old): usual.hidden(old) for old, _ in pairs}
             for each in below:  # less the one reference that was counted in its ``new``
                 known.update((key, count - 1) for key, count in each._before.items())
-        olds = [
-            old
-            for old, _ in pairs
-            if held[id(old)] > known.get(id(old), 0) or id(old) in self._searched
-        ]
+        private += [space for space, name in spaces if _is_own_name(name)]
+        olds, held = self._still_held(pairs, private, known)
+        if olds and not everywhere:
+            olds.clear()
+            spaces, _ = namespaces_with(self._own, (), everywhere=True)
+            self._rewrite_spaces(spaces, new)
+            private = self._kept(below)
+            private += [space for space, name in spaces if _is_own_name(name)]
+            olds, held = self._still_held(pairs, private, known)
         if self._forward:  # what was found once is searched for again on the way back
             self._searched.update(id(new[id(old)]) for old in olds)
         if olds:
@@ -159,6 +160,36 @@ class Rebinding:
                 held = _held_elsewhere([old for old, _ in self._pairs], private, self._parts)
         if self._forward:
             self._hidden(held)
+
+    def _roots(self, below: list[Rebinding]) -> list[int]:
+        """Return the ids of the functions that are replaced, whatever stands for them just now."""
+        stands_for = {id(new): id(old) for each in below for old, new in each._pairs}
+        roots = [id(old) for old, _ in self._pairs]
+        for _ in below:
+            roots = [stands_for.get(root, root) for root in roots]
+        return roots
+
+    def _kept(self, below: list[Rebinding]) -> list[Any]:
+        """Return the containers of this package that hold originals and replacements by nature."""
+        pairs = [pair for each in (self, *below) for pair in each._pairs]
+        return [*self._private, *pairs, vars(real.system)]
+
+    def _rewrite_spaces(self, spaces: list[Namespace], new: dict[int, Any]) -> None:
+        for namespace, name in spaces:
+            if not _is_own_name(name):
+                self._rewrite(namespace, new)
+
+    def _still_held(
+        self, pairs: list[tuple[Any, Any]], private: list[Any], known: dict[int, int]
+    ) -> tuple[list[Any], dict[int, int]]:
+        """Return what a search must look for, and how often each is held by what is not known."""
+        held = _held_elsewhere([old for old, _ in pairs], private, self._parts)
+        olds = [
+            old
+            for old, _ in pairs
+            if held[id(old)] > known.get(id(old), 0) or id(old) in self._searched
+        ]
+        return olds, held
 
     def _hidden(self, held: dict[int, int]) -> None:
         """Report what is still held: frozen objects, or variables of C, that no search shows."""
@@ -375,20 +406,6 @@ def _rewrite_keys(holder: dict[Any, Any], new: dict[int, Any]) -> None:
             del holder[key]
         if isinstance(holder, OrderedDict):
             holder.move_to_end(key if replacement is None else replacement)
-
-
-def _namespaces_with(wanted: set[int]) -> list[tuple[dict[str, Any], bool]]:
-    """Return what modules hold by name where it is one of these objects; whether it is our own."""
-    seen: set[int] = set()
-    found: list[tuple[dict[str, Any], bool]] = []
-    for name, module in list(sys.modules.items()):
-        if isinstance(module, types.ModuleType):
-            namespace = vars(module)
-            # os.path and posixpath are one module.
-            if not wanted.isdisjoint(map(id, namespace.values())) and id(namespace) not in seen:
-                seen.add(id(namespace))
-                found.append((namespace, _is_own_name(name)))
-    return [*found, (vars(real.system), True)]
 
 
 def _support_sets() -> list[set[Any]]:
