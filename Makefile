@@ -20,7 +20,7 @@ demo: $(STAMP)
 FORKING := tests/explorer tests/zoo tests/test_cli.py tests/test_examples.py tests/test_repairs.py \
     tests/test_sceptic.py tests/test_simulator.py tests/conformance/test_reference_stores.py \
     tests/reference/test_every_durable_operation.py
-RUN = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+RUN = $(BIN)/python -m pytest -n $(WORKERS)
 NONE = [ $$? -eq 5 ] && [ -n "$(PYTEST_ARGS)" ]
 
 test: $(STAMP) lint

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,14 @@ GIVEN = (
     "azure",
 )
 """How the reasons begin that no installation can take away."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.scheduling import Together
+
+    config.option.loadscopereorder = False  # the order is chosen here
+    return Together(config, log)
 
 
 @pytest.hookimpl(trylast=True)

@@ -71,11 +71,8 @@ def test_every_public_operation_has_a_case_or_a_reason() -> None:
 
 
 def each(cases: Iterable[Case]) -> list[Any]:
-    """Parameters; all tests of one operation go to one worker, since they share what was seen."""
-    return [
-        pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(f"durable {case.name}"))
-        for case in cases
-    ]
+    """Parameters; all tests of one operation share what was seen."""
+    return [pytest.param(case, id=case.name) for case in cases]
 
 
 @dataclass(frozen=True)

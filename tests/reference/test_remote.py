@@ -48,8 +48,6 @@ BACKENDS = ["memory", "file", "renaming", *STARTERS]
 pytestmark = [
     # aiohttp warns its caller about bodies of more than 1 MiB; the caller is the Azure SDK.
     pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning"),
-    # One worker of pytest-xdist starts the servers, and only one.
-    pytest.mark.xdist_group("servers of remote stores"),
 ]
 
 
