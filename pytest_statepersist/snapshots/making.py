@@ -7,6 +7,7 @@ raises on a damaged file is of the reference's own tree of errors.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +16,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pytest_statepersist.reference.atomic import read_bounded, write_atomic
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.clock import ManualClock
+from pytest_statepersist.reference.conversation_json import JsonConversations
+from pytest_statepersist.reference.conversations import Conversations
 from pytest_statepersist.reference.database import Database
 from pytest_statepersist.reference.database_rows import SnapshotKind as Taken
 from pytest_statepersist.reference.envelope import EnvelopeKey, Purpose
+from pytest_statepersist.reference.errors import DamagedData
 from pytest_statepersist.reference.event_log import EventLog
 from pytest_statepersist.reference.file_store import FileStore
+from pytest_statepersist.reference.group_backup import export_state, import_state
 from pytest_statepersist.reference.items import (
     Conversation,
     FocusChain,
@@ -31,6 +37,8 @@ from pytest_statepersist.reference.items import (
     Role,
     Session,
 )
+from pytest_statepersist.reference.local_storage import LocalStorage
+from pytest_statepersist.reference.messenger import Messenger
 from pytest_statepersist.reference.serializers import JsonSerializer
 from pytest_statepersist.reference.slots import GROUP_STATE, GroupState
 from pytest_statepersist.reference.snapshot_index import snapshot_name
@@ -40,6 +48,8 @@ from pytest_statepersist.reference.state_snapshot import (
     SnapshotMetadata,
     StateSnapshot,
 )
+from pytest_statepersist.reference.store_remote import pack_backup, unpack_backup
+from pytest_statepersist.reference.transport import MemoryTransport
 from pytest_statepersist.reference.vault import INDEX, Vault
 from pytest_statepersist.reference.vault_keys import Pbkdf2Cost
 
@@ -66,6 +76,11 @@ class SnapshotKind(StrEnum):
     GROUP = "group"
     LOG_SEGMENT = "log-segment"
     LOG_SNAPSHOT = "log-snapshot"
+    STORAGE = "storage"
+    CHAT = "chat"
+    BACKUP = "backup"
+    PACKED_BACKUP = "packed-backup"
+    EXPORT = "export"
 
 
 ENCRYPTED: dict[SnapshotKind, tuple[bool, ...]] = {
@@ -79,6 +94,12 @@ ENCRYPTED: dict[SnapshotKind, tuple[bool, ...]] = {
     SnapshotKind.GROUP: (True,),
     SnapshotKind.LOG_SEGMENT: (False, True),
     SnapshotKind.LOG_SNAPSHOT: (False, True),
+    SnapshotKind.STORAGE: (False,),
+    SnapshotKind.CHAT: (False,),
+    SnapshotKind.BACKUP: (False, True),
+    # What is packed plain is compressed, and no longer as large as was asked for.
+    SnapshotKind.PACKED_BACKUP: (True,),
+    SnapshotKind.EXPORT: (True,),
 }
 """Whether a kind can be plain, encrypted, or both; the first one is what you get unasked."""
 
@@ -172,8 +193,6 @@ def _session(order: Order) -> Item:
 
 
 def _conversation(order: Order) -> Item:
-    text = order.text()
-    turns = [text[start : start + 100] for start in range(0, len(text), 100)]
     return Conversation(
         **_times(order),
         messages=tuple(
@@ -182,9 +201,13 @@ def _conversation(order: Order) -> Item:
                 content=turn,
                 created_at=order.created_at + timedelta(seconds=number),
             )
-            for number, turn in enumerate(turns)
+            for number, turn in enumerate(_turns(order.text()))
         ),
     )
+
+
+def _turns(text: str) -> list[str]:
+    return [text[start : start + 400] for start in range(0, len(text), 400)]
 
 
 def _focus(order: Order) -> Item:
@@ -227,8 +250,6 @@ def _vault(order: Order) -> Made:
 
 
 def _envelope(order: Order) -> Made:
-    from pytest_statepersist.reference.atomic import read_bounded, write_atomic
-
     path, key = order.directory / "sealed.mlss", EnvelopeKey(_KEY)
     bound = {"purpose": Purpose.EXPORT, "context": b"factory"}
     write_atomic(path, key.seal(order.data(), **bound))  # type: ignore[arg-type]
@@ -280,6 +301,97 @@ def _log(order: Order, compacted: bool) -> Made:
     return order.directory / name, load
 
 
+def _storage(order: Order) -> Made:
+    path = order.directory / "storage"
+    LocalStorage(path).set("notes", order.text())
+
+    def load() -> Any:
+        storage = LocalStorage(path)
+        if storage.damage.lines or "notes" not in storage:
+            raise DamagedData(f"{path}: {storage.damage}")  # `get` would give a default
+        return storage.get("notes")
+
+    return path, load
+
+
+def _chat(order: Order) -> Made:
+    directory, name = order.directory / "conversations", f"made-{order.seed}"
+
+    def opened() -> Conversations:
+        return Conversations(JsonConversations(directory), clock=order.clock())
+
+    with opened() as store:
+        session = store.create_session("made by a factory", session_id=name)
+        for turn in _turns(order.text()):
+            session.send(turn)
+        session.save()
+
+    def load() -> Any:
+        with opened() as store:
+            found = store.load_session(name)
+            return found.info.created_at, tuple(message.content for message in found.messages)
+
+    return directory / f"{name}.json", load
+
+
+def _backup(order: Order) -> Made:
+    item, stores = _session(order), itertools.count()
+
+    def opened() -> FileStore:
+        return FileStore(
+            order.directory / f"store-{next(stores)}", serializer=JsonSerializer(),
+            cipher=Cipher(_KEY) if order.encrypted else None, clock=order.clock(),
+        )  # fmt: skip
+
+    place = order.directory / "backup"
+    with opened() as store:
+        store.save(item)
+        store.backup(place)
+
+    def load() -> Item:
+        with opened() as store:
+            store.restore(place)
+            return store.load(type(item), item.id)
+
+    return place / "files" / item.directory / f"{item.id}.json", load
+
+
+def _packed_backup(order: Order) -> Made:
+    item, path = _session(order), order.directory / "packed"
+    options: dict[str, Any] = {"cipher": Cipher(_KEY), "clock": order.clock()}
+    with FileStore(order.directory / "store", **options) as store:
+        store.save(item)
+        write_atomic(path, pack_backup(store.backup_content()))
+
+    def load() -> Item:
+        with FileStore(order.directory / "restored", **options) as store:
+            store.restore_content(unpack_backup(read_bounded(path, 1 << 40)))
+            return store.load(type(item), item.id)
+
+    return path, load
+
+
+def _export(order: Order) -> Made:
+    key, path, roots = EnvelopeKey(_KEY), order.directory / "exported", itertools.count()
+    options: dict[str, Any] = {"key": key, "transport": MemoryTransport(), "clock": order.clock()}
+    home = order.directory / "home"
+    Messenger.init(home, "Made", key=key, clock=order.clock())
+    with Messenger(home, **options) as messenger:
+        channel = messenger.create_channel("made by a factory").channel_id
+        for turn in _turns(order.text()):
+            messenger.send(channel, turn)
+        export_state(messenger, path, key=key, clock=order.clock())
+
+    def load() -> Any:
+        root = order.directory / f"imported-{next(roots)}"
+        import_state(root, path, export_key=key, key=key, clock=order.clock())
+        with Messenger(root, **options) as messenger:
+            said = messenger.history(channel)
+            return tuple((message.sent_at, message.text) for message in said)
+
+    return path, load
+
+
 MAKERS: dict[SnapshotKind, Callable[[Order], Made]] = {
     SnapshotKind.STATE: _state,
     SnapshotKind.SESSION: _item(_session),
@@ -291,4 +403,9 @@ MAKERS: dict[SnapshotKind, Callable[[Order], Made]] = {
     SnapshotKind.GROUP: _group,
     SnapshotKind.LOG_SEGMENT: lambda order: _log(order, compacted=False),
     SnapshotKind.LOG_SNAPSHOT: lambda order: _log(order, compacted=True),
+    SnapshotKind.STORAGE: _storage,
+    SnapshotKind.CHAT: _chat,
+    SnapshotKind.BACKUP: _backup,
+    SnapshotKind.PACKED_BACKUP: _packed_backup,
+    SnapshotKind.EXPORT: _export,
 }
