@@ -86,6 +86,8 @@ class Flaw:
     changes: Mapping[str, Any]
     why: str
     beside: str = "save take_snapshot"
+    begin: int = 0
+    """The seed that is tried first: where it was seen before."""
 
     @property
     def looking(self) -> type[StoreMachine]:
@@ -561,11 +563,11 @@ FLAWS = (
          "^AssertionError: the backup backup-. was acknowledged and is gone after a crash"),
     Flaw("Backup", "power_loss", "a copy not synced", Calm, {"capabilities": CRASHING},
          "^AssertionError: the backup backup-. was acknowledged and is gone after a crash",
-         beside="save back_up"),
+         beside="save back_up", begin=14),
     Flaw("Backup", "power_loss", "rewrites at opening", Calm,
          {"open": rewriting(Calm), "capabilities": CRASHING}, LOST),
     Flaw("Backup", "kill", "rewrites at opening", Calm,
-         {"open": rewriting(Calm), "capabilities": CRASHING}, LOST),
+         {"open": rewriting(Calm), "capabilities": CRASHING}, LOST, begin=5),
     Flaw("Backup", "reopen", "loses a file at opening", Calm, loses_a_file("open", Calm),
          "^AssertionError: reopened, it holds"),
 
@@ -681,7 +683,7 @@ def seen(flaw: Flaw, seed: int) -> bool:
 
 @pytest.mark.parametrize("flaw", FLAWS, ids=lambda f: f"{f.machine}.{f.rule}: {f.what}")
 def test_a_flaw_is_caught_in_its_rule(flaw: Flaw) -> None:
-    assert any(seen(flaw, seed) for seed in range(SEEDS))
+    assert any(seen(flaw, seed) for seed in (flaw.begin, *range(SEEDS)))
 
 
 def test_every_rule_has_a_store_that_it_catches_or_promises_nothing() -> None:

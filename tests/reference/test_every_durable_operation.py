@@ -141,8 +141,13 @@ def test_survives_every_legal_crash(case: Case) -> None:
         assert (verdict.atomic, verdict.durable) == (True, True), str(verdict)
 
 
-@soak
-@pytest.mark.parametrize("name", RECOVERIES_OF_SQLITE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "Session.save-sqlite" else soak)
+        for name in RECOVERIES_OF_SQLITE
+    ],
+)
 def test_sqlite_survives_a_crash_during_recovery(name: str) -> None:
     report = explored(NAMED[name], model="posix", deviations=0, recovery_crashes=1, samples=0)
     verdict = report.verdict("posix")
