@@ -22,6 +22,7 @@ from threading import get_ident
 from types import FrameType
 from typing import Any
 
+from pytest_statepersist.core.operations import Close
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.session import (
     DRAIN,
@@ -134,12 +135,39 @@ class RawFile:
                     and found.references == 1
                     and not raw.closed
                 ):
-                    if found.position >= 0:
-                        compare_position(session, fd, found)
+                    counted, frame = found.position, _getframe(1)
+                    if counted >= 0:
+                        found.position = -1
+                        try:
+                            if _lseek(fd, 0, 1) != counted:
+                                session.moved(found)
+                        except OSError:
+                            pass  # the descriptor was closed beneath the object
                     try:
                         _close(raw)
-                    finally:
-                        session.closed(fd, _getframe(1))
+                    except BaseException:
+                        session.closed(fd, frame)
+                        raise
+                    # What `Session.closed` does.
+                    node, log = found.node, session.log
+                    if node.lost:
+                        session.closed(fd, frame)
+                        return
+                    del files[fd]
+                    found.references = 0
+                    # As `Session.moment`, for the owner; it drains below.
+                    line = session.sites.get((id(frame.f_code), frame.f_lasti))
+                    if line is None:
+                        site, time, task = session.moment(frame)
+                    else:
+                        now = session.now
+                        site, time, task = line[0], now(), session.own_task
+                    node.opens -= 1
+                    log.append((Close, node.path, site, time, task, found.inode))
+                    if node.links <= 0:
+                        session.builder.let_go(node)
+                    session.since_drain = 0
+                    session.notifications.drain(len(log))
                     return
             finally:
                 turn.inside = outer

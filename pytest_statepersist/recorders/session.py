@@ -46,11 +46,13 @@ Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 DRAIN = 64
 """After how many operations the kernel's notifications are read."""
 _lseek, _getframe, _get_ident = real.lseek, sys._getframe, get_ident
-_lstat, _fstat = real.lstat, real.fstat
+_lstat, _fstat, _new = real.lstat, real.fstat, object.__new__
 DOTS = frozenset({"", ".", ".."})
 """Last components of paths that are no names."""
 _FORMAT, _REGULAR, _BITS = 0o170000, stat.S_IFREG, 0o7777
 _ADOPTED = 256 << 20
+_PATHS = 256
+"""How many paths are remembered."""
 _DSYNC = getattr(os, "O_DSYNC", 0)
 _SYNC = getattr(os, "O_SYNC", 0)
 
@@ -95,6 +97,7 @@ class Session:
         "callsites",
         "directory",
         "files",
+        "here",
         "identities",
         "inodes",
         "last_code",
@@ -107,6 +110,7 @@ class Session:
         "notifications",
         "now",
         "outside",
+        "own_task",
         "previous",
         "since_drain",
         "sites",
@@ -138,6 +142,10 @@ class Session:
         self.since_drain = 0
         self.previous = b""
         """The bytes that were written last: where the same come again they are kept once."""
+        self.here: dict[str, str | None] = {}
+        """Paths that were asked for, and their names where they are directly in the directory."""
+        self.own_task = self.tasks.setdefault(get_ident(), len(self.tasks))
+        """The task of the owner of the turn, which begins the recording."""
         self.outside: set[str] = set()
         """Paths elsewhere that a call was about to change."""
         self._outside_heads: dict[Identity, str] = {}
@@ -166,6 +174,14 @@ class Session:
                 now = self.now
                 return known[0], now(), task
         return self.callsites.moment(frame)
+
+    def name_here(self, path: str) -> str | None:
+        """Return the name of a path that is one directly in the directory, and remember it."""
+        head, _, name = path.rpartition("/")
+        found = name if head == self.directory and name not in DOTS else None
+        if len(self.here) < _PATHS:
+            self.here[path] = found
+        return found
 
     def again(self) -> int:
         """Return the time of a call, as `moment` does, where its line and thread are known."""
@@ -411,10 +427,19 @@ class Session:
             known, real_one = self.names.get(name), self.identities.get(identity)
             if known is None:
                 if real_one is None and not status.st_size:
-                    site, time, task = self.moment(frame)
+                    # As `moment`, for the owner.
+                    since = self.since_drain = self.since_drain + 1
+                    line = self.sites.get((id(frame.f_code), frame.f_lasti))
+                    if line is None or since >= DRAIN:
+                        site, time, task = self.moment(frame)
+                    else:
+                        now = self.now
+                        site, time, task = line[0], now(), self.own_task
                     bits = mode & _BITS
                     node = self.builder.create_here(name, bits, identity, site, time, task)
-                    made = self.files[fd] = Description(node.number, node)
+                    made = self.files[fd] = _new(Description)
+                    made.inode, made.node, made.durability = node.number, node, Durability.NONE
+                    made.written, made.references, made.position = False, 1, -1
                     made.quick = True
                     return made
             elif truncated and known == real_one:
@@ -435,10 +460,10 @@ class Session:
         turn = self.turn
         if type(here) is not str or type(there) is not str or _get_ident() != turn.owner:
             return False
-        directory = self.directory
-        head, _, name = here.rpartition("/")
-        new_head, _, new_name = there.rpartition("/")
-        if head != directory or new_head != directory or name in DOTS or new_name in DOTS:
+        known = self.here
+        name = known[here] if here in known else self.name_here(here)
+        new_name = known[there] if there in known else self.name_here(there)
+        if name is None or new_name is None:
             return False
         outer = turn.inside
         turn.inside = True
@@ -451,17 +476,40 @@ class Session:
                 return False
             inode = inodes[number]
             try:
-                if inode.entries is not None or _difference(inode, _lstat(here)) is not None:
+                # What `_difference` asks; that it is a file, and one that had an operation.
+                status, changed = _lstat(here), inode.changed
+                if (
+                    inode.entries is not None
+                    or inode.identity != (status.st_dev, status.st_ino)
+                    or inode.size != status.st_size
+                    or changed is None
+                    or status.st_ctime_ns > changed
+                ):
                     return False
                 if replaced is not None:
-                    if _difference(inodes[replaced], _lstat(there)) is not None:
+                    inode = inodes[replaced]
+                    status, changed = _lstat(there), inode.changed
+                    if (
+                        inode.entries is not None
+                        or inode.identity != (status.st_dev, status.st_ino)
+                        or inode.size != status.st_size
+                        or changed is None
+                        or status.st_ctime_ns > changed
+                    ):
                         return False
                 elif _exists(there):
                     return False
             except OSError:
                 return False
             call(here, there)  # the text that the system would ask the paths for again
-            site, time, task = self.moment(frame)
+            # As `moment`, for the owner.
+            since = self.since_drain = self.since_drain + 1
+            line = self.sites.get((id(frame.f_code), frame.f_lasti))
+            if line is None or since >= DRAIN:
+                site, time, task = self.moment(frame)
+            else:
+                now = self.now
+                site, time, task = line[0], now(), self.own_task
             self.builder.rename_here(number, name, replaced, new_name, site, time, task)
             return True
         finally:

@@ -29,7 +29,6 @@ from pytest_statepersist.core.operations import OUTSIDE, ROOT
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.rawfile import ATTRIBUTES, RawFile
 from pytest_statepersist.recorders.session import (
-    DOTS,
     Description,
     Session,
     Slot,
@@ -86,8 +85,9 @@ def make_open(slot: Slot) -> Callable[..., Any]:
         # A path becomes text once: `open` would ask it for the same text, and gives it out.
         text = file.__str__() if type(file) is PosixPath else file
         if mode in _MAKING and type(text) is str and opener is None:
-            head, _, name = text.rpartition("/")
-            if head == session.directory and name not in DOTS:
+            known = session.here
+            name = known[text] if text in known else session.name_here(text)
+            if name is not None:
                 turn = session.turn
                 if _get_ident() == turn.owner:
                     outer = turn.inside
@@ -281,11 +281,12 @@ def attach(
     made = _new(RawFile)
     made.slot, made.session, made.raw, made.fd, made.found = slot, session, ref, fd, found
     made.closes, made.plain = raw.closefd, type(raw) is _FileIO
-    raw.write = made.write if made.plain else made.write_slowly
-    raw.truncate, raw.close = made.truncate, made.close
+    own = raw.__dict__
+    own["write"] = made.write if made.plain else made.write_slowly
+    own["truncate"], own["close"] = made.truncate, made.close
     if counted:
         found.position = 0
-        raw.seek, raw.fileno = made.seek, made.fileno
+        own["seek"], own["fileno"] = made.seek, made.fileno
     session.attached[fd] = ref
 
 
