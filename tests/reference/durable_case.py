@@ -44,6 +44,7 @@ class Case:
     may be. With ``item_by_item`` an item that cannot be saved does not stop the others. ``sqlite``
     marks what writes through SQLite, whose file takes many more states (see `crash_settings`).
     ``encrypted``: nothing that it saves may be on the disk in the clear, in any crash state.
+    ``peek`` finds what ``recover`` does, and leaves it there for the next one who looks.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Case:
     invariant: Invariant | None = None
     sqlite: bool = False
     encrypted: bool = False
+    peek: Callable[[Path], object] | None = None
 
     @property
     def operation(self) -> str:

@@ -37,7 +37,7 @@ from pytest_statepersist.reference.local_storage import LocalStorage
 from pytest_statepersist.reference.migrations import SCHEMA_VERSION
 from pytest_statepersist.reference.recovery import AutoSave, Decision, LiveState, StateRecovery
 from pytest_statepersist.reference.retention import Retention
-from pytest_statepersist.reference.storage_keys import UiState
+from pytest_statepersist.reference.storage_keys import UI, UiState
 from pytest_statepersist.reference.vault import Vault
 from tests.reference.durable_case import Case
 
@@ -257,6 +257,18 @@ def second_start(directory: Path) -> object:
     assert isinstance(first, tuple)
     assert again == (False, *first[1:])
     return first
+
+
+def what_a_start_would_show(directory: Path) -> object:
+    """The same as `next_start`, of an offer that nobody takes."""
+    with app(directory, OLD) as (auto, recovery):
+        offer = recovery.pending()
+        if offer is not None:
+            said = [message.content for message in offer.state.messages]
+            return True, said, offer.state.ui.last_view
+        last = auto.database.last_session()
+        messages = auto.database.messages(last.id) if last else []
+        return False, [each.content for each in messages], auto.storage.get(UI).last_view
 
 
 def saving(directory: Path) -> None:
@@ -494,20 +506,22 @@ CASES = [
         for v in (1, 2, 3)
     ),
     Case("Retention.run", old_rows, retention, rows, sqlite=True),
-    Case("AutoSave.save", crashed, saving, second_start, sqlite=True),
-    Case("AutoSave.stop", crashed, stopping, second_start, invariant=stopped, sqlite=True),
-    Case("AutoSave.close", crashed, closing_the_window, second_start, sqlite=True),
-    Case("StateRecovery.restore", crashed, restoring, next_start, sqlite=True),
-    Case(
-        "StateRecovery.start-restore", crashed, starting(Decision.RESTORE), next_start,
-        sqlite=True,
+    *(
+        Case(
+            name, crashed, work, look, invariant=invariant, sqlite=True,
+            peek=what_a_start_would_show,
+        )
+        for name, work, look, invariant in (
+            ("AutoSave.save", saving, second_start, None),
+            ("AutoSave.stop", stopping, second_start, stopped),
+            ("AutoSave.close", closing_the_window, second_start, None),
+            ("StateRecovery.restore", restoring, next_start, None),
+            ("StateRecovery.start-restore", starting(Decision.RESTORE), next_start, None),
+            ("StateRecovery.start-discard", starting(Decision.DISCARD), next_start, None),
+            ("StateRecovery.discard", discarding, next_start, None),
+            ("StateRecovery.pending", too_late, next_start, None),
+        )
     ),
-    Case(
-        "StateRecovery.start-discard", crashed, starting(Decision.DISCARD), next_start,
-        sqlite=True,
-    ),
-    Case("StateRecovery.discard", crashed, discarding, next_start, sqlite=True),
-    Case("StateRecovery.pending", crashed, too_late, next_start, sqlite=True),
     *conversation_cases("json"),
     *conversation_cases("sqlite"),
     *(
