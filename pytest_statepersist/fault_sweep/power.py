@@ -8,6 +8,7 @@ Belongs here: exploring a trace that holds a failed call. Rules:
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 import os
@@ -43,6 +44,7 @@ from pytest_statepersist.mixing import is_unordered, without_order
 __all__ = ["PowerLoss", "alike"]
 
 _DIAGNOSED = 8
+_LONG = 128
 
 
 class PowerLoss:
@@ -276,11 +278,22 @@ def alike(trace: op.Trace) -> Any:
     rows = tuple(
         (
             type(each).__name__,
-            *(getattr(each, name) for name in each.__dataclass_fields__ if name not in _BESIDE),
+            *(
+                _brief(getattr(each, name))
+                for name in each.__dataclass_fields__
+                if name not in _BESIDE
+            ),
         )
         for each in trace.operations
     )
     return (id(trace.base), rows)
+
+
+def _brief(value: Any) -> Any:
+    """Return what stands for a value: a sweep keeps those of all its traces."""
+    if isinstance(value, bytes) and len(value) > _LONG:
+        return len(value), hashlib.blake2b(value).digest()
+    return value
 
 
 def _stages(expectation: Expectation) -> Any:

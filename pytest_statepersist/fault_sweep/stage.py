@@ -231,7 +231,7 @@ def _position(recorder: Recorder) -> Callable[[], int]:
 
 def fingerprint(directory: str) -> tuple[tuple[object, ...], ...]:
     """Return what shows whether anything in a directory was changed."""
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     pending = [directory]
     while pending:
         here = pending.pop()
@@ -245,5 +245,6 @@ def fingerprint(directory: str) -> tuple[tuple[object, ...], ...]:
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
         except OSError as error:
-            rows.append((here, error.errno))
-    return tuple(sorted(rows, key=repr))
+            rows.append((here, error.errno or 0))
+    rows.sort()  # by paths, then numbers
+    return tuple(rows)

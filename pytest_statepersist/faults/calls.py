@@ -45,14 +45,18 @@ class Operation(enum.Enum):
     RMDIR = "rmdir"
     ATTRIBUTES = "attributes"
     LIST = "list"
+    STAT = "stat"
     LOCK = "lock"
 
     @property
     def changes(self) -> bool:
         """Whether such a call can change the directory."""
-        return self not in (Operation.READ, Operation.LIST, Operation.LOCK, Operation.CLOSE)
+        return self not in _CHANGES_NOTHING
 
 
+_CHANGES_NOTHING = frozenset(
+    {Operation.READ, Operation.LIST, Operation.STAT, Operation.LOCK, Operation.CLOSE}
+)
 ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EACCES", "EMFILE", "ENOLCK", "EINTR", SHORT)
 """Every error that a sweep knows."""
 
@@ -74,6 +78,7 @@ _FITTING: dict[Operation, tuple[str, ...]] = {
     Operation.RMDIR: _NAMES,
     Operation.ATTRIBUTES: _NAMES,
     Operation.LIST: ("EIO", "EACCES", "EMFILE"),
+    Operation.STAT: ("EIO", "EACCES"),
     Operation.LOCK: ("ENOLCK",),
 }
 _IN_C = frozenset({Operation.OPEN, Operation.READ, Operation.WRITE, Operation.FSYNC})

@@ -19,14 +19,17 @@ import builtins
 import fcntl
 import io
 import os
+import pathlib
 import posix
 import stat
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import local
+from types import FrameType
 from typing import Any, Protocol
 
 from pytest_statepersist.faults.calls import Call, Operation
@@ -207,6 +210,46 @@ def _listing(original: Any) -> Any:
 
     call.__name__ = name
     return call
+
+
+def _looking(original: Any) -> Any:
+    """Replace stat, lstat and readlink, and access, which answers no where it could not look."""
+    name = original.__name__
+    operation = Operation.READ if name == "readlink" else Operation.STAT
+
+    def call(path: Any, *arguments: Any, **options: Any) -> Any:
+        gate = _slot.gate
+        if gate is None or isinstance(path, int):
+            return original(path, *arguments, **options)
+        place = gate.place(path, options.get("dir_fd"))
+        if place is None or _looks_for_itself(sys._getframe(1)):
+            return original(path, *arguments, **options)
+        made = Call(operation, place, f"os.{name}")
+        try:
+            return gate.handler(made, lambda: original(path, *arguments, **options))
+        except OSError:
+            if name == "access":
+                return False
+            raise
+
+    call.__name__ = name
+    return call
+
+
+def _looks_for_itself(frame: FrameType | None) -> bool:
+    """Say whether this package looks, or what resolves links, which asks about every directory."""
+    while frame is not None and frame.f_code.co_filename in _ABOUT_PATHS:
+        if "realpath" in frame.f_code.co_name:
+            return True
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith(_OWN)
+
+
+_HERE = os.path.dirname(os.path.dirname(__file__))
+_OWN = tuple(os.path.join(_HERE, each, "") for each in ("faults", "recorders", "explorer"))
+_ABOUT_PATHS = frozenset(
+    each.__code__.co_filename for each in (os.path.exists, os.path.realpath, pathlib.Path.resolve)
+)
 
 
 def _truncating(original: Any) -> Any:
@@ -595,6 +638,10 @@ def _table() -> Table:
         "close": descriptor(Operation.CLOSE),
         "truncate": _truncating,
         "ftruncate": _truncating,
+        "stat": _looking,
+        "lstat": _looking,
+        "access": _looking,
+        "readlink": _looking,
         "listdir": _listing,
         "scandir": _listing,
         "rename": path(Operation.RENAME, second=True),
@@ -608,6 +655,8 @@ def _table() -> Table:
         "chmod": path(Operation.ATTRIBUTES),
         "fchmod": path(Operation.ATTRIBUTES),
         "chown": path(Operation.ATTRIBUTES),
+        "fchown": path(Operation.ATTRIBUTES),
+        "lchown": path(Operation.ATTRIBUTES),
         "utime": path(Operation.ATTRIBUTES),
         "setxattr": path(Operation.ATTRIBUTES),
         "removexattr": path(Operation.ATTRIBUTES),

@@ -7,7 +7,8 @@ run and lets the chosen one fail. Rules:
 2. A one-shot fault hits one call. A persistent one hits that call and every later one that the
    error fits, as a full disk or one that was remounted read-only does.
 3. A persistent full disk writes half of the first write that it stops: a disk fills up in the
-   middle of something.
+   middle of something. What is there already can be synced, closed and renamed on it, unless such a
+   call is what has failed: a store that overlooks the write gets no second error.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ class Fault:
         lasting = " from there on" if self.persistent else ""
         reverted = ", content reverted" if self.leaves is Leftover.REVERTED else ""
         return f"{self.error} at call {self.index}{lasting}{reverted} ({self.phase})"
+
+
+_NEEDS_NONE = frozenset({Operation.FSYNC, Operation.CLOSE, Operation.RENAME, Operation.LINK})
+"""What takes no space as a rule, though it can be told that there is none."""
 
 
 class Counting:
@@ -123,6 +128,8 @@ class Injection:
         self.calls: list[Any] | None = None
         """What was called and written, where a list is given for it."""
         self.position: Callable[[], int] | None = None
+        self._first: Operation | None = None
+        """What kind of call met it first."""
         self._lock = threading.Lock()
         self._inside = threading.local()
         self._synced: Synced | None = None
@@ -179,14 +186,21 @@ class Injection:
             self.calls.append(_sign(call))
         if index < fault.index or (index > fault.index and not fault.persistent):
             return run()
-        if fault.error not in fitting(call):
+        if fault.error not in fitting(call) or (self.hits and self._has_room(call)):
             return run()
         self.hits += 1
+        if self.hits == 1:
+            self._first = call.operation
         if self.calls is not None:
             self.calls.append(_FAILED)
         if self.hits == 1 and self.position is not None:
             self.began = self.position()
         return self._fail(call, run)
+
+    def _has_room(self, call: Call) -> bool:
+        """Say whether a disk that some call found full takes another one, which needs no space."""
+        full = self.fault.error in ("ENOSPC", "EDQUOT")
+        return full and call.operation in _NEEDS_NONE and self._first not in _NEEDS_NONE
 
     def _fail(self, call: Call, run: Callable[[], Any]) -> Any:
         error = self.fault.error

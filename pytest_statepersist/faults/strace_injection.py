@@ -131,6 +131,8 @@ class _Reading:
         else:
             return None
         operation = known.operation
+        if operation is Operation.STAT and '""' in event.arguments:
+            return None  # of an open file: nothing is looked up
         if event.name == "unlinkat" and "AT_REMOVEDIR" in event.arguments[2]:
             operation = Operation.RMDIR
         made = Call(operation, place, event.name, native=True)

@@ -197,6 +197,8 @@ class Supervisor:
         else:
             return None
         operation = call.operation
+        if operation is Operation.STAT and call.shape is Shape.AT and not _text(task, arguments[1]):
+            return None  # of an open file: nothing is looked up
         if call.name == "unlinkat" and arguments[2] & 0x200:  # AT_REMOVEDIR
             operation = Operation.RMDIR
         made = Call(operation, place, call.name, native=True, foreign=True)

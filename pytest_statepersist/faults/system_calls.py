@@ -75,6 +75,8 @@ CALLS = {
         _calls("creat", Operation.OPEN, Shape.PATH),
         _calls("read pread64", Operation.READ, Shape.DESCRIPTOR, size=2),
         _calls("readv preadv preadv2", Operation.READ, Shape.DESCRIPTOR),
+        _calls("readlink", Operation.READ, Shape.PATH),
+        _calls("readlinkat", Operation.READ, Shape.AT),
         _calls("write", Operation.WRITE, Shape.DESCRIPTOR, size=2),
         _calls("pwrite64", Operation.WRITE, Shape.DESCRIPTOR, size=2, offset=3),
         _calls("writev", Operation.WRITE, Shape.DESCRIPTOR, size=2, vector=True),
@@ -108,6 +110,8 @@ CALLS = {
         _calls("fchmod fchown fsetxattr fremovexattr", Operation.ATTRIBUTES, Shape.DESCRIPTOR),
         _calls("fchmodat fchmodat2 fchownat utimensat", Operation.ATTRIBUTES, Shape.AT),
         _calls("getdents64", Operation.LIST, Shape.DESCRIPTOR),
+        _calls("stat lstat access", Operation.STAT, Shape.PATH),
+        _calls("newfstatat statx faccessat faccessat2", Operation.STAT, Shape.AT),
         _calls("flock fcntl", Operation.LOCK, Shape.DESCRIPTOR, flags=1),
     )
     for call in group
@@ -115,7 +119,9 @@ CALLS = {
 """By name."""
 
 _X86_64 = """
-    read 0 write 1 open 2 close 3 pread64 17 pwrite64 18 readv 19 writev 20 msync 26 sendfile 40
+    read 0 write 1 open 2 close 3 stat 4 lstat 6 access 21 newfstatat 262 faccessat 269 statx 332
+    readlink 89 readlinkat 267 faccessat2 439
+    pread64 17 pwrite64 18 readv 19 writev 20 msync 26 sendfile 40
     fcntl 72 flock 73 fsync 74 fdatasync 75 truncate 76 ftruncate 77 rename 82 mkdir 83 rmdir 84
     creat 85 link 86 unlink 87 symlink 88 chmod 90 fchmod 91 chown 92 fchown 93 lchown 94
     setxattr 188 lsetxattr 189 fsetxattr 190 removexattr 197 lremovexattr 198 fremovexattr 199
@@ -125,6 +131,7 @@ _X86_64 = """
     pwritev2 328 openat2 437 fchmodat2 452
 """
 _AARCH64 = """
+    faccessat 48 readlinkat 78 newfstatat 79 statx 291 faccessat2 439
     setxattr 5 lsetxattr 6 fsetxattr 7 removexattr 14 lremovexattr 15 fremovexattr 16 fcntl 25
     flock 32 mkdirat 34 unlinkat 35 symlinkat 36 linkat 37 renameat 38 truncate 45 ftruncate 46
     fallocate 47 fchmod 52 fchmodat 53 fchownat 54 fchown 55 openat 56 close 57 getdents64 61

@@ -39,7 +39,7 @@ from pytest_statepersist.reference.errors import (
 )
 from pytest_statepersist.reference.ids import check_id
 from pytest_statepersist.reference.locking import StoreLock
-from pytest_statepersist.reference.presence import is_link
+from pytest_statepersist.reference.presence import is_link, is_present
 from pytest_statepersist.reference.serializers import DEFAULT_LIMIT, JsonSerializer
 from pytest_statepersist.reference.state_snapshot import Component, Policy
 from pytest_statepersist.reference.transaction import JOURNAL_NAME, Transaction, recover
@@ -108,7 +108,7 @@ class DirectoryRegistry:
     def locked(self) -> Iterator[None]:
         """Hold the registry's lock; what a crash cut short is finished first."""
         with self._lock:
-            if self._interrupted or os.path.lexists(self.root / JOURNAL_NAME):
+            if self._interrupted or is_present(self.root / JOURNAL_NAME):
                 self._recover()
             yield
 

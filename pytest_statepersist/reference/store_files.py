@@ -33,7 +33,7 @@ from pytest_statepersist.reference.errors import (
 )
 from pytest_statepersist.reference.ids import check_id
 from pytest_statepersist.reference.items import ITEM_TYPES, Item
-from pytest_statepersist.reference.presence import is_link
+from pytest_statepersist.reference.presence import is_link, is_present
 from pytest_statepersist.reference.transaction import JOURNAL_NAME, recover
 
 __all__ = ["DIRECTORIES", "Signature", "StoreFiles"]
@@ -92,8 +92,8 @@ class StoreFiles:
         recover(self.root, (".", *DIRECTORIES))
 
     def has_journal(self) -> bool:
-        """Whether a change of several files was cut short."""
-        return os.path.lexists(self.root / JOURNAL_NAME)
+        """Whether a change of several files was cut short; raises `StorageError`."""
+        return is_present(self.root / JOURNAL_NAME)
 
     def path(self, place: str) -> Path:
         """Return the file of a place ("sessions/ID.json")."""
