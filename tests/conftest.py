@@ -7,6 +7,7 @@ something, such as a kernel, a file system, or a package that is not made for it
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from typing import Any
@@ -35,15 +36,15 @@ SOAK = (
 )
 
 REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
-FIRST = ("tests/plugin", "tests/test_concurrency.py", "tests/test_fault")
-"""What forks: that takes the longer, the more a process has loaded. What forks most is a run of its
-own, in the Makefile."""
-LAST = (
-    "tests/core",
-    "tests/reference/test_remote.py",
-    "tests/test_engines.py",
+FIRST = (
     "tests/recorders/test_strace_maps.py",
+    "tests/plugin",
+    "tests/test_concurrency.py",
+    "tests/test_fault",
 )
+"""What forks, and what searches all that a process has loaded: both take the longer, the more that
+is. What forks most is a run of its own, in the Makefile."""
+LAST = ("tests/core", "tests/reference/test_remote.py", "tests/test_engines.py")
 """After what a process has most memory: large modules are imported, large tables are kept."""
 GIVEN = (
     REASON,
@@ -55,6 +56,11 @@ GIVEN = (
     "azure",
 )
 """How the reasons begin that no installation can take away."""
+
+
+def pytest_configure() -> None:
+    # Thousands of tests are in memory all the time, and hold nothing that could be collected.
+    gc.set_threshold(10_000, 50, 50)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -35,7 +35,7 @@ ALONE = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 FEW_EXAMPLES = """
 from dataclasses import replace
 from pytest_statepersist.machines.profiles import PROFILES
-PROFILES["dev"] = replace(PROFILES["dev"], examples=6)
+PROFILES["dev"] = replace(PROFILES["dev"], examples=2)
 """
 NOTHING_SHORTER = """
 from hypothesis import Phase, settings

@@ -327,6 +327,7 @@ class Rebinding:
                     self._rewrite_dict(cell.cell_contents, new)
         if owner.__kwdefaults__:
             self._rewrite_dict(owner.__kwdefaults__, new)
+        self._rewrite_dict(vars(owner), new)  # functools.wraps keeps there what it wraps
         self._rewrite_defaults(owner, new)
 
     def _rewrite_class(self, owner: type, new: dict[int, Any]) -> None:

@@ -117,7 +117,7 @@ def note_owners(found: list[dict[Any, Any]]) -> None:
                 if id(value) in wanted
             )
         elif isinstance(holder, types.FunctionType):
-            if id(holder.__kwdefaults__) in wanted:
+            if not wanted.isdisjoint((id(holder.__kwdefaults__), id(vars(holder)))):
                 note(holder)
         elif not isinstance(holder, _CONTAINERS):
             note(holder)

@@ -31,7 +31,7 @@ from tests.mutants.table import MUTANTS, UNSEEN, Caught, Mutant
 from tests.mutants.unit_tests import files_of, is_ordinary, run
 
 SOAK = os.environ.get("STATEPERSIST_PROFILE") == "soak"
-FEW = 6
+FEW = 2
 also = pytest.mark.skipif(not SOAK, reason=REASON)
 ROOT = Path(__file__).parent.parent.parent
 CASES = [(mutant, caught) for mutant in MUTANTS for caught in mutant.caught]

@@ -489,6 +489,26 @@ def test_default_arguments_that_were_found_once_need_no_search(
     assert bool(searches) is (taken != "never")
 
 
+def test_a_function_that_wraps_one_and_was_found_once_needs_no_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gc.unfreeze()
+
+    @functools.wraps(os.getlogin)
+    def wrapper() -> Any:
+        return None
+
+    interposition = Interposition({(os, "getlogin"): traced([], "a")}, rebind=True)
+    with interposition:
+        assert vars(wrapper)["__wrapped__"] is os.getlogin
+    searches = count_searches(monkeypatch)
+    with interposition:
+        assert vars(wrapper)["__wrapped__"] is os.getlogin
+    assert vars(wrapper)["__wrapped__"] is os.getlogin
+    assert isinstance(os.getlogin, types.BuiltinFunctionType)
+    assert not searches
+
+
 TABLE: dict[str, Any] = {}
 
 
