@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 # Tests start many processes of Python; without files of bytecode each of them compiles all it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test lint bench soak docs clean
+.PHONY: demo test tests lint bench soak docs clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.run
@@ -23,7 +23,10 @@ FORKING := tests/explorer tests/zoo tests/test_cli.py tests/test_examples.py tes
 RUN = $(BIN)/python -m pytest -n $(WORKERS)
 NONE = [ $$? -eq 5 ] && [ -n "$(PYTEST_ARGS)" ]
 
-test: $(STAMP) lint
+test: $(STAMP)
+	$(MAKE) --jobs 2 lint tests
+
+tests: $(STAMP)
 	$(RUN) $(FORKING) $(PYTEST_ARGS) || { $(NONE); }
 	$(RUN) $(FORKING:%=--ignore=%) $(PYTEST_ARGS) || { $(NONE); }
 

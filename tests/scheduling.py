@@ -15,6 +15,7 @@ BY_FILE = (
 BY_PARAMETER = (
     "tests/reference/test_every_durable_operation.py",  # one exploration for each operation
     "tests/test_repairs.py",  # and for each store
+    "tests/test_architecture.py",  # and one reading of each module
 )
 
 

@@ -6,6 +6,8 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,8 +58,30 @@ def part_of(path: Path) -> str:
     return relative.parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+@dataclass(frozen=True)
+class Facts:
+    """What a module says of itself: its own words, and what it imports.
+
+    ``typing_only`` is imported for type checking: no dependency when the code runs.
+    """
+
+    docstring: str | None
+    imports: frozenset[str]
+    typing_only: frozenset[str]
+
+
+@cache
+def facts_of(path: Path) -> Facts:
+    tree = ast.parse(path.read_text())
+    typing_only: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            typing_only.update(imported(node, path))
+    return Facts(ast.get_docstring(tree), frozenset(imported(tree, path)), frozenset(typing_only))
+
+
+def imported(tree: ast.AST, path: Path) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -66,25 +90,14 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def typing_only(path: Path) -> set[str]:
-    """Names imported for type checking only: they are not dependencies when the code runs."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.ImportFrom):
-                    found.add(inner.module or "")
-                    found.update(f"{inner.module}.{alias.name}" for alias in inner.names)
-    return found
-
-
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_downwards(path: Path) -> None:
     part = part_of(path)
     if part in ("__init__", "reference"):
         return
     level = LEVEL[part]
-    for name in set(imports(path)) - typing_only(path):
+    facts = facts_of(path)
+    for name in facts.imports - facts.typing_only:
         pieces = name.split(".")
         if pieces[0] == "pytest_statepersist" and len(pieces) > 1:
             other = pieces[1]
@@ -102,7 +115,7 @@ def test_imports_point_downwards(path: Path) -> None:
     "path", sorted((PACKAGE / "reference").rglob("*.py")), ids=lambda p: p.name
 )
 def test_the_reference_implementation_stands_alone(path: Path) -> None:
-    for name in imports(path):
+    for name in facts_of(path).imports:
         if name.startswith("pytest_statepersist"):
             assert name.startswith("pytest_statepersist.reference"), f"{path.name} imports {name}"
         assert name.split(".")[0] not in ("pytest", "hypothesis", "_pytest")
@@ -111,13 +124,13 @@ def test_the_reference_implementation_stands_alone(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((PACKAGE / "core").rglob("*.py")), ids=lambda p: p.name)
 def test_the_core_touches_nothing(path: Path) -> None:
     forbidden = {"os", "io", "pathlib", "tempfile", "shutil", "subprocess", "time", "random"}
-    assert not forbidden & {name.split(".")[0] for name in imports(path)}
+    assert not forbidden & {name.split(".")[0] for name in facts_of(path).imports}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_every_module_states_its_law(path: Path) -> None:
     if path.stat().st_size > 1:
-        assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+        assert facts_of(path).docstring, f"{path} has no docstring"
 
 
 def test_loading_the_plugin_loads_nothing_heavy() -> None:

@@ -63,7 +63,7 @@ STORES = """
         def store(self):
             return Readable
 
-    few = settings(max_examples=20, stateful_step_count=8, database=None, deadline=None,
+    few = settings(max_examples=6, stateful_step_count=8, database=None, deadline=None,
                    derandomize=True, phases=[Phase.generate])
     TestSoundMachine = RoundTripMachine.for_store(Sound).TestCase
     TestSoundMachine.settings = few

@@ -494,10 +494,10 @@ def test_a_function_that_wraps_one_and_was_found_once_needs_no_search(
 ) -> None:
     gc.unfreeze()
 
-    @functools.wraps(os.getlogin)
     def wrapper() -> Any:
         return None
 
+    functools.update_wrapper(wrapper, os.getlogin)
     interposition = Interposition({(os, "getlogin"): traced([], "a")}, rebind=True)
     with interposition:
         assert vars(wrapper)["__wrapped__"] is os.getlogin
