@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_statepersist.errors import TraceError
@@ -118,6 +118,7 @@ def scripts(draw: st.DrawFn) -> Script:
     return script
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(scripts())
 def test_what_was_rendered_is_read_back(script: Script) -> None:
     found = list(parse(script.lines))
