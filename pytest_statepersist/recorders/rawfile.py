@@ -77,24 +77,34 @@ class RawFile:
                     else:
                         found.position = start + count
                     if type(data) is not bytes:
-                        data = session.kept(data, count)
+                        previous = session.previous  # as `Session.kept`
+                        if len(previous) == count and previous.startswith(data):
+                            data = previous
+                        else:
+                            data = session.kept(data, count)
                     if (
-                        writes.run is not found
-                        or writes.end != start
-                        or writes.path is not node.path
-                        or frame.f_lasti != session.last_line
+                        frame.f_lasti != session.last_line
                         or frame.f_code is not session.last_code
                         or len(data) != count
+                        or not found.quick
                     ):
                         session.went(found, start, data, count, frame)
                         return count
-                    # What `Session.went` does for one more of a row.
-                    now = session.now
+                    # What `Session.went` does for one more write of a line.
+                    now, path = session.now, node.path
                     time = node.changed = now()
-                    end = writes.end = start + count
+                    end = start + count
                     if end > node.size:
                         node.size = end
-                    writes.append(time)
+                    if writes.run is found and writes.end == start and writes.path is path:
+                        writes.append(time)
+                    else:
+                        found.written = True
+                        writes.extend(
+                            (path, session.last_site, time, session.last_task, found.inode, start)
+                        )
+                        writes.run, writes.path = found, path
+                    writes.end = end
                     log = session.log
                     log.append(data)
                     if not len(log) % DRAIN:

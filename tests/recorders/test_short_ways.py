@@ -233,3 +233,17 @@ def test_a_row_ends_with_its_line_and_its_file(tmp_path: Path) -> None:
     assert len(lines) == len(writes)
     assert len(set(lines[:4])) == 1
     assert lines[4:] == [lines[4], lines[4] + 1] * 3
+
+
+def test_a_row_of_what_promises_more_keeps_its_promise(tmp_path: Path) -> None:
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_SYNC)
+
+    with PythonRecorder(tmp_path) as recorder:
+        for chosen in (None, opener):
+            with open(tmp_path / f"{chosen is None}", "wb", buffering=0, opener=chosen) as file:
+                for _ in range(3):
+                    file.write(b"ab")
+    writes = [each for each in recorder.trace.operations if isinstance(each, op.Write)]
+    kept = [op.Durability.NONE] * 3 + [op.Durability.FULL] * 3
+    assert [each.durability for each in writes] == kept
