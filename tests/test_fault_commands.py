@@ -479,8 +479,11 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     assert main([*common, "--workload", SOUND]) == 0
     assert capsys.readouterr().out.endswith("\nsound\n")
-    assert main([*common, "--workload", SOUND, "--states", "1"]) == 1
-    assert "not covered" in capsys.readouterr().out
+    assert main([*common, "--workload", SOUND, "--states", "1", "--cases", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "cases beyond the bound of 2" in out
+    assert "only the first 1 states" in out
+    assert out.endswith("\nnot covered: no finding, and no proof that there is none\n")
     assert (tmp_path / "template" / "note").read_text() == "old"
 
 
