@@ -44,8 +44,9 @@ FIRST = (
 )
 """What forks, and what searches all that a process has loaded: both take the longer, the more that
 is. What forks most is a run of its own, in the Makefile."""
-LAST = ("tests/core", "tests/reference/test_remote.py", "tests/test_engines.py")
-"""After what a process has most memory: large modules are imported, large tables are kept."""
+LAST = ("tests/test_engines.py", "tests/reference/test_remote.py", "tests/core")
+"""After what a process has most memory: large modules are imported, large tables are kept. At the
+end stand small tests, so that no worker waits for another."""
 GIVEN = (
     REASON,
     "FileStore does not declare",  # what a store does not promise is not asked of it
@@ -71,9 +72,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Together(config, log)
 
 
+def place_of(nodeid: str) -> int:
+    """Return where in the order a test stands: below 0 what comes first, above 0 what comes last."""
+    if nodeid.startswith(FIRST):
+        return -1
+    return next((at for at, begin in enumerate(LAST, 1) if nodeid.startswith(begin)), 0)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.nodeid.startswith(LAST) - item.nodeid.startswith(FIRST))
+    items.sort(key=lambda item: place_of(item.nodeid))
     if os.environ.get("STATEPERSIST_PROFILE") == "soak":
         return
     for item in items:
