@@ -73,7 +73,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def place_of(nodeid: str) -> int:
-    """Return where in the order a test stands: below 0 what comes first, above 0 what comes last."""
+    """Return where in the order a test stands: negative what comes first, positive what last."""
     if nodeid.startswith(FIRST):
         return -1
     return next((at for at, begin in enumerate(LAST, 1) if nodeid.startswith(begin)), 0)
