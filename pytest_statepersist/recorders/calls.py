@@ -25,6 +25,7 @@ from typing import Any
 
 from pytest_statepersist.core.operations import OUTSIDE, Durability
 from pytest_statepersist.recorders import real
+from pytest_statepersist.recorders.adopting import adopt, adopt_if_possible, adopt_synced
 from pytest_statepersist.recorders.attribute_calls import AttributeCalls, before
 from pytest_statepersist.recorders.real import system
 from pytest_statepersist.recorders.session import (
@@ -323,7 +324,7 @@ class Calls(AttributeCalls):
                 return
             number = session.builder.find((status.st_dev, status.st_ino))
             if number is None:
-                number = session.adopt_synced(descriptor, status)
+                number = adopt_synced(session, descriptor, status)
             failed = True
             try:
                 call(descriptor)
@@ -402,11 +403,11 @@ class Calls(AttributeCalls):
             session.check(*new, there, dst_fd)
             inside = builder[new[0]].inside
             if old[0] == OUTSIDE != new[0]:
-                _adopt_if_possible(session, here, there, old[1], src_fd)
+                adopt_if_possible(session, here, old[1], src_fd)
             elif inside and not builder[old[0]].inside and builder.entry(*old) is None:
                 # It lies in a directory that was made outside meanwhile, and came there unseen.
                 old = (OUTSIDE, session.full(*old))
-                _adopt_if_possible(session, here, there, old[1], src_fd)
+                adopt_if_possible(session, here, old[1], src_fd)
             call(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
             builder.rename(*old, *new, session.moment(frame))
             if old[0] == OUTSIDE != new[0]:
@@ -443,7 +444,7 @@ class Calls(AttributeCalls):
             if number is None:
                 if new[0] == OUTSIDE:
                     return
-                number = session.adopt(src, session.full(*old), src_dir_fd)
+                number = adopt(session, src, session.full(*old), src_dir_fd)
             if number is not None:
                 builder.link(number, *new, session.moment())
 
@@ -558,13 +559,3 @@ def _copied(session: Session, found: Description, fd: int, offset: int | None, c
 def _mark(session: Session, path: Any) -> None:
     if isinstance(path, int) and path in session.files:
         session.files[path].written = True
-
-
-def _adopt_if_possible(session: Session, src: Any, dst: Any, name: str, src_fd: int | None) -> None:
-    """Adopt what is about to move in, unless the call cannot succeed: another device."""
-    try:
-        device = real.lstat(src, dir_fd=src_fd).st_dev
-    except OSError:
-        return
-    if device == real.stat(session.directory).st_dev:
-        session.adopt(src, name, src_fd)

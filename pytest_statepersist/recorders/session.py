@@ -2,7 +2,7 @@
 
 Belongs here: turning paths and descriptors into inodes of the builder's model, and checking on the
 way that what a call touches is what the trace expects. Which Python functions lead here is said in
-`calls`, `streams` and `maps`. Rules:
+`calls`, `streams` and `maps`, and what comes in from outside in `adopting`. Rules:
 
 1. Each call is made and recorded in one turn of the builder.
 2. A path is resolved by the kernel: its directory's real identity says where it is. Only the last
@@ -24,18 +24,17 @@ from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
 from pytest_statepersist.core.operations import OUTSIDE, ROOT, Close, Durability, Site
-from pytest_statepersist.core.tree import LARGE
 from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import Identity, Inode, Moment, TraceBuilder
 from pytest_statepersist.recorders.callsite import CallSites
 from pytest_statepersist.recorders.notify import Notifications
-from pytest_statepersist.recorders.scan import scan
 
 __all__ = [
     "DOTS",
     "DRAIN",
     "Description",
+    "Path",
     "Session",
     "Slot",
     "descriptor_path",
@@ -50,7 +49,6 @@ _lstat, _fstat, _new = real.lstat, real.fstat, object.__new__
 DOTS = frozenset({"", ".", ".."})
 """Last components of paths that are no names."""
 _FORMAT, _REGULAR, _BITS = 0o170000, stat.S_IFREG, 0o7777
-_ADOPTED = 256 << 20
 _PATHS = 256
 """How many paths are remembered."""
 _DSYNC = getattr(os, "O_DSYNC", 0)
@@ -638,54 +636,7 @@ class Session:
                 real.close(source)
         return bytes(found)
 
-    # -- what comes from outside ---------------------------------------------------------------
-
-    def adopt(self, path: Path, name: str, directory: int | None = None) -> int | None:
-        """Make something outside known before it moves in; ``None`` where it is not there."""
-        try:
-            status = real.lstat(path, dir_fd=directory)
-        except OSError:
-            return None
-        identity = (status.st_dev, status.st_ino)
-        known = self.builder.find(identity)
-        if known is not None:
-            if self.builder.entry(OUTSIDE, name) is None and not self.builder[known].inside:
-                self.builder.link(known, OUTSIDE, name, self.moment())
-            return known
-        full = name if directory is None else _at(path, directory)
-        if stat.S_ISREG(status.st_mode):
-            return self._adopt_file(full, name, status)
-        if stat.S_ISLNK(status.st_mode):
-            target = real.readlink(full)
-            return self.builder.symlink(OUTSIDE, name, target, self.moment(), identity=identity)
-        if stat.S_ISDIR(status.st_mode):
-            found = scan(full)
-            identities = found.identities
-            return self.builder.adopt_tree(name, found.tree, self.moment(), identities=identities)
-        return None
-
-    def _adopt_file(self, path: str, name: str, status: os.stat_result) -> int:
-        if status.st_size > _ADOPTED:
-            self.unseen(name, f"came from outside with {status.st_size} bytes,", None)
-        with real.open(path, "rb", buffering=0) as file:
-            content = file.read(min(status.st_size, _ADOPTED))
-        return self.builder.adopt(
-            name,
-            bytes(content),
-            self.moment(),
-            mode=stat.S_IMODE(status.st_mode),
-            identity=(status.st_dev, status.st_ino),
-        )
-
-    def adopt_synced(self, fd: int, status: os.stat_result) -> int | None:
-        """Make an older file outside known because it is synced now, unless it is large."""
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGE:
-            return None
-        path = descriptor_path(fd)
-        try:
-            return self._adopt_file(path, os.path.realpath(path), status)
-        except OSError:
-            return None  # not readable: it counts as unsynced if it ever moves in
+    # -- notifications -------------------------------------------------------------------------
 
     def watch(self, number: int, path: str) -> None:
         """Watch a directory from now on."""
@@ -730,10 +681,6 @@ def _bytes_of(data: Any, count: int) -> bytes:
 def descriptor_path(fd: int) -> str:
     """Return a path by which the kernel leads to an open file of this process."""
     return f"/proc/self/fd/{fd}" if os.path.isdir("/proc/self/fd") else f"/dev/fd/{fd}"
-
-
-def _at(path: Path, directory: int) -> str:
-    return os.path.join(descriptor_path(directory), os.fsdecode(path))
 
 
 def _way_out(recorder: str | None) -> str:
