@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,10 @@ def test_survives_every_legal_crash(case: Case) -> None:
     ],
 )
 def test_sqlite_survives_a_crash_during_recovery(name: str) -> None:
-    report = explored(NAMED[name], model="posix", deviations=0, recovery_crashes=1, samples=0)
+    case = NAMED[name]
+    # One that takes what it is offered gives another answer the next time, crash or not.
+    case = replace(case, recover=case.peek or case.recover)
+    report = explored(case, model="posix", deviations=0, recovery_crashes=1, samples=0)
     verdict = report.verdict("posix")
     assert (verdict.atomic, verdict.durable) == (True, True), str(verdict)
 
