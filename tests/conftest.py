@@ -7,14 +7,19 @@ something, such as a kernel, a file system, or a package that is not made for it
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest_plugins = ["pytester"]
+
+# What Hypothesis knows of Unicode takes three seconds to find out. Tests that start other processes
+# elsewhere share it with them.
+KEPT = Path(__file__).parent.parent / ".hypothesis"
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(KEPT))
 
 SOAK = (
     # Of the file store: the same crashes as in others, judged by another question.
@@ -33,6 +38,27 @@ SOAK = (
     "tests/conformance/test_reference_stores.py::TestDatabase",
     "tests/conformance/test_reference_stores.py::TestGroupStore",
     "tests/mutants/test_mutants.py::test_ordinary_unit_tests",
+    # Each has a twin in tests/machines/test_every_rule_bites.py.
+    *(
+        f"tests/machines/test_other_machines.py::test_{name}]"
+        for name in (
+            "retention_catches[limit itself",
+            "retention_catches[stars",
+            "retention_catches[two steps",
+            "integrity_catches[associated data",
+            "integrity_catches[wrong key",
+            "backup_catches[keeps newer keys",
+            "backup_catches[damaged backup",
+            "migration_catches[in place",
+            "migration_catches[newer taken",
+            "migration_catches[newer rewritten",
+            "migration_catches[older code harms",
+        )
+    ),
+    # Both at once are in every run.
+    "tests/plugin/test_in_ci.py::test_results_are_merged_into_one_summary_and_one_file[workers]",
+    "tests/plugin/test_in_ci.py::test_results_are_merged_into_one_summary_and_one_file[random]",
+    "tests/plugin/test_check_reports.py::test_every_check_is_in_one_summary_and_one_file[plain]",
 )
 
 REASON = "runs in the soak profile: STATEPERSIST_PROFILE=soak"
@@ -57,11 +83,6 @@ GIVEN = (
     "azure",
 )
 """How the reasons begin that no installation can take away."""
-
-
-def pytest_configure() -> None:
-    # Thousands of tests are in memory all the time, and hold nothing that could be collected.
-    gc.set_threshold(10_000, 50, 50)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -36,7 +36,8 @@ _DESCRIPTORS = (
     types.BuiltinFunctionType,
 )
 
-_RECORDERS = __name__.rpartition(".")[0] + "."
+_OWN = __name__.partition(".")[0] + "."
+_SUBJECT = _OWN + "reference"
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE; a type without it is a variable of C, and holds itself
 
@@ -78,8 +79,12 @@ def _cells(of: type) -> Iterator[types.CellType]:
     """Yield what methods of a replacement share with it: the real class, and the class itself."""
     for each in vars(of).values():
         function = getattr(each, "__func__", each)
-        if type(function) is types.FunctionType and function.__module__.startswith(_RECORDERS):
+        if type(function) is types.FunctionType and _is_own(function.__module__):
             yield from function.__closure__ or ()
+
+
+def _is_own(module: str) -> bool:
+    return module.startswith(_OWN) and not module.startswith(_SUBJECT)
 
 
 def owners() -> list[Any]:
