@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-WORKERS ?= 2
+# One more than two cores: some tests wait.
+WORKERS ?= 3
 PYTEST_ARGS ?=
 
 # Tests start many processes of Python; without files of bytecode each of them compiles all it imports.
