@@ -47,6 +47,7 @@ SOAK = (
             "retention_catches[two steps",
             "integrity_catches[associated data",
             "integrity_catches[wrong key",
+            "backup_catches[crash inside restore",
             "backup_catches[keeps newer keys",
             "backup_catches[damaged backup",
             "migration_catches[in place",
@@ -55,6 +56,25 @@ SOAK = (
             "migration_catches[older code harms",
         )
     ),
+    # Their neighbours ask the same of another setting, another engine, another kind of answer.
+    *(
+        f"tests/{name}]"
+        for name in (
+            "test_examples.py::test_every_store_is_judged_as_its_source_says[sqlite_extra",
+            "test_examples.py::test_every_store_is_judged_as_its_source_says[sqlite_off",
+            "test_examples.py::test_every_store_is_judged_as_its_source_says[sqlite_side_file_synced",
+            "test_examples.py::test_every_store_is_judged_as_its_source_says[sqlite_wal_normal",
+            "test_engines.py::test_every_engine_is_judged_as_its_module_says[diskcache_set",
+            "test_engines.py::test_every_engine_is_judged_as_its_module_says[parquet_write",
+            "test_engines.py::test_every_engine_is_judged_as_its_module_says[rocksdb_put",
+            "explorer/test_against_brute_force.py::test_the_same_answers_as_from_every_state[only_names",
+            "plugin/test_capabilities.py::test_the_matrix[workers",
+        )
+    ),
+    # The slowest of the programs: four hundred recoveries by git.
+    "tests/test_cli.py::test_git_add_and_commit",
+    # What is merged of several workers is in every run for explorations and for checks.
+    "tests/plugin/test_machine_failures.py::test_no_bundle_is_lost_between_workers",
     # A program in C does the same, and passes in every run.
     "tests/test_fault_commands.py::test_a_sound_shell_program_passes",
     # Both at once are in every run.
