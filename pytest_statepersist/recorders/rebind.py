@@ -80,8 +80,7 @@ class Rebinding:
         self._rebuilt: dict[int, _Rebuilt] = {}
         self._searched: set[int] = set()
         self._own = {id(item) for pair in pairs for item in pair}
-        everything = chain.from_iterable(usual.parts(item) for pair in pairs for item in pair)
-        self._parts = list({id(part): part for part in everything}.values())
+        self._parts: list[Any] = []
         self._before: dict[int, int] = {}
         self._forward = True
 
@@ -109,6 +108,9 @@ class Rebinding:
     def _run(self, pairs: list[tuple[Any, Any]]) -> None:
         new = {id(old): replacement for old, replacement in pairs}
         below = [each for each in _in_force if each is not self]
+        # Anew each time: a class may have got subclasses meanwhile.
+        parts = chain.from_iterable(usual.parts(item) for pair in pairs for item in pair)
+        self._parts = list({id(part): part for part in parts}.values())
         spaces, everywhere = namespaces_with(self._own, self._roots(below))
         private = self._kept(below)
         if self._forward:
@@ -172,7 +174,7 @@ class Rebinding:
     def _kept(self, below: list[Rebinding]) -> list[Any]:
         """Return the containers of this package that hold originals and replacements by nature."""
         pairs = [pair for each in (self, *below) for pair in each._pairs]
-        return [*self._private, *pairs, vars(real.system)]
+        return [*self._private, *pairs, vars(real.system), *(each._parts for each in below)]
 
     def _rewrite_spaces(self, spaces: list[Namespace], new: dict[int, Any]) -> None:
         for namespace, name in spaces:

@@ -581,6 +581,23 @@ def test_a_class_that_only_its_own_parts_hold_needs_no_search(
     assert searches
 
 
+def test_a_class_that_is_replaced_twice_needs_no_search(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The outer one has counted its parts before the inner one made a subclass of its class."""
+    module.Kind = type("Kind", (), {})
+    monkeypatch.setitem(sys.modules, "subject", module)
+    table = {(module, "Kind"): lambda original: type("Watched", (original,), {})}
+    searches = count_searches(monkeypatch)
+    first = id(module.Kind)  # a local variable would be rewritten
+    with Interposition(table, rebind=True):
+        with Interposition(table, rebind=True):
+            assert [each.__name__ for each in module.Kind.__mro__[:3]] == [*2 * ["Watched"], "Kind"]
+        assert [each.__name__ for each in module.Kind.__mro__[:2]] == ["Watched", "Kind"]
+    assert id(module.Kind) == first
+    assert not searches
+
+
 def test_a_local_of_another_thread_is_named() -> None:
     ready, done = threading.Event(), threading.Event()
 
