@@ -20,6 +20,8 @@ from pytest_statepersist.core.states import crash_states, disk_of
 from pytest_statepersist.core.tree import Directory
 
 NAMES = ("a", "b", "c")
+LIMIT = 20_000
+"""States that are listed. A few histories of five steps have more."""
 
 
 class Reader(Protocol):
@@ -171,8 +173,8 @@ def test_the_same_answers_as_from_every_state(
     assert report.warnings == ()
     assert report.verdict(name).complete
     disk = disk_of(report.trace, MODELS[name])
-    wanted = {
-        recovery(InMemory(disk.tree(state)))
-        for state in crash_states(report.trace, MODELS[name], limit=20_000)
-    }
-    assert seen == wanted
+    states = list(crash_states(report.trace, MODELS[name], limit=LIMIT))
+    wanted = {recovery(InMemory(disk.tree(state))) for state in states}
+    assert seen >= wanted
+    # What is listed in part says nothing of the rest.
+    assert seen == wanted or len(states) == LIMIT
