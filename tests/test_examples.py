@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from examples import run, sqlite
 from examples.example import MODELS, Citation, Example, expect, load, names
+from tests.unconfirmed import unconfirmed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unconfirmed() -> Iterator[None]:
+    with unconfirmed():
+        yield
 
 
 def test_there_are_enough_stores() -> None:

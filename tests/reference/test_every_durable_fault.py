@@ -36,7 +36,7 @@ OUR_OWN = ("all", "bob-id", "channel", "code", "frame", "key", "one", "two")
 
 NOT_LOCKS = [name for name in ERRORS if name != "ENOLCK"]
 NAMED = {case.name: case for case in CASES}
-POINTS = 12
+POINTS = 6
 """Calls of each operation that fail in a run that is not the soak."""
 
 

@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
-from pytest_statepersist import simulator
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.models import get_models
 from pytest_statepersist.core.states import crash_states, disk_of
 from pytest_statepersist.core.tree import Tree
-from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.findings import Report, Verdict
 from pytest_statepersist.leaks import LeakReport, ModeEvent, scan_leaks, scan_permissions
 from pytest_statepersist.reference import atomic, transaction
@@ -37,7 +35,6 @@ from tests.reference import durable_cases_abc, durable_cases_de, durable_cases_f
 from tests.reference.durable_case import (
     RECOVERIES,
     RECOVERIES_OF_SQLITE,
-    SOAK,
     Case,
     soak,
     wants_two,
@@ -51,6 +48,7 @@ from tests.reference.durable_operations import (
 )
 from tests.reference.snapshot_helpers import CANARY as SNAPSHOT_SECRET
 from tests.reference.test_snapshot_store import SECRET as EPOCH_SECRET
+from tests.unconfirmed import unconfirmed
 
 NAMED = {case.name: case for case in CASES}
 
@@ -98,16 +96,8 @@ def seen_of(case: Case) -> Seen:
     )
 
 
-class NoFreshProcess(FreshProcess):
-    """What there is where a platform has no fork: passes are not confirmed."""
-
-    def _start(self) -> None:
-        self.available = False
-
-
 def explored(case: Case, **settings: Any) -> Report:
-    confirmed = SOAK or case.name in RECOVERIES
-    with patch.object(simulator, "FreshProcess", FreshProcess if confirmed else NoFreshProcess):
+    with nullcontext() if case.name in RECOVERIES else unconfirmed():
         return CrashSimulator(time_limit=None, repairs=False, **settings).check(
             setup=case.setup,
             workload=under_a_careless_umask(case.workload),
