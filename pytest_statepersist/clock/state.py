@@ -153,7 +153,7 @@ class StateClock:
                 f"time cannot pass backwards ({by!r}); step(-seconds) turns the wall clock back, "
                 "and nothing turns monotonic time back"
             )
-        self._timeline.move_to(self._timeline.true + ns)
+        self._timeline.move_by(ns)
 
     def advance_to(self, moment: datetime) -> None:
         """Let time pass until the wall clock shows ``moment`` (an aware datetime).

@@ -389,10 +389,18 @@ class Timeline:
 
     # --- moving time ------------------------------------------------------------------------
 
+    def move_by(self, ns: int) -> None:
+        """Move time by nanoseconds from where it stands when it is this thread's turn."""
+        self._move(lambda: self._true + ns)
+
     def move_to(self, target: int) -> None:
         """Move time to a true nanosecond, stopping at every deadline on the way."""
+        self._move(lambda: target)
+
+    def _move(self, where: Callable[[], int]) -> None:
         with self._mover():
             self._refuse_closed()
+            target = where()  # another thread may have moved time while this one waited
             while self._step(target):
                 pass
             self._set(target)

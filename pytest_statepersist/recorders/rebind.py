@@ -111,7 +111,7 @@ class Rebinding:
         # Anew each time: a class may have got subclasses meanwhile.
         parts = chain.from_iterable(usual.parts(item) for pair in pairs for item in pair)
         self._parts = list({id(part): part for part in parts}.values())
-        spaces, everywhere = namespaces_with(self._own, self._roots(below))
+        spaces, everywhere = namespaces_with(self._own, self._roots(below), everywhere=True)
         private = self._kept(below)
         if self._forward:
             # What holds a replacement before anybody was given it is this package itself.

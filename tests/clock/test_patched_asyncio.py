@@ -69,7 +69,7 @@ def test_loop_timers_and_clock_timers_share_one_order(clock: StateClock) -> None
 def test_work_in_an_executor_is_waited_for(clock: StateClock) -> None:
     async def main() -> tuple[str, float]:
         def work() -> str:
-            Real.sleep(0.1)
+            Real.sleep(0.02)
             time.sleep(20)
             return "done"
 

@@ -6,11 +6,10 @@ import os
 import sys
 import types
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from pytest_statepersist.recorders import namespaces, rebind
+from pytest_statepersist.recorders import namespaces
 from pytest_statepersist.recorders.namespaces import namespaces_with
 from pytest_statepersist.recorders.rebind import Rebinding
 
@@ -107,31 +106,4 @@ def test_an_old_module_that_takes_the_replacement_meanwhile_gets_the_original() 
     finally:
         each.undo()
     assert vars(old)["moves"] is os.replace
-    assert "built-in" in repr(os.replace)
-
-
-def test_an_inner_rebinding_looks_only_where_the_outer_one_found_something(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    looked: list[bool] = []
-
-    def counted(*arguments: Any, **options: bool) -> object:
-        found = namespaces_with(*arguments, **options)
-        looked.append(found[1])
-        return found
-
-    done_before()
-    outer = rebinding()
-    outer.do()
-    monkeypatch.setattr(rebind, "namespaces_with", counted)
-    try:
-        for _ in range(3):
-            inner = rebinding()
-            inner.do()
-            inner.undo()
-            assert "lambda" in repr(os.replace)
-            del inner  # it holds the replacement of the outer one
-    finally:
-        outer.undo()
-    assert looked == [False] * 7
     assert "built-in" in repr(os.replace)
