@@ -458,6 +458,9 @@ class Timeline:
             # A thread that the clock does not know gets real time to end the wait.
             if wait.linger(self.settle_s if self._strangers() or self._queued() else 0.0):
                 return Outcome.READY
+            # A thread that has done all it does may still be on its way out: real time ends that.
+            if self._stuck() and wait.linger(self.settle_s):
+                return Outcome.READY
             if self._stuck() and not wait.outside():
                 raise ClockDeadlock(self._explain(wait))
 
