@@ -111,7 +111,7 @@ class Rebinding:
         # Anew each time: a class may have got subclasses meanwhile.
         parts = chain.from_iterable(usual.parts(item) for pair in pairs for item in pair)
         self._parts = list({id(part): part for part in parts}.values())
-        spaces, everywhere = namespaces_with(self._own, self._roots(below), everywhere=True)
+        spaces = namespaces_with(self._own)
         private = self._kept(below)
         if self._forward:
             # What holds a replacement before anybody was given it is this package itself.
@@ -137,13 +137,6 @@ class Rebinding:
                 known.update((key, count - 1) for key, count in each._before.items())
         private += [space for space, name in spaces if _is_own_name(name)]
         olds, held = self._still_held(pairs, private, known)
-        if olds and not everywhere:
-            olds.clear()
-            spaces, _ = namespaces_with(self._own, (), everywhere=True)
-            self._rewrite_spaces(spaces, new)
-            private = self._kept(below)
-            private += [space for space, name in spaces if _is_own_name(name)]
-            olds, held = self._still_held(pairs, private, known)
         if self._forward:  # what was found once is searched for again on the way back
             self._searched.update(id(new[id(old)]) for old in olds)
         if olds:
@@ -162,14 +155,6 @@ class Rebinding:
                 held = _held_elsewhere([old for old, _ in self._pairs], private, self._parts)
         if self._forward:
             self._hidden(held)
-
-    def _roots(self, below: list[Rebinding]) -> list[int]:
-        """Return the ids of the functions that are replaced, whatever stands for them just now."""
-        stands_for = {id(new): id(old) for each in below for old, new in each._pairs}
-        roots = [id(old) for old, _ in self._pairs]
-        for _ in below:
-            roots = [stands_for.get(root, root) for root in roots]
-        return roots
 
     def _kept(self, below: list[Rebinding]) -> list[Any]:
         """Return the containers of this package that hold originals and replacements by nature."""
