@@ -1,7 +1,7 @@
 """One small file of the directory in which states are shown, and what it holds now.
 
 Belongs here: `Held`, which turns the content of one state into that of the next one with as few
-system calls as the difference needs. Rules:
+system calls as the difference needs, and `set_xattrs` for files that are not held. Rules:
 
 1. It is open for as long as it is held, so that a change is one `pwrite` and not a new file.
 2. What is equal is not written again; a modification time is set whenever a write moved it.
@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-__all__ = ["Held"]
+__all__ = ["Held", "set_xattrs", "xattrs_of"]
 
 
 class Held:
@@ -33,7 +33,7 @@ class Held:
         self.content = b""
         self.mode = mode & ~umask if fresh else -1
         self.mtime: int | None = None
-        self.xattrs: Mapping[str, bytes] = {}
+        self.xattrs: Mapping[str, bytes] = {} if fresh else xattrs_of(self.descriptor)
 
     def become(
         self, content: bytes, mode: int, xattrs: Mapping[str, bytes], mtime: int | None
@@ -56,14 +56,7 @@ class Held:
             self.mtime = mtime
 
     def _set_xattrs(self, xattrs: Mapping[str, bytes]) -> None:
-        if not hasattr(os, "setxattr"):
-            return
-        for name in self.xattrs.keys() - xattrs.keys():
-            with suppress(OSError):
-                os.removexattr(self.descriptor, name)
-        for name, value in xattrs.items():
-            with suppress(OSError):
-                os.setxattr(self.descriptor, name, value)
+        set_xattrs(self.descriptor, self.xattrs, xattrs)
         self.xattrs = dict(xattrs)
 
     def close(self) -> None:
@@ -71,6 +64,29 @@ class Held:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+def xattrs_of(descriptor: int) -> dict[str, bytes]:
+    """Return the attributes of an open file that trees hold: those that programs may set."""
+    if not hasattr(os, "listxattr"):
+        return {}
+    try:
+        names = [name for name in os.listxattr(descriptor) if name.startswith("user.")]
+        return {name: os.getxattr(descriptor, name) for name in names}
+    except OSError:
+        return {}  # a file system without them
+
+
+def set_xattrs(descriptor: int, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
+    """Give an open file other attributes than those it has, where the file system has any."""
+    if not hasattr(os, "setxattr"):
+        return
+    for name in before.keys() - after.keys():
+        with suppress(OSError):
+            os.removexattr(descriptor, name)
+    for name, value in after.items():
+        with suppress(OSError):
+            os.setxattr(descriptor, name, value)
 
 
 def _write(descriptor: int, data: bytes) -> None:

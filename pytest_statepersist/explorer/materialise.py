@@ -36,7 +36,7 @@ from pytest_statepersist.core.tree import (
     read_content,
     size_of,
 )
-from pytest_statepersist.explorer.held import Held
+from pytest_statepersist.explorer.held import Held, set_xattrs, xattrs_of
 
 __all__ = ["Materialiser"]
 
@@ -350,10 +350,8 @@ class Materialiser:
         if not self._is_large(inode):
             self._write_small(real, inode, mode, xattrs, mtime, fresh=fresh)
             return
-        self._write_large(real, inode, fresh=fresh)
+        self._write_large(real, inode, xattrs, fresh=fresh)
         os.chmod(real, mode)
-        for name, value in xattrs.items():
-            _set_xattr(real, name, value)
         if mtime is not None:
             os.utime(real, ns=(mtime, mtime))
 
@@ -381,7 +379,9 @@ class Materialiser:
             if not self._sole:
                 held.close()
 
-    def _write_large(self, real: str, inode: int, *, fresh: bool) -> None:
+    def _write_large(
+        self, real: str, inode: int, xattrs: dict[str, bytes], *, fresh: bool
+    ) -> None:
         disk, _ = self._now()
         wanted = self._signature(inode)
         shown = self._large.get(inode)
@@ -413,6 +413,7 @@ class Materialiser:
             # A cut that was made above may have taken patched bytes with it.
             for number, data in wanted.units.items():
                 os.pwrite(descriptor, data[: wanted.size - number * unit], number * unit)
+            set_xattrs(descriptor, xattrs_of(descriptor), xattrs)
         finally:
             os.close(descriptor)
         self._large[inode] = wanted
@@ -528,9 +529,3 @@ def _force(function: object, path: str, _: object) -> None:
         shutil.rmtree(path)
     else:
         os.unlink(path)
-
-
-def _set_xattr(real: str, name: str, value: bytes) -> None:
-    if hasattr(os, "setxattr"):
-        with suppress(OSError):
-            os.setxattr(real, name, value)

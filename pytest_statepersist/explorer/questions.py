@@ -179,7 +179,10 @@ def _answer(disk: Disk, state: CrashState, read: Read, inode: int) -> Any:
             return False
         listing = disk.listing(state, inode)
         return tuple(sorted((name, is_directory(disk, child)) for name, child in listing.items()))
-    mode = disk.attributes(state, inode)[0]
+    mode: Any
+    mode, xattrs = disk.attributes(state, inode)
+    if xattrs:
+        mode = (mode, *sorted(xattrs.items()))
     links = 1
     if inode in disk.effects.many_names:
         cells = disk.effects.cells_naming.get(inode, ())

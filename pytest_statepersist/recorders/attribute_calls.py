@@ -14,6 +14,7 @@ from typing import Any
 
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.acl import ACCESS, mode_of_acl
+from pytest_statepersist.recorders.labels import labels
 from pytest_statepersist.recorders.real import system
 from pytest_statepersist.recorders.session import Session, Slot
 
@@ -132,8 +133,7 @@ class AttributeCalls:
             if number is None:
                 return
             name = os.fsdecode(attribute)
-            # Trees hold what programs may set; other name spaces belong to the kernel.
-            xattrs = ((name, value),) if name.startswith("user.") else ()
+            xattrs = labels(session.builder, number, name, value)
             mode = mode_of_acl(value) if value is not None and name == ACCESS else None
             session.builder.set_attributes(number, session.moment(), mode=mode, xattrs=xattrs)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_statepersist.core.operations import OUTSIDE
 from pytest_statepersist.recorders.acl import ACCESS, mode_of_acl
 from pytest_statepersist.recorders.builder import Place
+from pytest_statepersist.recorders.labels import labels
 from pytest_statepersist.recorders.strace_parser import (
     Call,
     clone_flags,
@@ -198,7 +199,7 @@ def _xattr(model: StraceModel, task: Task, call: Call) -> None:
         removed = "remove" in call.name
         value = None if removed else text(call.arguments[2])
         mode = mode_of_acl(value) if value is not None and name == ACCESS else None
-        xattrs = ((name, value),) if name.startswith("user.") else ()
+        xattrs = labels(model.builder, inode, name, value)
         model.builder.set_attributes(inode, model.moment, mode=mode, xattrs=xattrs)
         model.changed(call, inode)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_statepersist import MODELS, CrashSimulator, Kind
+from pytest_statepersist import MODELS, BlindSpot, CrashSimulator, Kind
 
 
 def sync(path: Path) -> None:
@@ -18,6 +19,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def labels_are_kept() -> bool:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as file:
+        try:
+            os.setxattr(file.name, "user.version", b"1")
+        except (AttributeError, OSError):  # another system; tmpfs before Linux 6.6
+            return False
+    return True
 
 
 def save(path: Path, value: Any) -> None:
@@ -192,3 +202,39 @@ def test_a_recovery_that_turns_native_on_the_way_starts_again() -> None:
     )
     observed = {finding.observed.value for finding in report.findings}
     assert "missing" in observed
+
+
+@pytest.mark.skipif(not labels_are_kept(), reason="no extended attributes where states are shown")
+@pytest.mark.parametrize("synced", [True, False])
+def test_extended_attributes_are_part_of_what_recovery_reads(synced: bool) -> None:
+    """States that differ in attributes alone shared one verdict, which was that of the first."""
+
+    def workload(directory: Path) -> None:
+        os.setxattr(directory / "state", "user.version", b"2")
+        if synced:
+            sync(directory / "state")
+
+    report = CrashSimulator(model="posix", repairs=False).explore(
+        setup=lambda d: (
+            (d / "state").write_text("x"),
+            os.setxattr(d / "state", "user.version", b"1"),
+        ),
+        workload=workload,
+        recover=lambda d: os.getxattr(d / "state", "user.version"),
+        before=b"1",
+        after=b"2",
+    )
+    verdict = report.verdict("posix")
+    assert verdict.atomic
+    assert verdict.durable is synced
+
+
+@pytest.mark.skipif(not labels_are_kept(), reason="no extended attributes where states are shown")
+@pytest.mark.parametrize("recorder", ["python", "strace"])
+def test_extended_attributes_of_directories_are_not_covered(recorder: str) -> None:
+    with pytest.raises(BlindSpot, match="extended attributes of directories"):
+        CrashSimulator(recorder=recorder).explore(
+            setup=lambda d: (d / "deep").mkdir(),
+            workload=lambda d: os.setxattr(d / "deep", "user.version", b"2"),
+            recover=lambda d: os.listxattr(d / "deep"),
+        )

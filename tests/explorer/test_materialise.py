@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def traces(draw: st.DrawFn) -> op.Trace:
                     names[known],
                     mode=draw(st.sampled_from([0o600, 0o640])),
                     mtime=draw(st.sampled_from([None, 5])),
+                    xattrs=draw(st.sampled_from([(), (("user.a", b"1"),), (("user.a", None),)])),
                 )
             )
         elif kind == "unlink":
@@ -117,6 +119,8 @@ def test_any_state_after_any_other(
                 assert os.stat(root / "state" / path).st_mtime_ns == node.mtime, inode
         if damage and "f" in wanted and isinstance(wanted["f"], File):
             (root / "state" / "f").write_bytes(b"damaged")
+            with suppress(OSError):  # some file systems have no extended attributes
+                os.setxattr(root / "state" / "f", "user.b", b"damaged")
             shown.heal({"f"})
             assert wanted.differences(scan(root / "state").tree) == []
     shown.close()
