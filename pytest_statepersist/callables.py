@@ -101,9 +101,12 @@ def _lambda(code: CodeType) -> ast.Lambda | None:
         whole = compile("".join(lines), code.co_filename, "exec", dont_inherit=True)
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
-    if not any(_alike(each, code) for each in _inner(whole) if _begins(each) == _begins(code)):
+    begins = _begins(code)
+    if begins is None:
+        return None  # python -X no_debug_ranges
+    if not any(_alike(each, code) for each in _inner(whole) if _begins(each) == begins):
         return None  # the file has changed
-    first, last = min(_places(code)), max(_places(code, end=True))
+    first, last = begins, max(_places(code, end=True))
     around = [
         node
         for node in ast.walk(tree)
@@ -121,8 +124,9 @@ def _compiled(node: ast.Lambda) -> CodeType:
     return next(_inner(whole))
 
 
-def _begins(code: CodeType) -> tuple[int, int]:
-    return min(_places(code))
+def _begins(code: CodeType) -> tuple[int, int] | None:
+    """Return the first place; a function that is nothing but its docstring has none."""
+    return min(_places(code), default=None)
 
 
 def _places(code: CodeType, end: bool = False) -> Iterator[tuple[int, int]]:

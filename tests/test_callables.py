@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os.path as paths
+import types
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ def load(value: object) -> object:
 class Store:
     def load(self, value: object) -> object:
         return value
+
+
+class Abstract:
+    def load(self, value: object) -> object:
+        """Nothing but this: no instruction of it has a place in the file."""
 
 
 PAIR = (lambda d: load([d, 1])), (lambda d: load([d, 2]))
@@ -48,6 +54,13 @@ def test_what_is_written_does_the_same(function: Any, expression: str | None) ->
         assert kind == IMPORT
         exec(line, space)
     assert eval(text, space)(3) == function(3)
+
+
+def test_code_without_places_is_not_written() -> None:
+    """So it is under ``python -X no_debug_ranges``."""
+    placed = PAIR[0].__code__
+    bare = types.FunctionType(placed.replace(co_linetable=b""), globals(), "<lambda>")
+    assert written({"recover": bare}) == (("recover", ""),)
 
 
 def test_what_has_values_of_its_own_is_not_written() -> None:
