@@ -70,7 +70,7 @@ def checked_path(path: PathLike) -> Path:
             problem = f"{text!r} cannot be written in the encoding of this file system"
     if problem:
         raise ValidationError("path", problem)
-    return Path(path)
+    return path if isinstance(path, Path) else Path(path)
 
 
 def check_size(data: bytes, limit: int, what: str) -> None:
@@ -282,9 +282,10 @@ def read_bounded(path: PathLike, limit: int, *, follow_symlinks: bool = True) ->
             ) from error
         raise StorageError(path, error) from error
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise DamagedData(f"{os.fspath(path)}: is not a regular file")
-        return _read_all(descriptor, path, limit)
+        return _read_all(descriptor, path, limit, found.st_size)
     except OSError as error:
         raise StorageError(path, error) from error
     finally:
@@ -293,11 +294,11 @@ def read_bounded(path: PathLike, limit: int, *, follow_symlinks: bool = True) ->
             os.close(descriptor)
 
 
-def _read_all(descriptor: int, path: PathLike, limit: int) -> bytes:
+def _read_all(descriptor: int, path: PathLike, limit: int, expected: int) -> bytes:
     pieces: list[bytes] = []
     left = limit + 1
-    while left > 0:
-        piece = os.read(descriptor, min(left, 1 << 20))
+    while left > 0:  # to the end: the file may have grown since its size was asked
+        piece = os.read(descriptor, min(left, expected + 1, 1 << 20))
         if not piece:
             return b"".join(pieces)
         pieces.append(piece)

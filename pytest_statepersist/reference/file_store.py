@@ -15,10 +15,11 @@ the lock was released, so a listener may use the store.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -75,43 +76,14 @@ from pytest_statepersist.reference.store_events import (
     LoadInfo,
     SaveInfo,
 )
-from pytest_statepersist.reference.store_files import Signature, StoreFiles
+from pytest_statepersist.reference.store_files import Known, StoreFiles
+from pytest_statepersist.reference.store_reports import LoadReport, SaveReport
 from pytest_statepersist.reference.store_schema import SCHEMA, Schema
 from pytest_statepersist.reference.transaction import Transaction
 
 __all__ = ["FileStore", "LoadReport", "SaveReport"]
 
 T = TypeVar("T", bound=Item)
-
-
-@dataclass(frozen=True, slots=True)
-class SaveReport:
-    """What `FileStore.save_all` did: places written, places that had not changed, failures.
-
-    Written and unchanged items are durable. Each failure was also given to ``on_error``.
-    """
-
-    written: tuple[str, ...]
-    unchanged: tuple[str, ...]
-    failed: tuple[ErrorInfo, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What `FileStore.load_all` found: all readable items, and what could not be read."""
-
-    sessions: tuple[Session, ...]
-    conversations: tuple[Conversation, ...]
-    focus_chains: tuple[FocusChain, ...]
-    failed: tuple[ErrorInfo, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What this process last saw durable at a place; the key to incremental saves."""
-
-    signature: Signature
-    digest: bytes
 
 
 class FileStore:
@@ -142,7 +114,7 @@ class FileStore:
         self._clock = clock or SystemClock()
         self._events = EventHub()
         self._managers: dict[type[Item], Manager[Any]] = {}
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._pending: list[Event] = []
         self._interrupted = True  # until the directory was recovered
         self._depth = 0  # of nested calls that hold the lock; only touched while holding it
@@ -423,7 +395,7 @@ class FileStore:
                 for item_id in self._files.ids(model):
                     place = place_of(model, item_id)
                     try:
-                        files[place] = self._read(model, item_id)[1]
+                        files[place] = self._read_whole(model, item_id)
                     except TooLarge:
                         raise  # neither read nor set aside: a backup must not lack it
                     except (DamagedData, ValidationError):
@@ -509,7 +481,7 @@ class FileStore:
             self._known.pop(place, None)
         self._run(transaction)
         for place, encoded in puts.items():
-            self._remember(place, encoded.digest)
+            self._remember(place, encoded.digest, encoded.data)
 
     def _run(self, transaction: Transaction) -> None:
         # After an error here the next call recovers before it touches anything.
@@ -517,17 +489,37 @@ class FileStore:
         transaction.commit()
         self._interrupted = False
 
-    def _remember(self, place: str, digest: bytes) -> None:
+    def _remember(self, place: str, digest: bytes, data: bytes) -> None:
         signature = self._files.signature(place)
         if signature is not None:
-            self._known[place] = _Known(signature, digest)
+            self._known[place] = Known(signature, digest, hashlib.sha256(data).digest())
 
     def _read(self, model: type[Item], item_id: str) -> tuple[Decoded, bytes]:
         """Read one item; report what fails, and set aside what is damaged."""
         place = place_of(model, item_id)
-        try:
+        with self._reporting(place):
             raw = self._files.read(place)
             decoded = self._codec.decode(model, item_id, raw)
+        self._remember(place, decoded.digest, raw)
+        return decoded, raw
+
+    def _read_whole(self, model: type[Item], item_id: str) -> bytes:
+        """Return the file of an item that can be read; the very bytes that were need no proof."""
+        place = place_of(model, item_id)
+        known = self._known.get(place)
+        if known is None:
+            return self._read(model, item_id)[1]
+        with self._reporting(place):
+            raw = self._files.read(place)
+            if hashlib.sha256(raw).digest() != known.stored:
+                self._codec.decode(model, item_id, raw)
+        return raw
+
+    @contextmanager
+    def _reporting(self, place: str) -> Iterator[None]:
+        """Report what fails while an item is read, and set aside what is damaged."""
+        try:
+            yield
         except TooLarge as error:
             self._reported(place, error)  # with a larger limit it may well be readable
             raise
@@ -539,8 +531,6 @@ class FileStore:
         except PersistenceError as error:
             self._reported(place, error)
             raise
-        self._remember(place, decoded.digest)
-        return decoded, raw
 
     def _set_aside(self, place: str, error: PersistenceError) -> None:
         self._known.pop(place, None)

@@ -29,7 +29,8 @@ __all__ = [
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Checked again as part of another one: `model_copy(update=...)` bypasses pydantic.
+    model_config = ConfigDict(frozen=True, extra="forbid", revalidate_instances="always")
 
 
 class Item(_Value):

@@ -12,20 +12,13 @@ gigabytes of Python objects, whatever the limit in bytes is.
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from pytest_statepersist.reference import cbor
+from pytest_statepersist.reference import cbor, strict_json
 from pytest_statepersist.reference.cbor import MOST_VALUES
-from pytest_statepersist.reference.errors import (
-    DamagedData,
-    DecompressionBomb,
-    ValidationError,
-)
+from pytest_statepersist.reference.errors import DamagedData
 from pytest_statepersist.reference.packing import Packing, pack, packing_of, unpack
 
 __all__ = [
@@ -84,11 +77,11 @@ class JsonSerializer:
 
     def dumps(self, value: object) -> bytes:
         """Return indented JSON in UTF-8. Raises `ValidationError`."""
-        return _dump_json(value, indent=2, separators=(",", ": ")) + b"\n"
+        return strict_json.dump(value, indent=True) + b"\n"
 
     def loads(self, data: bytes) -> Any:
         """Return the value of strict JSON. Raises `DamagedData`."""
-        return _load_json(data)
+        return strict_json.load(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +92,11 @@ class CompactJsonSerializer:
 
     def dumps(self, value: object) -> bytes:
         """Return JSON in UTF-8 on one line. Raises `ValidationError`."""
-        return _dump_json(value, indent=None, separators=(",", ":"))
+        return strict_json.dump(value, indent=False)
 
     def loads(self, data: bytes) -> Any:
         """Return the value of strict JSON. Raises `DamagedData`."""
-        return _load_json(data)
+        return strict_json.load(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +116,7 @@ class GzipJsonSerializer:
 
     def loads(self, data: bytes) -> Any:
         """Return the value. Raises `DamagedData`, `DecompressionBomb`."""
-        return _load_json(_unpack(data, Packing.GZIP, self.limit))
+        return strict_json.load(_unpack(data, Packing.GZIP, self.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +136,7 @@ class ZstdJsonSerializer:
 
     def loads(self, data: bytes) -> Any:
         """Return the value. Raises `DamagedData`, `DecompressionBomb`."""
-        return _load_json(_unpack(data, Packing.ZSTD, self.limit))
+        return strict_json.load(_unpack(data, Packing.ZSTD, self.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,103 +220,3 @@ def _unpack(data: bytes, packing: Packing, limit: int) -> bytes:
     if packing_of(data) is not packing:
         raise DamagedData(f"is not packed with {packing.name.lower()}")
     return unpack(data, limit=limit)
-
-
-def _dump_json(value: object, *, indent: int | None, separators: tuple[str, str]) -> bytes:
-    _refuse_what_json_would_change(value, "$", 0)
-    data = json.dumps(
-        value,
-        ensure_ascii=False,
-        allow_nan=False,
-        sort_keys=True,
-        indent=indent,
-        separators=separators,
-    ).encode()
-    if _has_too_many_values(data):
-        raise ValidationError("$", f"more than {MOST_VALUES} values, which nobody would load")
-    return data
-
-
-def _refuse_what_json_would_change(value: object, where: str, depth: int) -> None:
-    """Raise for what `json.dumps` would silently turn into something else, or choke on."""
-    if depth > 200:
-        raise ValidationError(where, "nested more than 200 levels deep")
-    if isinstance(value, str):
-        if not value.isascii():
-            _refuse_surrogates(value, where)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValidationError(where, f"{value!r} has no JSON counterpart")
-    elif isinstance(value, int):
-        # Python refuses to print or parse integers of more than 4,300 digits.
-        if value.bit_length() > 4096:
-            raise ValidationError(where, "an integer of more than 4,096 bits")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _refuse_what_json_would_change(item, f"{where}[{index}]", depth + 1)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ValidationError(where, f"the key {key!r} is not a string")
-            _refuse_surrogates(key, where)
-            _refuse_what_json_would_change(item, f"{where}.{key}", depth + 1)
-    elif value is not None:
-        raise ValidationError(where, f"a {type(value).__name__} has no JSON counterpart")
-
-
-def _refuse_surrogates(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValidationError(where, f"text with a lone surrogate ({error.reason})") from error
-
-
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-
-
-def _has_too_many_values(data: bytes) -> bool:
-    """Count what begins or follows a value, without the cost of parsing it."""
-    found = _marks(data)
-    if found <= MOST_VALUES:
-        return False
-    # Text may hold any number of commas. One string after the other: a list of them all would
-    # itself be the bomb.
-    return found - sum(_marks(match[0]) for match in _STRING.finditer(data)) > MOST_VALUES
-
-
-def _marks(data: bytes) -> int:
-    return data.count(b",") + data.count(b"[") + data.count(b"{")
-
-
-def _load_json(data: bytes) -> Any:
-    if _has_too_many_values(data):
-        raise DecompressionBomb(f"JSON of more than {MOST_VALUES} values")
-    try:
-        return json.loads(
-            data.decode(),  # never UTF-16 or UTF-32, which json.loads would guess
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_unique_keys,
-        )
-    except RecursionError as error:
-        raise DamagedData("JSON that is nested too deep to be ours") from error
-    except ValueError as error:
-        raise DamagedData(f"not valid JSON: {error}") from error
-
-
-def _refuse_constant(name: str) -> float:
-    raise DamagedData(f"not valid JSON: {name}")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise DamagedData(f"not valid JSON: {text} is no finite number")
-    return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise DamagedData("not valid JSON: an object has the same key twice")
-    return result

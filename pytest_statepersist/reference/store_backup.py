@@ -190,18 +190,20 @@ def _same(entry: FileEntry, other: FileEntry | None) -> bool:
 
 
 def _write_tree(building: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
-    make_directory(building / _FILES)
+    home = building / _FILES
+    make_directory(home)
     stored = [place for place, entry in manifest.files.items() if entry.stored]
-    for directory in sorted({Path(place).parent for place in stored}):
-        make_directory(building / _FILES / directory)
+    directories = sorted({home / os.path.dirname(place) for place in stored})
+    for directory in directories:
+        make_directory(directory)
     for place in stored:
-        _write_new(building / _FILES / place, files[place])
-    for directory in sorted({Path(place).parent for place in stored}):
-        fsync_directory(building / _FILES / directory)
+        _write_new(f"{home}/{place}", files[place])
+    for directory in directories:
+        fsync_directory(directory)
     write_atomic(building / MANIFEST_NAME, JsonSerializer().dumps(seal_manifest(manifest)))
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def _write_new(path: str, data: bytes) -> None:
     # Not `write_atomic`: nobody can see this directory yet, so one sync of it at the end does.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -89,8 +89,7 @@ class ItemCodec:
     def plaintext(self, item: Item) -> bytes:
         """Return the serialized envelope. Raises `ValidationError`."""
         # Checked again: `model_copy(update=...)` and attribute tricks bypass pydantic.
-        checked = _validated(type(item), item.model_dump(mode="json", warnings="none"))
-        data = checked.model_dump(mode="json")
+        data = _validated(type(item), item).model_dump(mode="json")
         kind, version = item.directory, self.schema.version
         envelope = {
             "kind": kind,
@@ -187,7 +186,7 @@ def _checksum(kind: str, version: int, data: dict[str, Any]) -> str:
     return hashlib.sha256(CompactJsonSerializer().dumps([kind, version, data])).hexdigest()
 
 
-def _validated(model: type[T], data: dict[str, Any]) -> T:
+def _validated(model: type[T], data: object) -> T:
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:

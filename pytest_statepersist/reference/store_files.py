@@ -36,7 +36,7 @@ from pytest_statepersist.reference.items import ITEM_TYPES, Item
 from pytest_statepersist.reference.presence import is_link, is_present
 from pytest_statepersist.reference.transaction import JOURNAL_NAME, recover
 
-__all__ = ["DIRECTORIES", "Signature", "StoreFiles"]
+__all__ = ["DIRECTORIES", "Known", "Signature", "StoreFiles"]
 
 DIRECTORIES = tuple(model.directory for model in ITEM_TYPES)
 _SUFFIX = ".json"
@@ -59,6 +59,18 @@ class Signature:
     def _fields(self) -> tuple[int, int, int, int]:
         found = self.found
         return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a process last saw durable at a place; the key to incremental saves.
+
+    ``digest`` is of the plaintext, ``stored`` of the file: the same bytes need no second look.
+    """
+
+    signature: Signature
+    digest: bytes
+    stored: bytes
 
 
 class StoreFiles:

@@ -41,6 +41,8 @@ MODULES_IN_MEMORY = {
     "presence": "reads",
     "replica": "a value, rebuilt from the event log",
     "serializers": "encodings",
+    "strict_json": "an encoding",
+    "store_reports": "values",
     "slots": "values, and the interface of stores",
     "snapshot_diff": "compares values",
     "snapshot_index": "an encoding",

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_statepersist.reference import cbor, serializers
+from pytest_statepersist.reference import cbor, strict_json
 from pytest_statepersist.reference.errors import (
     DamagedData,
     DecompressionBomb,
@@ -22,7 +22,6 @@ from pytest_statepersist.reference.errors import (
 )
 from pytest_statepersist.reference.packing import Packing, pack
 from pytest_statepersist.reference.serializers import (
-    MOST_VALUES,
     AdaptiveSerializer,
     BinarySerializer,
     CompactJsonSerializer,
@@ -88,6 +87,25 @@ def test_the_order_of_keys_makes_no_difference(value: dict[str, Any]) -> None:
     turned = dict(reversed(list(value.items())))
     for serializer in ALL:
         assert serializer.dumps(turned) == serializer.dumps(value)
+
+
+@given(value=values)
+@settings(max_examples=40)
+def test_indented_json_is_what_python_calls_so(value: Any) -> None:
+    expected = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    assert JsonSerializer().dumps(value) == expected.encode() + b"\n"
+
+
+def test_what_holds_itself_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict_json, "MOST_VALUES", 1 << 12)
+    round_and_round: list[object] = []
+    round_and_round += [round_and_round, round_and_round]
+    shared: object = 0
+    for _ in range(40):  # forty small lists, that would be written as 2**40
+        shared = [shared, shared]
+    for value in (round_and_round, shared):
+        with pytest.raises(ValidationError, match=r"values|levels"):
+            JsonSerializer().dumps(value)
 
 
 @pytest.mark.parametrize("form", list(Format))
@@ -208,7 +226,7 @@ def test_a_bomb_of_many_small_values_is_refused_before_it_is_parsed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Bytes that unfold to a thousand times as many brackets, and those to as many objects."""
-    monkeypatch.setattr(serializers, "MOST_VALUES", count := 1 << 17)
+    monkeypatch.setattr(strict_json, "MOST_VALUES", count := 1 << 17)
     brackets = b"[" + b"[]," * count + b"[]]"
     bomb = pack(brackets, Packing.ZSTD)
     assert len(bomb) < len(brackets) / 1000
@@ -223,8 +241,10 @@ def test_a_bomb_of_many_small_values_is_refused_before_it_is_parsed(
             tracemalloc.stop()
 
 
-def test_text_is_no_bomb_whatever_is_in_it() -> None:
-    text = '[{,"\\' * (MOST_VALUES // 2)  # six times too many, if they were none
+def test_text_is_no_bomb_whatever_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (strict_json, cbor):
+        monkeypatch.setattr(module, "MOST_VALUES", most := 1 << 17)
+    text = '[{,"\\' * (most // 2)  # six times too many, if they were none
     for serializer in (CompactJsonSerializer(), ZstdJsonSerializer(), BinarySerializer()):
         assert serializer.loads(serializer.dumps([text, 1])) == [text, 1]
 
@@ -232,7 +252,7 @@ def test_text_is_no_bomb_whatever_is_in_it() -> None:
 @pytest.mark.parametrize("make", [CompactJsonSerializer, BinarySerializer])
 def test_what_would_be_refused_is_not_written(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound made small: else this takes seconds."""
-    for module in (serializers, cbor):
+    for module in (strict_json, cbor):
         monkeypatch.setattr(module, "MOST_VALUES", 1000)
     most = next(n for n in range(1000, 0, -1) if _fits(make(), [0] * n))
     assert most > 990
