@@ -6,12 +6,15 @@ Belongs here: installing a table of replacements and undoing it. Rules:
 2. Several interpositions may be installed at once. The one with the higher layer is called first
    and is given, as its original, what the layers below left; undoing in any order is right.
 3. Nothing stays half-way: what an exception or a signal stops is undone, or done, to its end.
-4. What somebody else put on top meanwhile (a test's monkeypatch) is left alone: it holds our
-   replacement, which passes calls through as soon as its owner is not active.
+4. What somebody else put on top, meanwhile or before (a test's monkeypatch), is left alone. It is
+   called as ever, and holds our replacement, which passes calls through as soon as its owner is
+   not active. A function of `os` or `open` that is not the one of the module in C is such a patch.
 """
 
 from __future__ import annotations
 
+import _io
+import posix
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -24,6 +27,9 @@ __all__ = ["Interposition", "Table"]
 
 Table: TypeAlias = Mapping[tuple[Any, str], Callable[[Any], Any]]
 """(module or class, attribute) to a function that makes the replacement from the original."""
+
+_TWINS = {"os": posix, "io": _io, "builtins": _io}
+"""Where the system's functions are found whatever tests do to the names that all use."""
 
 _lock = threading.RLock()
 _layers: list[Interposition] = []
@@ -93,9 +99,10 @@ class Interposition:
 
     def _do(self) -> None:
         made: dict[int, tuple[Any, Any]] = {}
+        patched = {place for place in self._table if self._is_patched(*place)}
         for (owner, name), factory in self._table.items():
             original = vars(owner).get(name)
-            if original is None:
+            if original is None or (owner, name) in patched:
                 continue
             # One original under two names (os.replace, posix.replace) has one replacement.
             if id(original) not in made:
@@ -110,6 +117,14 @@ class Interposition:
             self._rebinding.do()
             self.unreached = self._rebinding.unreached
         self._complete = True
+
+    def _is_patched(self, owner: Any, name: str) -> bool:
+        """Whether a test has put something of its own where the system's function was."""
+        twin = _TWINS.get(getattr(owner, "__name__", ""))
+        if (twin, name) not in self._table:
+            return False
+        system = vars(twin).get(name)
+        return system is not None and vars(owner).get(name) is not system
 
     def _undo(self) -> None:
         """Put the originals back, also after a `_do` or an `_undo` that was stopped."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -169,3 +171,38 @@ def test_an_observer_above_sees_the_calls_and_they_are_recorded(state: Path) -> 
         os.replace(state / "f", state / "g")
     assert seen == ["replace"]
     assert kinds(recorder) == ["Rename"]
+
+
+def test_a_sync_that_a_test_took_away_is_no_sync(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recording called the real one in its place: a store without any sync was "durable"."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    taken = os.fsync
+    with PythonRecorder(state) as recorder, open(state / "f", "wb") as file:
+        os.fsync(file.fileno())
+    assert kinds(recorder) == ["Create"]
+    assert os.fsync is taken
+    monkeypatch.undo()
+    with PythonRecorder(state) as recorder, open(state / "g", "wb") as file:
+        os.fsync(file.fileno())
+    assert kinds(recorder) == ["Create", "Fsync"]
+
+
+@pytest.mark.parametrize("ends_inside", [False, True])
+def test_what_a_test_put_round_a_call_is_called(state: Path, ends_inside: bool) -> None:
+    (state / "f").touch()
+    real = id(os.replace)
+    patch = mock.patch("os.replace", wraps=os.replace)
+    spy = patch.start()
+    with PythonRecorder(state) as recorder:
+        os.replace(state / "f", state / "g")
+        if ends_inside:
+            patch.stop()
+            os.replace(state / "g", state / "h")
+    if not ends_inside:
+        patch.stop()
+    assert spy.call_count == 1
+    assert kinds(recorder) == ["Rename"] * (1 + ends_inside)
+    assert id(os.replace) == real
+    assert isinstance(os.replace, types.BuiltinFunctionType)
