@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import _io
 import posix
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -100,20 +101,26 @@ class Interposition:
     def _do(self) -> None:
         made: dict[int, tuple[Any, Any]] = {}
         patched = {place for place in self._table if self._is_patched(*place)}
+        fresh: set[int] = set()
+        plain = object()
+        alone = sys.getrefcount(plain)  # what this variable and this call hold
         for (owner, name), factory in self._table.items():
             original = vars(owner).get(name)
             if original is None or (owner, name) in patched:
                 continue
             # One original under two names (os.replace, posix.replace) has one replacement.
             if id(original) not in made:
-                made[id(original)] = (original, factory(original))
+                replacement = factory(original)
+                if sys.getrefcount(replacement) == alone:
+                    fresh.add(id(replacement))
+                made[id(original)] = (original, replacement)
             replacement = made[id(original)][1]
             self._done.append((owner, name, original, replacement))
             setattr(owner, name, replacement)
         if self._rebind:
             original = replacement = None  # references are counted there
             private = [entry for each in _installed for entry in each._done]
-            self._rebinding = Rebinding(list(made.values()), private=private)
+            self._rebinding = Rebinding(list(made.values()), private=private, fresh=fresh)
             self._rebinding.do()
             self.unreached = self._rebinding.unreached
         self._complete = True

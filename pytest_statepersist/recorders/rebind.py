@@ -69,14 +69,22 @@ class Unreached:
 class Rebinding:
     """Gives each holder of an original its replacement from `do` to `undo`.
 
-    ``pairs`` are (original, replacement); ``private`` are containers that must keep what they hold.
+    ``pairs`` are (original, replacement); ``private`` are containers that must keep what they hold;
+    ``fresh`` are the ids of replacements that nobody else held when they were made, just before.
     ``unreached`` names the holders that could not be rewritten.
     """
 
-    def __init__(self, pairs: list[tuple[Any, Any]], *, private: Iterable[Any] = ()) -> None:
+    def __init__(
+        self,
+        pairs: list[tuple[Any, Any]],
+        *,
+        private: Iterable[Any] = (),
+        fresh: Iterable[int] = (),
+    ) -> None:
         self.unreached: list[Unreached] = []
         self._pairs = pairs
         self._private = list(private)
+        self._fresh = frozenset(fresh)
         self._rebuilt: dict[int, _Rebuilt] = {}
         self._searched: set[int] = set()
         self._own = {id(item) for pair in pairs for item in pair}
@@ -111,7 +119,8 @@ class Rebinding:
         # Anew each time: a class may have got subclasses meanwhile.
         parts = chain.from_iterable(usual.parts(item) for pair in pairs for item in pair)
         self._parts = list({id(part): part for part in parts}.values())
-        spaces = namespaces_with(self._own)
+        others = chain.from_iterable(each._own for each in below)
+        spaces = namespaces_with(self._own, fresh=self._fresh, others=others)
         private = self._kept(below)
         if self._forward:
             # What holds a replacement before anybody was given it is this package itself.
