@@ -6,10 +6,11 @@ its own business; what the trace means is `core`'s.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ __all__ = ["Recorded", "RecordingSession", "record_workload"]
 
 Acknowledge = Callable[[Any], None]
 RecordRecovery = Callable[[Tree, Callable[[], Outcome]], "tuple[Trace, Outcome] | BlindSpot"]
+_SAME_FILE_SYSTEM = (
+    "if your directory is on one file system with what is moved or linked into it, give a "
+    "workspace= there"
+)
 Companions = tuple[Callable[[TraceBuilder, Clock], Companion], ...]
 
 
@@ -222,6 +227,7 @@ def _in_python(
             "on is not recorded, and would disturb the crash states",
         )
     names = "python+sqlite" if companions else "python"
+    warnings = (*warnings, *_copied_in(directory, recorder.outside))
     if recorder.unproved:
         warnings = (*warnings, f"completeness rests on the final tree only: {recorder.unproved}")
     values = _values(recorder.acknowledged, recorder.trace)
@@ -236,10 +242,26 @@ def _run(
     except (KeyboardInterrupt, BlindSpot, UserError):
         raise
     except BaseException as error:
+        advice = "For saves that fail, use the fault injector."
+        if getattr(error, "errno", None) == errno.EXDEV:
+            advice = f"{directory} is made by this tool; {_SAME_FILE_SYSTEM}."
         raise UserError(
             f"the workload raised {type(error).__name__}: {error}. Nothing was judged: it has to "
-            "succeed once without a crash. For saves that fail, use the fault injector."
+            f"succeed once without a crash. {advice}"
         ) from error
+
+
+def _copied_in(directory: Path, outside: Iterable[str]) -> tuple[str, ...]:
+    """Return a warning where files came and went on another file system than the directory's."""
+    here = os.stat(directory).st_dev
+    for path in sorted(outside):
+        with suppress(OSError):
+            if not os.path.lexists(path) and os.stat(os.path.dirname(path)).st_dev != here:
+                return (
+                    f"{path} was written on another file system than {directory}, and is gone: "
+                    f"moving it in copies; {_SAME_FILE_SYSTEM}",
+                )
+    return ()
 
 
 def _values(acknowledged: list[object], trace: Trace) -> tuple[tuple[int, Any], ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from pytest_statepersist.core.models import Model, get_models
@@ -40,7 +41,8 @@ class Settings:
     redundant_syncs: bool = False
 
     def __post_init__(self) -> None:
-        get_models(self.model if isinstance(self.model, str | Model) else tuple(self.model))
+        several = isinstance(self.model, Iterable) and not isinstance(self.model, str)
+        get_models(tuple(self.model) if several else (self.model,))  # type: ignore[arg-type]
         self.bounds()
         if self.recorder not in ("auto", "python", "strace"):
             raise UserError(
@@ -50,7 +52,10 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise UserError(f"{name}={value!r} cannot be: give a whole number from 0")
-        if self.time_limit is not None and self.time_limit <= 0:
+        if not isinstance(self.seed, int):
+            raise UserError(f"seed={self.seed!r} cannot be: give a whole number")
+        limit = self.time_limit
+        if limit is not None and not (isinstance(limit, int | float) and 0 < limit < inf):
             raise UserError(
                 f"time_limit={self.time_limit!r} cannot be: give seconds above 0, or None"
             )
@@ -67,7 +72,7 @@ class Settings:
                 raise UserError(
                     f"budget={budget!r} is neither a number of recoveries nor seconds like '30s'"
                 ) from None
-            if seconds >= 0:
+            if not seconds < 0:
                 return self._bounds(1 << 40, seconds)
             budget = states
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
@@ -77,7 +82,7 @@ class Settings:
         return self._bounds(budget, None)
 
     def _bounds(self, states: int, seconds: float | None) -> Bounds:
-        if seconds is not None and seconds <= 0:
+        if seconds is not None and not 0 < seconds < inf:
             raise UserError(f"budget={self.budget!r} cannot be: give seconds above 0")
         return Bounds(states, seconds, self.deviations, self.samples, self.seed)
 

@@ -7,8 +7,10 @@ import functools
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -161,6 +163,21 @@ def test_async_workloads_and_recoveries_are_awaited() -> None:
     assert explore(workload=workload, recover=recover).safe
 
 
+@pytest.mark.parametrize("which", ["setup", "workload", "recover"])
+def test_an_async_test_is_told_that_nothing_can_be_awaited_there(which: str) -> None:
+    """An async recovery gave the RuntimeError of asyncio for each state, as a finding."""
+
+    async def later(directory: Path) -> Any:
+        return load(directory / "state")
+
+    async def test() -> None:
+        await asyncio.sleep(0)
+        explore(**{which: later})
+
+    with pytest.raises(UserError, match=r"inside an event loop .* def, not async def"):
+        asyncio.run(test())
+
+
 # -- observation: many states, few runs
 
 
@@ -200,6 +217,27 @@ def test_a_large_temporary_that_recovery_never_opens_costs_no_run_for_each_torn_
     )
     assert report.safe
     assert report.runs < 40
+
+
+@pytest.mark.skipif(os.stat("/tmp").st_dev == os.stat("/dev/shm").st_dev, reason="one device")
+def test_a_move_from_another_file_system_is_pointed_out() -> None:
+    """States are shown in memory, so that a move from /tmp copies; a link or rename cannot be."""
+
+    def moved(directory: Path) -> None:
+        with tempfile.NamedTemporaryFile("w", dir="/tmp", delete=False) as file:
+            json.dump(NEW, file)
+        shutil.move(file.name, directory / "state")
+
+    report = explore(workload=moved, repairs=False)
+    assert any("another file system" in str(each) for each in report.warnings)
+    assert not explore(workload=lambda d: save(d / "state", NEW)).warnings
+
+    def renamed(directory: Path) -> None:
+        with tempfile.NamedTemporaryFile("w", dir="/tmp") as file:
+            os.rename(file.name, directory / "state")
+
+    with pytest.raises(UserError, match=r"cross-device.*workspace="):
+        explore(workload=renamed)
 
 
 # -- recoveries that cannot be trusted in this process
@@ -328,6 +366,12 @@ def test_what_recovery_changes_is_put_back_before_the_next_state() -> None:
     [
         ({"model": "ext5"}, "no persistence model 'ext5'"),
         ({"model": []}, "no persistence model was named"),
+        ({"model": 3}, "given by name, not as int"),
+        ({"budget": "nans"}, "budget='nans'"),
+        ({"seed": "7"}, "seed='7'"),
+        ({"time_limit": float("nan")}, "time_limit=nan"),
+        ({"time_limit": "5s"}, "time_limit='5s'"),
+        ({"workspace": "/no/such"}, "workspace='/no/such' is no directory"),
         ({"budget": 0}, "budget=0"),
         ({"budget": -3}, "budget=-3"),
         ({"budget": "soon"}, "budget='soon'"),

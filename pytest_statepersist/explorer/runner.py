@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
+from pytest_statepersist.errors import UserError
 from pytest_statepersist.explorer.outcome import Ended, Outcome
 
 __all__ = ["Recovery", "call", "run_recovery", "time_limit"]
@@ -42,12 +43,22 @@ class Exited(BaseException):
         self.status = status
 
 
+class InLoop(UserError):
+    """Something asynchronous was to be awaited in the thread of an event loop that runs."""
+
+
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of the user and await what it returns if it is a coroutine."""
     result = function(*arguments)
     if result.__class__ in _NEVER_AWAITED:
         return result
     if inspect.isawaitable(result):
+        if asyncio._get_running_loop() is not None:
+            getattr(result, "close", lambda: None)()
+            raise InLoop(
+                "inside an event loop that runs, nothing asynchronous can be awaited here: make "
+                "the test def, not async def; async functions that are given are awaited"
+            )
         return asyncio.run(_wait(result))
     return result
 
@@ -74,7 +85,7 @@ def run_recovery(
         return Outcome(Ended.HUNG, text=f"no answer within {limit:g} s")
     except Exited as error:
         return Outcome(Ended.DIED, text=f"the recovery called os._exit({error.status})")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InLoop):
         raise
     except BaseException as error:
         if limited.over:

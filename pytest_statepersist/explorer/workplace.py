@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_statepersist.errors import UserError
+
 __all__ = ["Workplace", "discard", "in_memory", "workplace"]
 
 
@@ -33,6 +35,8 @@ class Workplace:
 @contextmanager
 def workplace(parent: str | None, keep: bool = False) -> Iterator[Workplace]:
     """Make a directory for states and one for scratch, in memory where there is one."""
+    if parent is not None and not os.path.isdir(parent):
+        raise UserError(f"workspace={parent!r} is no directory; make it, or leave it out")
     root = tempfile.mkdtemp(prefix="statepersist-", dir=parent or in_memory())
     try:
         root = os.path.realpath(root)
