@@ -45,9 +45,9 @@ def zstd(data: bytes) -> bytes:
     return packed
 
 
-def zipped(data: bytes) -> bytes:
+def zipped(data: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w", method) as archive:
         archive.writestr("member.txt", data)
     return out.getvalue()
 
@@ -60,6 +60,9 @@ FORMS: dict[str, bytes] = {
     "plain": RAW,
     "utf-16-le": SECRET.encode("utf-16-le"),
     "utf-16-be": SECRET.encode("utf-16-be"),
+    "utf-32-le": SECRET.encode("utf-32-le"),
+    "utf-32-be": SECRET.encode("utf-32-be"),
+    "latin-1": SECRET.encode("latin-1"),
     "hex": RAW.hex().encode(),
     "HEX": RAW.hex().upper().encode(),
     "hex with colons": RAW.hex(":").encode(),
@@ -70,6 +73,10 @@ FORMS: dict[str, bytes] = {
     "urlsafe at 0": base64.urlsafe_b64encode(RAW),
     "urlsafe at 1": base64.urlsafe_b64encode(b"a" + RAW),
     "base64 in lines": base64.encodebytes(b"x" * 50 + RAW + b"y" * 50),
+    "base64 in lines, in json": json.dumps(
+        base64.encodebytes(b"x" * 50 + RAW + b"y" * 50).decode()
+    ).encode(),
+    "base64 in json with escaped slashes": base64.b64encode(b"a" + RAW).replace(b"/", b"\\/"),
     "base64 of utf-16": base64.b64encode(b"?" + SECRET.encode("utf-16-le")),
     "json": json.dumps({"value": SECRET}).encode(),
     "percent": b"a=canary%3A%20Gr%C3%BC%C3%9Fe%20from%201f9c%3F%3E~&b=1",
@@ -84,6 +91,11 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
     "zstd": zstd,
     "zip": zipped,
+    "zip with lzma": lambda data: zipped(data, zipfile.ZIP_LZMA),
+    "zip with bzip2": lambda data: zipped(data, zipfile.ZIP_BZIP2),
+    "gzip in base64 behind a word": lambda data: b"abc" + base64.b64encode(gzip.compress(data)),
+    "zlib in base64 behind a word": lambda data: b" ab" + base64.b64encode(zlib.compress(data)),
+    "gzip in hex behind a digit": lambda data: b" 1" + gzip.compress(data).hex().encode(),
     "gzip in gzip": lambda data: gzip.compress(gzip.compress(data)),
     "gzip in base64": lambda data: base64.b64encode(gzip.compress(data * 3)),
     "gzip in hex": lambda data: gzip.compress(data * 3).hex().encode(),

@@ -26,8 +26,13 @@ _WINDOW = 16 << 20
 _DEPTH = 4
 _SPACE = re.compile(
     rb"[A-Za-z0-9+/_=-]\r?\n[ \t]*[A-Za-z0-9+/_=-]|[0-9a-fA-F]{2}[ :][0-9a-fA-F]{2}"
+    rb"|[A-Za-z0-9+/_=-]\\[rn/]"  # as JSON writes line breaks, and some of it slashes
 )
-_NEVER = "encrypted, LZ4, Brotli and Snappy contents, and raw deflate without a header"
+_ESCAPED = re.compile(rb"\\[rn/]")
+_NEVER = (
+    "encrypted, LZ4, Brotli and Snappy contents, raw deflate without a header, and text in "
+    "Base32, Base85, quoted-printable, or character by character as numbers"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +122,9 @@ def scan_leaks(
 ) -> LeakReport:
     """Look for canaries in every file and name of every state.
 
-    Found are plain, UTF-16, hexadecimal, Base64 (every alignment, also URL-safe), JSON-escaped
-    and percent-encoded forms, also with line breaks in the coded ones, and all of them inside
-    zlib, gzip, bzip2, xz, lzma, zstd streams and zip members, nested up to four deep.
+    Found are plain, UTF-16, UTF-32, Latin-1, hexadecimal, Base64 (every alignment, also URL-safe),
+    JSON-escaped and percent-encoded forms, also with line breaks in the coded ones, and all of them
+    inside zlib, gzip, bzip2, xz, lzma, zstd streams and zip members, nested up to four deep.
     ``canaries`` are secrets of at least 8 bytes, with labels to be named by in findings (never
     the secret itself); ``limit`` bounds, in bytes, what is unpacked from one part.
 
@@ -257,7 +262,8 @@ class _Scan:
         if _SPACE.search(data):
             # Coded text is often broken into lines or pairs: look again without the breaks.
             known = {hit.needle for hit in here}
-            joined = data.translate(None, b" \t\r\n:")
+            joined = _ESCAPED.sub(lambda m: b"/" if m[0] == b"\\/" else b"", data)
+            joined = joined.translate(None, b" \t\r\n:")
             for hit in self._search(joined, (*inside, "text without its spaces")):
                 if hit.needle not in known and hit.needle.form not in ("plain", "JSON-escaped"):
                     yield hit

@@ -15,8 +15,10 @@ import bz2
 import json
 import lzma
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -60,8 +62,12 @@ def _forms(canary: bytes) -> Iterator[tuple[str, bytes]]:
     except UnicodeDecodeError:
         pass
     else:
-        texts.append(("UTF-16 LE", text.encode("utf-16-le")))
-        texts.append(("UTF-16 BE", text.encode("utf-16-be")))
+        for width in ("UTF-16", "UTF-32"):  # the latter is what arrays of NumPy hold
+            texts.append((f"{width} LE", text.encode(f"{width}-le")))
+            texts.append((f"{width} BE", text.encode(f"{width}-be")))
+        if not text.isascii():
+            with suppress(UnicodeEncodeError):
+                texts.append(("Latin-1", text.encode("latin-1")))
     for name, data in texts:
         of = "" if name == "plain" else f" of {name}"
         yield name, data
@@ -100,9 +106,11 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "zip"),
 )
 _RUNS = (
-    (re.compile(rb"[A-Za-z0-9+/_-]{32,}={0,2}"), "Base64"),
-    (re.compile(rb"(?:[0-9a-fA-F]{2}){24,}"), "hex"),
+    (re.compile(rb"[A-Za-z0-9+/_-]{32,}={0,2}"), "Base64", 4),
+    (re.compile(rb"(?:[0-9a-fA-F]{2}){24,}[0-9a-fA-F]?"), "hex", 2),
 )
+"""What coded text looks like, and how many characters stand for whole bytes."""
+_BEGINS = re.compile(b"|".join(re.escape(m) for m, _ in _MAGICS) + b"|x[\x01\x5e\x9c\xda]")
 
 
 def unpack(data: bytes, *, limit: int, missing: set[str]) -> Iterator[Unpacked]:
@@ -124,17 +132,20 @@ def unpack(data: bytes, *, limit: int, missing: set[str]) -> Iterator[Unpacked]:
             found = _decompress("zlib", data, at, limit, missing)
             if found is not None:
                 yield Unpacked("zlib", at, *found)
-    for pattern, how in _RUNS:
+    for pattern, how, group in _RUNS:
         for match in pattern.finditer(data):
-            decoded = _decode(how, match.group()[:limit])
-            if decoded:
-                yield Unpacked(how, match.start(), decoded, len(match.group()) > limit)
+            for skipped in range(group):
+                text = match.group()[skipped:]
+                decoded = _decode(how, text[:limit])
+                # Behind a word that looks alike: of use only where something begins there.
+                if decoded and (not skipped or _BEGINS.search(decoded)):
+                    yield Unpacked(how, match.start() + skipped, decoded, len(text) > limit)
 
 
 def _decode(how: str, text: bytes) -> bytes:
     try:
         if how == "hex":
-            return bytes.fromhex(text.decode())
+            return bytes.fromhex(text[: len(text) & ~1].decode())
         body = text.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
         body = body[: len(body) - (len(body) % 4 == 1)]
         return base64.b64decode(body + b"=" * (-len(body) % 4))
@@ -146,15 +157,19 @@ def _decompress(
     how: str, data: bytes, at: int, limit: int, missing: set[str]
 ) -> tuple[bytes, bool] | None:
     """Return what a stream at ``at`` gives and whether it was cut; None where there is none."""
-    start = at
+    start, opener = at, _OPENERS[how]
     if how == "zip":
-        start = _zip_body(data, at)
+        start, opener = _zip_body(data, at)
         if start < 0:
             return None
     if how == "zstd" and _zstd() is None:
         missing.add("zstd (install backports.zstd)")
         return None
-    out, cut = _drain(_OPENERS[how](), data, start, limit)
+    try:
+        stream = opener()
+    except (ValueError, lzma.LZMAError):  # properties that cannot be
+        return None
+    out, cut = _drain(stream, data, start, limit)
     return (out, cut) if out else None
 
 
@@ -178,13 +193,40 @@ def _drain(stream: Any, data: bytes, start: int, limit: int) -> tuple[bytes, boo
     return bytes(out), len(out) >= limit and not stream.eof
 
 
-def _zip_body(data: bytes, at: int) -> int:
-    """Return where the deflated content of a zip member begins, -1 where it is not deflated."""
-    if len(data) < at + 30 or int.from_bytes(data[at + 8 : at + 10], "little") != 8:
-        return -1
-    name = int.from_bytes(data[at + 26 : at + 28], "little")
-    extra = int.from_bytes(data[at + 28 : at + 30], "little")
-    return at + 30 + name + extra
+def _zip_body(data: bytes, at: int) -> tuple[int, Callable[[], Any]]:
+    """Return where the packed content of a zip member begins, and what opens it.
+
+    The place is -1 where the content begins with a magic of its own, or is not packed.
+    """
+    method, name, extra = (
+        int.from_bytes(data[at + n : at + n + 2], "little") for n in (8, 26, 28)
+    )
+    start = at + 30 + name + extra
+    if len(data) < at + 30 or method not in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        return -1, _OPENERS["zip"]
+    if method == zipfile.ZIP_DEFLATED:
+        return start, _OPENERS["zip"]
+    # A version, and the size of the properties, come before them.
+    size = int.from_bytes(data[start + 2 : start + 4], "little")
+    properties = data[start + 4 : start + 4 + size]
+    return start + 4 + size, lambda: _raw_lzma(properties)
+
+
+def _raw_lzma(properties: bytes) -> Any:
+    """Return a decompressor for LZMA1 without a header, by what the header would say."""
+    if len(properties) != 5:
+        raise ValueError("not the properties of LZMA1")
+    coded, dictionary = properties[0], int.from_bytes(properties[1:], "little")
+    rest, context = divmod(coded, 9)
+    bits, literal = divmod(rest, 5)
+    chain = {
+        "id": lzma.FILTER_LZMA1,
+        "lc": context,
+        "lp": literal,
+        "pb": bits,
+        "dict_size": min(dictionary, 1 << 28),
+    }
+    return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[chain])
 
 
 def _zstd() -> Any:
