@@ -29,7 +29,6 @@ from pytest_statepersist.reference.atomic import checked_path
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.clock import Clock, Scheduler, SystemClock
 from pytest_statepersist.reference.errors import (
-    BackupError,
     DamagedData,
     NewerVersion,
     NotFound,
@@ -67,6 +66,7 @@ from pytest_statepersist.reference.store_codec import (
     Encoded,
     ItemCodec,
     NotEncrypted,
+    item_of,
     place_of,
 )
 from pytest_statepersist.reference.store_events import (
@@ -115,6 +115,7 @@ class FileStore:
         self._events = EventHub()
         self._managers: dict[type[Item], Manager[Any]] = {}
         self._known: dict[str, Known] = {}
+        self._unsettled: set[str] = set()  # directories that another process may not have synced
         self._pending: list[Event] = []
         self._interrupted = True  # until the directory was recovered
         self._depth = 0  # of nested calls that hold the lock; only touched while holding it
@@ -170,6 +171,7 @@ class FileStore:
         with self._exclusive(place):
             encoded = self._encode_if_changed(item, place)
             if encoded is None:
+                self._settle()
                 return False
             self._commit({place: encoded}, ())
             self._pending.append(
@@ -201,7 +203,8 @@ class FileStore:
         """Remove one item; durable on return. Raises `NotFound`, `StorageError`."""
         place = place_of(model, check_id(item_id))
         with self._exclusive(place):
-            if self._files.signature(place) is None:
+            if not self._files.has(place):
+                self._files.sync(model.directory)  # whoever removed it may have been killed
                 raise NotFound(f"{self._files.path(place)}: nothing is stored there")
             self._commit({}, (place,))
 
@@ -240,6 +243,7 @@ class FileStore:
                     else:
                         changed[place] = encoded
             self._commit(changed, ())
+            self._settle()
             now = self._clock.now()
             if not failed:
                 self._last_save_time = now
@@ -395,7 +399,7 @@ class FileStore:
                 for item_id in self._files.ids(model):
                     place = place_of(model, item_id)
                     try:
-                        files[place] = self._read_whole(model, item_id)
+                        files[place] = self._look(model, item_id)
                     except TooLarge:
                         raise  # neither read nor set aside: a backup must not lack it
                     except (DamagedData, ValidationError):
@@ -432,7 +436,7 @@ class FileStore:
         """As `restore`, from a backup that was already read and verified."""
         with self._exclusive():
             for place, data in content.files.items():
-                model, item_id = _item_of(place)
+                model, item_id = item_of(place)
                 self._codec.decode(model, item_id, data)
             transaction = Transaction(self.root)
             for place in set(self._places()) - content.files.keys():
@@ -490,9 +494,7 @@ class FileStore:
         self._interrupted = False
 
     def _remember(self, place: str, digest: bytes, data: bytes) -> None:
-        signature = self._files.signature(place)
-        if signature is not None:
-            self._known[place] = Known(signature, digest, hashlib.sha256(data).digest())
+        self._known[place] = Known(digest, hashlib.sha256(data).digest())
 
     def _read(self, model: type[Item], item_id: str) -> tuple[Decoded, bytes]:
         """Read one item; report what fails, and set aside what is damaged."""
@@ -503,8 +505,8 @@ class FileStore:
         self._remember(place, decoded.digest, raw)
         return decoded, raw
 
-    def _read_whole(self, model: type[Item], item_id: str) -> bytes:
-        """Return the file of an item that can be read; the very bytes that were need no proof."""
+    def _look(self, model: type[Item], item_id: str) -> bytes:
+        """Return the file of an item that can be read: bytes that are known need no proof."""
         place = place_of(model, item_id)
         known = self._known.get(place)
         if known is None:
@@ -512,7 +514,7 @@ class FileStore:
         with self._reporting(place):
             raw = self._files.read(place)
             if hashlib.sha256(raw).digest() != known.stored:
-                self._codec.decode(model, item_id, raw)
+                self._remember(place, self._codec.decode(model, item_id, raw).digest, raw)
         return raw
 
     @contextmanager
@@ -545,20 +547,27 @@ class FileStore:
     def _encode_if_changed(self, item: Item, place: str) -> Encoded | None:
         """Return what is to be written; None if exactly that is on disk already."""
         encoded = self._codec.encode(item)
-        signature = self._files.signature(place)
-        known = self._known.get(place)
-        if signature is not None and (known is None or not known.signature.same_as(signature)):
-            # Another process wrote it, or nobody here read it yet: look before overwriting.
-            try:
-                self._read(type(item), item.id)
-            except TooLarge:
-                raise
-            except (DamagedData, ValidationError):
-                signature = None  # reported and set aside
-            known = self._known.get(place)
-        if signature is not None and known is not None and known.digest == encoded.digest:
-            return None
-        return encoded
+        if not self._files.has(place):
+            return encoded
+        before = self._known.get(place)
+        try:
+            self._look(type(item), item.id)  # another process may have written it
+        except TooLarge:
+            raise
+        except (DamagedData, ValidationError):
+            return encoded  # what was there is reported and set aside
+        found = self._known[place]
+        if found.digest != encoded.digest:
+            return encoded
+        if found != before:
+            self._unsettled.add(item.directory)
+        return None
+
+    def _settle(self) -> None:
+        """Make durable what others wrote: one may have been killed before its last sync."""
+        for directory in sorted(self._unsettled):
+            self._files.sync(directory)
+            self._unsettled.discard(directory)
 
     def _places(self) -> tuple[str, ...]:
         return tuple(
@@ -589,11 +598,3 @@ class FileStore:
     def _autosave_failed(self, error: Exception) -> None:
         if not isinstance(error, PersistenceError):  # those were reported already
             self._events.emit(ErrorInfo(self.root, error, self._clock.now()))
-
-
-def _item_of(place: str) -> tuple[type[Item], str]:
-    directory, _, name = place.partition("/")
-    for model in ITEM_TYPES:
-        if model.directory == directory and name.endswith(".json"):
-            return model, check_id(name.removesuffix(".json"))
-    raise BackupError(f"the backup holds {place!r}, which is no item of this store")

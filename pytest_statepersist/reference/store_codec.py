@@ -20,6 +20,7 @@ import pydantic
 from pytest_statepersist.reference.atomic import check_size
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.errors import (
+    BackupError,
     DamagedData,
     DecompressionBomb,
     IntegrityError,
@@ -27,7 +28,8 @@ from pytest_statepersist.reference.errors import (
     ValidationError,
     WrongPassword,
 )
-from pytest_statepersist.reference.items import Item
+from pytest_statepersist.reference.ids import check_id
+from pytest_statepersist.reference.items import ITEM_TYPES, Item
 from pytest_statepersist.reference.packing import unpack
 from pytest_statepersist.reference.serializers import (
     DEFAULT_LIMIT,
@@ -39,7 +41,7 @@ from pytest_statepersist.reference.serializers import (
 )
 from pytest_statepersist.reference.store_schema import Schema
 
-__all__ = ["Decoded", "Encoded", "ItemCodec", "NotEncrypted", "place_of"]
+__all__ = ["Decoded", "Encoded", "ItemCodec", "NotEncrypted", "item_of", "place_of"]
 
 T = TypeVar("T", bound=Item)
 
@@ -70,6 +72,15 @@ class Decoded:
 def place_of(model: type[Item], item_id: str) -> str:
     """Return an item's path below the store's root."""
     return f"{model.directory}/{item_id}.json"
+
+
+def item_of(place: str) -> tuple[type[Item], str]:
+    """Return the type and the id of the item at a place. Raises `BackupError` for no such place."""
+    directory, _, name = place.partition("/")
+    for model in ITEM_TYPES:
+        if model.directory == directory and name.endswith(".json"):
+            return model, check_id(name.removesuffix(".json"))
+    raise BackupError(f"the backup holds {place!r}, which is no item of this store")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from pytest_statepersist.reference.items import ITEM_TYPES, Item
 from pytest_statepersist.reference.presence import is_link, is_present
 from pytest_statepersist.reference.transaction import JOURNAL_NAME, recover
 
-__all__ = ["DIRECTORIES", "Known", "Signature", "StoreFiles"]
+__all__ = ["DIRECTORIES", "Known", "StoreFiles"]
 
 DIRECTORIES = tuple(model.directory for model in ITEM_TYPES)
 _SUFFIX = ".json"
@@ -44,31 +44,13 @@ _DAMAGED = ".damaged-"
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
-    """Which file a name shows, and when it was changed: every atomic replacement shows another.
-
-    Only a save compares two of them; what a load returns depends on no time.
-    """
-
-    found: os.stat_result
-
-    def same_as(self, other: Signature) -> bool:
-        """Tell whether both show the same file, unchanged."""
-        return self._fields() == other._fields()
-
-    def _fields(self) -> tuple[int, int, int, int]:
-        found = self.found
-        return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
-
-
-@dataclass(frozen=True, slots=True)
 class Known:
     """What a process last saw durable at a place; the key to incremental saves.
 
     ``digest`` is of the plaintext, ``stored`` of the file: the same bytes need no second look.
+    Bytes, not times and inodes: a file that is replaced twice within a tick may show both again.
     """
 
-    signature: Signature
     digest: bytes
     stored: bytes
 
@@ -97,7 +79,11 @@ class StoreFiles:
         self.recover()
         # A writer may have been killed between its rename and the sync that follows.
         for directory in DIRECTORIES:
-            fsync_directory(self.root / directory)
+            self.sync(directory)
+
+    def sync(self, directory: str) -> None:
+        """Make the names in a directory durable. Raises `StorageError`."""
+        fsync_directory(self.root / directory)
 
     def recover(self) -> None:
         """Finish or clear away what a crash interrupted; durable on return."""
@@ -154,15 +140,9 @@ class StoreFiles:
             return ""  # a courtesy, no part of the answer
         return f"; a damaged copy is kept as {aside[0]}" if aside else ""
 
-    def signature(self, place: str) -> Signature | None:
-        """Return which file is at ``place`` now; None if there is none."""
-        try:
-            found = os.stat(self.path(place), follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError(self.path(place), error) from error
-        return Signature(found)
+    def has(self, place: str) -> bool:
+        """Tell whether anything is at ``place``. Raises `StorageError`."""
+        return is_present(self.path(place))
 
     def quarantine(self, place: str) -> Path:
         """Rename a damaged file out of the way, durably; it is never deleted.

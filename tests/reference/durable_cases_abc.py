@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from pytest_statepersist.reference import atomic
 from pytest_statepersist.reference.atomic import (
     make_directory,
     remove_durably,
@@ -72,6 +75,35 @@ def save_all(directory: Path) -> None:
     store.attach(sessions=manager)
     for failure in store.save_all().failed:
         raise failure.error  # the report is how `save_all` tells
+
+
+class _Killed(BaseException):
+    pass
+
+
+def killed_before_its_last_sync(store: FileStore, item: Session) -> None:
+    """Save as a process that is killed once the new file has its name; its locks go with it."""
+
+    def stop(path: object) -> None:
+        raise _Killed
+
+    with patch.object(atomic, "fsync_directory", stop), suppress(_Killed):
+        store.save(item)
+
+
+def save_what_is_there(directory: Path) -> None:
+    ours, theirs = opened(directory), opened(directory)
+    killed_before_its_last_sync(theirs, session("a", "new"))
+    ours.save(session("a", "new"))
+
+
+def save_all_that_is_there(directory: Path) -> None:
+    ours, theirs, manager = opened(directory), opened(directory), SessionManager()
+    manager.adopt([session("a", "new")])
+    ours.attach(sessions=manager)
+    killed_before_its_last_sync(theirs, session("a", "new"))
+    for failure in ours.save_all().failed:
+        raise failure.error
 
 
 def with_backup(directory: Path) -> None:
@@ -225,6 +257,9 @@ CASES = [
     Case("FileStore.save", filled, lambda d: opened(d).save(session("a", "new")), items),
     Case("FileStore.delete", filled, lambda d: opened(d).delete(Session, "a"), items),
     Case("FileStore.save_all", filled, save_all, items, item_by_item=True),
+    # What another process left unsynced counts as saved only when it is durable.
+    Case("FileStore.save-found", filled, save_what_is_there, items),
+    Case("FileStore.save_all-killed", filled, save_all_that_is_there, items),
     Case("FileStore.clear", filled, lambda d: opened(d).clear(), items),
     Case("FileStore.migrate", old_version, lambda d: opened(d).migrate(), versions),
     Case("FileStore.rekey", filled, lambda d: opened(d).rekey(KEY), which_key_opens),

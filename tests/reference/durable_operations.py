@@ -84,7 +84,7 @@ HARMLESS = {
     "read_bounded": READS,
     "read_backup": READS,
     "has_identity": READS,
-    "Signature": "a value",
+    "Known": "a value",
     "is_temporary": READS,
     "checked_path": "checks a name",
     "check_size": "checks a length",

@@ -301,6 +301,22 @@ def test_incremental_saving_notices_what_another_process_wrote(tmp_path: Path) -
     assert ours.load(Session, "a").title == "theirs"
 
 
+def test_a_file_that_only_looks_the_same_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two replacements within a tick of the clock can end with the first inode and time again."""
+    ours, theirs = open_store(tmp_path), open_store(tmp_path)
+    ours.save(session("a", "mine"))
+    path, really = tmp_path / "sessions/a.json", os.stat
+    looks = really(path)
+    theirs.save(session("a", "them"))
+    monkeypatch.setattr(
+        os, "stat", lambda at, **how: looks if str(at) == str(path) else really(at, **how)
+    )
+    assert ours.save(session("a", "mine")) is True
+    assert theirs.load(Session, "a").title == "mine"
+
+
 def test_save_all_is_one_step(tmp_path: Path) -> None:
     root = tmp_path / "store"
     old = {f"sessions/{n}": session(n, "old") for n in "abc"}
