@@ -282,6 +282,64 @@ def test_bare_nonces_take_the_file_for_the_message() -> None:
     assert scan_nonces([{"s": one}, {"s": one}, {"s": message(N2, b"x")}], bare).ok is True
 
 
+RECORD = 48
+
+
+def log_of(*records: tuple[bytes, bytes]) -> bytes:
+    return b"".join(nonce + body.ljust(RECORD - len(nonce), b".") for nonce, body in records)
+
+
+def records(data: bytes) -> list[Sealed]:
+    starts = range(0, len(data) - RECORD + 1, RECORD)
+    return [Sealed(data[at : at + 12], data[at + 12 : at + RECORD]) for at in starts]
+
+
+@pytest.mark.parametrize("within_one_file", [True, False])
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_nonce_that_a_log_uses_again_is_found(bare: bool, within_one_file: bool) -> None:
+    """The log that ends before it was taken for a torn copy of the one that repeats it."""
+    grown = [log_of((N1, b"one"), (N2, b"two")), log_of((N1, b"one"), (N2, b"two"), (N1, b"three"))]
+    states = [{"log": data} for data in (grown[1:] if within_one_file else grown)]
+    found: Callable[[bytes], Any] = records
+    if bare:
+        found = lambda data: [each.nonce for each in records(data)]  # noqa: E731
+    report = scan_nonces(states, found)
+    assert [finding.value for finding in report.findings] == [N1]
+    if not bare:  # with bare nonces the shorter log is a message that was cut off
+        assert report.torn == 0
+
+
+def test_a_log_that_grows_passes() -> None:
+    rows = [(bytes([n]) * 12, b"body %d" % n) for n in range(40)]
+    states = [{"log": log_of(*rows[:n])} for n in range(40)]
+    whole = states[39]["log"]
+    holes = [whole[:at] + bytes(512) + whole[at + 512 :] for at in (512, 1024)]
+    torn = [{"log": data} for data in holes]
+    assert scan_nonces(states, records).ok is True
+    assert scan_nonces(states, lambda data: [each.nonce for each in records(data)]).ok is True
+    report = scan_nonces(
+        [*states, *torn], lambda data: [each for each in records(data) if any(each.nonce)]
+    )
+    assert (report.ok, report.torn) == (True, 2)
+
+
+def test_a_message_that_begins_with_the_sector_that_was_lost_is_torn() -> None:
+    def one(data: bytes) -> Sealed:
+        return Sealed(data[500:512], data[512:])
+
+    kept = os.urandom(500) + N1 + os.urandom(1024)
+    states = [{"s": kept}, {"s": kept[:512] + bytes(512) + kept[1024:]}, {"s": N2 * 200}]
+    assert scan_nonces(states, one).ok is True
+    other = kept[:512] + os.urandom(512) + kept[1024:]
+    assert scan_nonces([*states, {"s": other}], one).ok is False
+
+
+def test_nothing_may_be_given_for_a_file_without_any() -> None:
+    states = [{"s": N1 + b"x", "notes": b"text"}, {"s": N2 + b"y"}]
+    report = scan_nonces(states, lambda data: None if data == b"text" else data[:12])
+    assert (report.ok, report.unreadable) == (True, 0)
+
+
 def test_one_nonce_may_be_given_alone() -> None:
     states = [{"a": b"n" * 12 + b"one"}, {"a": b"n" * 12 + b"two"}]
     assert scan_nonces(states, lambda data: data[:12]).ok is False
@@ -394,6 +452,7 @@ def test_events_are_accepted_and_name_their_place() -> None:
 def test_only_secret_files_count() -> None:
     moments = [("README", 0o644), ("keys/a.key", 0o600)]
     assert scan_permissions(moments, secret=["*.key"]).ok is True
+    assert scan_permissions(moments, secret="*.key").ok is True
     assert scan_permissions(moments, secret=lambda path: path == "README").ok is False
     assert scan_permissions(moments).ok is False
 

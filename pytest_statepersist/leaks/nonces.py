@@ -6,6 +6,7 @@ Belongs here: which messages are the same, which are torn copies, and which brea
    gives both plaintexts and the key of the tag away.
 2. The same bytes in another crash state are the same message. So is a torn copy: a file that
    differs only in whole 512-byte sectors, each of them zeros, cut off, or those of another file.
+   Two messages in one file are two messages.
 3. One message proves nothing: a key under which fewer than two were seen is not covered.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from pytest_statepersist.checked import Check, Checked, CheckedFinding
 from pytest_statepersist.core.tree import File, Tree, read_content, size_of
@@ -37,6 +39,9 @@ class Sealed:
     ciphertext: bytes
     key: str = ""
     salt: bytes | None = None
+
+
+_Nonces: TypeAlias = "Callable[[bytes], Iterable[bytes | Sealed] | bytes | Sealed | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +114,14 @@ class NonceReport(ScanReport):
         return "\n".join(lines)
 
 
-def scan_nonces(
-    states: Iterable[State],
-    nonces: Callable[[bytes], Iterable[bytes | Sealed] | bytes | Sealed] | None,
-) -> NonceReport:
+def scan_nonces(states: Iterable[State], nonces: _Nonces | None) -> NonceReport:
     """Look for a nonce that was used for two messages under one key, over all states.
 
     ``nonces`` gets the content of a file and gives what was sealed in it, one or several:
     `Sealed`, or bare nonces (then the whole file is the ciphertext, and all have one key); nothing
-    for other files. Without it nothing is covered. Where it can check the tag, it should give only
-    messages that are authentic. What it raises on, a torn file for example, counts as unreadable.
+    for other files. A bare nonce that one file gives twice was used twice. Without it nothing is
+    covered. Where it can check the tag, it should give only messages that are authentic. What it
+    raises on, a torn file for example, counts as unreadable.
 
     Raises `UserError` where it gives something else.
     """
@@ -175,7 +178,7 @@ class _Use:
 class _Reader:
     """Reads each distinct content once and keeps each distinct message."""
 
-    nonces: Callable[[bytes], Iterable[bytes | Sealed] | bytes | Sealed]
+    nonces: _Nonces
     known: set[bytes] = field(default_factory=set)
     messages: dict[str, dict[tuple[bytes, bytes], _Use]] = field(default_factory=dict)
     salts: dict[bytes, tuple[str, str]] = field(default_factory=dict)
@@ -192,6 +195,8 @@ class _Reader:
         self.known.add(digest)
         try:
             given = self.nonces(data)
+            if given is None:
+                given = ()
             found = [given] if isinstance(given, bytes | bytearray | Sealed) else list(given)
         except UserError:
             raise
@@ -205,6 +210,18 @@ class _Reader:
             kept = self.messages.setdefault(sealed.key, {})
             kept.setdefault((sealed.nonce, sealed.ciphertext), _Use(where, data, sealed))
             self._salt(sealed, where)
+        self._within(where, found, uses)
+
+    def _within(self, where: str, found: list[bytes | Sealed], uses: list[Sealed]) -> None:
+        """Find what one file holds twice: no crash makes two places out of one message."""
+        seen: dict[tuple[str, bytes], list[Sealed]] = {}
+        for use in uses:
+            seen.setdefault((use.key, use.nonce), []).append(use)
+        bare = not any(isinstance(each, Sealed) for each in found)
+        for (key, nonce), same in seen.items():
+            if len(same) > 1 and (bare or len({use.ciphertext for use in same}) > 1):
+                again = f"the same file, {len(same)} times in all"
+                self.twice.append(NonceFinding("nonce", nonce, key, where, again))
 
     def _salt(self, sealed: Sealed, where: str) -> None:
         if sealed.salt is None:
@@ -217,17 +234,18 @@ class _Reader:
     def judge(self) -> tuple[list[NonceFinding], int]:
         """Return the findings, and how many files were taken for torn copies."""
         findings, torn = list(dict.fromkeys(self.twice)), 0
+        found = {(each.key, each.value) for each in findings if each.what == "nonce"}
         for key, uses in self.messages.items():
             by_nonce: dict[bytes, list[_Use]] = {}
             for use in uses.values():
                 by_nonce.setdefault(use.sealed.nonce, []).append(use)
             for nonce, same in by_nonce.items():
-                if len(same) < 2:
+                if len(same) < 2 or (key, nonce) in found:
                     continue
                 donors = self._donors(key, nonce)
                 whole = []
                 for use in same:
-                    if any(_torn(use.data, o.data, donors) for o in same if o is not use):
+                    if any(_is_torn(use, other, donors) for other in same if other is not use):
                         torn += 1
                         del uses[use.sealed.nonce, use.sealed.ciphertext]
                     else:
@@ -246,16 +264,37 @@ class _Reader:
         }
 
 
-def _torn(copy: bytes, whole: bytes, donors: set[tuple[int, bytes]]) -> bool:
+def _is_torn(copy: _Use, whole: _Use, donors: set[tuple[int, bytes]]) -> bool:
+    """Say whether a message is another one of which not all reached the disk.
+
+    Where the ciphertexts can be found in the files they must be in the same place, and only what
+    lies there is compared: a log that ends earlier is no torn copy of one that says more.
+    """
+    at = copy.data.find(copy.sealed.ciphertext)
+    where = whole.data.find(whole.sealed.ciphertext)
+    if at < 0 or where < 0:
+        return copy.data != whole.data and _torn(copy.data, whole.data, donors)
+    if at != where:
+        return False
+    end = at + max(len(copy.sealed.ciphertext), len(whole.sealed.ciphertext))
+    return _torn(copy.data[:end], whole.data[:end], donors, at)
+
+
+def _torn(copy: bytes, whole: bytes, donors: set[tuple[int, bytes]], start: int = 0) -> bool:
     """Say whether ``copy`` is ``whole`` with sectors that did not reach the disk.
 
     The first sector that both have must be common to both: a difference inside it is
-    another message, whatever the rest looks like.
+    another message, whatever the rest looks like. What comes before ``start`` is not compared;
+    where that ends a sector, the nonce is in the one before, and the first one may be lost.
     """
-    if not whole.startswith(copy[:_SECTOR]) and not copy.startswith(whole[:_SECTOR]):
+    first = start - start % _SECTOR
+    head, its_head = copy[start : first + _SECTOR], whole[start : first + _SECTOR]
+    lost = start and start == first and not any(head)
+    if not lost and not its_head.startswith(head) and not head.startswith(its_head):
         return False
-    for at in range(0, len(copy), _SECTOR):
-        mine, its = copy[at : at + _SECTOR], whole[at : at + _SECTOR]
+    for at in range(first, len(copy), _SECTOR):
+        skip = max(start - at, 0)
+        mine, its = copy[at + skip : at + _SECTOR], whole[at + skip : at + _SECTOR]
         if mine == its[: len(mine)] or not any(mine) or (at, mine) in donors:
             continue
         return False

@@ -113,6 +113,8 @@ def scan_permissions(
     The umask of the test counts: under 077 even careless code makes private files, so run under
     022. Raises `UserError` for anything that is no moment.
     """
+    if isinstance(secret, str):
+        secret = (secret,)
     is_secret = secret if callable(secret) else _matching(tuple(secret))
     findings: dict[tuple[str, int], PermissionFinding] = {}
     paths: set[str] = set()
