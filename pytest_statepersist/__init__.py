@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_statepersist.clock import StateClock
     from pytest_statepersist.core.by_hand import TraceByHand
     from pytest_statepersist.core.models import MODELS, Model, get_model
     from pytest_statepersist.core.operations import Trace
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from pytest_statepersist.fault_injector import FaultInjector
     from pytest_statepersist.faults.report import FaultFinding, FaultKind, FaultReport
     from pytest_statepersist.findings import Finding, Report, Verdict
+    from pytest_statepersist.leaks import ModeEvent, Sealed
     from pytest_statepersist.replaying import replay_bundle
     from pytest_statepersist.simulator import CrashSimulator, Recording
+    from pytest_statepersist.tamper import Damage, Sweep
 
 __all__ = [
     "MODELS",
@@ -41,6 +44,7 @@ __all__ = [
     "ClockDeadlock",
     "CrashConsistencyError",
     "CrashSimulator",
+    "Damage",
     "FaultFinding",
     "FaultInjector",
     "FaultKind",
@@ -48,6 +52,7 @@ __all__ = [
     "Finding",
     "HardLink",
     "Kind",
+    "ModeEvent",
     "Model",
     "NotCovered",
     "RecorderUnavailable",
@@ -56,7 +61,10 @@ __all__ = [
     "Repair",
     "RepairSearch",
     "Report",
+    "Sealed",
+    "StateClock",
     "StatePersistError",
+    "Sweep",
     "Trace",
     "TraceByHand",
     "TraceError",
@@ -69,6 +77,11 @@ __all__ = [
 ]
 
 _WHERE = {
+    "Damage": "tamper",
+    "ModeEvent": "leaks",
+    "Sealed": "leaks",
+    "StateClock": "clock",
+    "Sweep": "tamper",
     "FaultInjector": "fault_injector",
     "FaultFinding": "faults.report",
     "FaultKind": "faults.report",

@@ -80,6 +80,8 @@ def nanoseconds(amount: float | timedelta, *, what: str) -> int:
 
 def to_ns(moment: datetime, *, what: str) -> int:
     """Return an aware moment as nanoseconds since the epoch; raises `UserError` for a naive one."""
+    if not isinstance(moment, datetime):
+        raise UserError(f"{what} must be an aware datetime, not {moment!r}")
     if moment.tzinfo is None:
         raise UserError(
             f"{what} has no time zone ({moment!r}), so it could mean many moments; "

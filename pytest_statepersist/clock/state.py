@@ -191,6 +191,8 @@ class StateClock:
 
     def step_back(self, by: float | timedelta) -> None:
         """Turn the wall clock back by a positive duration."""
+        if nanoseconds(by, what="the step back") < 0:
+            raise UserError(f"cannot step back by {by}; step() turns the clock forward")
         self.step(-by)
 
     def set_wall(self, moment: datetime) -> None:
@@ -223,7 +225,7 @@ class StateClock:
         if change is None:
             raise UserError(
                 f"local time in {self._zone.key} does not jump within two years; "
-                "use a zone that does, for example StateClock(zone='Europe/Berlin')"
+                "move to a zone that does, for example set_zone('Europe/Berlin')"
             )
         return change
 
@@ -259,7 +261,11 @@ class StateClock:
         """
         if self._frozen:
             raise UserError("a frozen clock cannot drift; thaw() it first")
-        rates = [1 + Fraction(str(ppm)) / 1_000_000 for ppm in (wall_ppm, monotonic_ppm)]
+        try:
+            rates = [1 + Fraction(str(ppm)) / 1_000_000 for ppm in (wall_ppm, monotonic_ppm)]
+        except ValueError:
+            given = f"wall_ppm={wall_ppm!r}, monotonic_ppm={monotonic_ppm!r}"
+            raise UserError(f"a drift is in parts per million, not {given}") from None
         if min(rates) <= 0:
             raise UserError("a clock that drifts by -1,000,000 ppm or more stands or runs back")
         self._run_at(rates[0], rates[1])
