@@ -57,7 +57,11 @@ PathLike = str | os.PathLike[str]
 
 def checked_path(path: PathLike) -> Path:
     """Return the path. Raises `ValidationError` for one that no file can have."""
-    text = os.fspath(path)
+    _check_path(os.fspath(path))
+    return path if isinstance(path, Path) else Path(path)
+
+
+def _check_path(text: str) -> None:
     problem = ""
     if not text:
         problem = "is empty"
@@ -70,7 +74,6 @@ def checked_path(path: PathLike) -> Path:
             problem = f"{text!r} cannot be written in the encoding of this file system"
     if problem:
         raise ValidationError("path", problem)
-    return path if isinstance(path, Path) else Path(path)
 
 
 def check_size(data: bytes, limit: int, what: str) -> None:
@@ -151,7 +154,7 @@ def fsync_directory(path: PathLike) -> None:
     """
     if os.name == "nt":
         return
-    checked_path(path)
+    _check_path(os.fspath(path))
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -239,7 +242,7 @@ def remove_temporaries(directory: PathLike) -> tuple[Path, ...]:
     the next call removes it again. Raises `StorageError`.
     """
     removed: list[Path] = []
-    checked_path(directory)
+    _check_path(os.fspath(directory))
     try:
         with os.scandir(directory) as entries:
             found = [
@@ -264,7 +267,7 @@ def read_bounded(path: PathLike, limit: int, *, follow_symlinks: bool = True) ->
     ``follow_symlinks=False``) a symbolic link: none of them can be what we wrote;
     `StorageError` for the rest.
     """
-    checked_path(path)
+    _check_path(os.fspath(path))
     # O_NONBLOCK: a pipe in the place of a file would otherwise stop us for ever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     flags |= getattr(os, "O_BINARY", 0)

@@ -151,8 +151,13 @@ def import_state(
     sealer = None
     if chosen.open_secrets_with is not None:
         sealer = SecretsSealer(chosen.open_secrets_with)
-    # Fetching may take long: the lock is taken only afterwards.
-    records = [_imported(registry, component, chosen, sealer) for component in components]
+    with registry.locked():
+        own = [_own_binary(registry, component) for component in components]
+    # Fetching may take long: nobody waits for it.
+    records = [
+        _imported(component, binary, chosen, sealer)
+        for component, binary in zip(components, own, strict=True)
+    ]
     with registry.locked():
         there = set(registry.ids())
         if chosen.skip_existing:
@@ -166,15 +171,15 @@ def import_state(
 
 
 def _imported(
-    registry: ComponentRegistry,
     component: Component,
+    own_binary: bytes | None,
     options: ImportOptions,
     sealer: SecretsSealer | None,
 ) -> ComponentRecord:
     name = component.component_id
     binary = component.binary_bytes()
     if binary is None:
-        binary = _own_binary(registry, component)
+        binary = own_binary
     if binary is None and options.fetch is not None:
         binary = _fetched(component, options.fetch)
     digest = component.binary_sha256
@@ -198,8 +203,8 @@ def _imported(
 
 
 def _own_binary(registry: ComponentRegistry, component: Component) -> bytes | None:
-    """Return the registry's binary of that component if it is the one in question."""
-    if component.binary_sha256 is None:
+    """Return the registry's binary of that component where the snapshot leaves it out."""
+    if component.binary is not None or component.binary_sha256 is None:
         return None
     try:
         own = registry.get(component.component_id)

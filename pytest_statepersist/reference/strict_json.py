@@ -88,8 +88,9 @@ def _is_fit(value: object) -> bool:
         for each in level:
             kind = type(each)
             if kind is dict:
-                if not {str}.issuperset(map(type, each)):
-                    return False
+                for key in each:
+                    if type(key) is not str:
+                        return False
                 below += each.values()
             elif kind is list or kind is tuple:
                 below += each

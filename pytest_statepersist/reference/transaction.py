@@ -126,7 +126,7 @@ class _Rename:
     sha256: str
 
     def source(self, root: Path) -> Path:
-        return (root / self.target).parent / self.temporary
+        return root / os.path.join(os.path.dirname(self.target), self.temporary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class _Steps:
 
     def directories(self, root: Path) -> Iterable[Path]:
         targets = [rename.target for rename in self.renames] + list(self.deletes)
-        return sorted({(root / target).parent for target in targets})
+        return sorted(root / name for name in {os.path.dirname(target) for target in targets})
 
 
 def recover(root: str | os.PathLike[str], directories: Iterable[str] = (".",)) -> bool:
