@@ -29,7 +29,12 @@ from pytest_statepersist.core.crash_state import CrashState
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.states import disk_of
 from pytest_statepersist.core.tree import Tree
-from pytest_statepersist.errors import CrashConsistencyError, RecorderUnavailable, UserError
+from pytest_statepersist.errors import (
+    CrashConsistencyError,
+    NotCovered,
+    RecorderUnavailable,
+    UserError,
+)
 from pytest_statepersist.explorer.fresh import FreshProcess, fork
 from pytest_statepersist.explorer.materialise import Materialiser
 from pytest_statepersist.explorer.outcome import (
@@ -53,6 +58,7 @@ __all__ = ["Kill", "KillReport", "kill"]
 _FAR = 1 << 40
 _HEADER = struct.Struct("<Q")
 _LIMIT = 60.0
+_SOONEST = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,8 @@ class KillReport:
     kills: tuple[Kill, ...]
     operations: int
     seed: int | None = None
+    tells_apart: bool = True
+    """Whether recovery gives something else after the whole workload than before it."""
 
     @property
     def findings(self) -> tuple[Kill, ...]:
@@ -94,16 +102,34 @@ class KillReport:
 
     @property
     def ok(self) -> bool | None:
-        """False with a finding; ``None`` where no kill came before the end of the workload."""
+        """False with a finding; ``None`` where the kills could not show anything."""
         if self.findings:
             return False
-        return True if any(not each.ended for each in self.kills) else None
+        return None if self.not_covered else True
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """Why the kills could not show anything, if so."""
+        why = []
+        if all(each.ended for each in self.kills):
+            why.append(
+                "no kill came before the end of the workload, which makes "
+                f"{self.operations} calls that are seen here"
+            )
+        if not self.tells_apart:
+            why.append(
+                "recovery gives the same answer before and after the workload, so it cannot tell "
+                "whether anything was saved"
+            )
+        return tuple(why)
 
     def raise_for_findings(self) -> None:
-        """Raise `CrashConsistencyError` with what was wrong where something was."""
+        """Raise `CrashConsistencyError` with a finding, `NotCovered` where none could be."""
         __tracebackhide__ = True  # pytest then shows the test's own line
         if self.findings:
             raise CrashConsistencyError(str(self), self)
+        if self.not_covered:
+            raise NotCovered(f"{self}\nnot covered: {'; '.join(self.not_covered)}", self)
 
     def checked(self) -> Checked:
         """Return the result in the shape that every check has."""
@@ -119,7 +145,7 @@ class KillReport:
         )
         early = sum(not each.ended for each in self.kills)
         coverage = f"{len(self.kills)} kills, {early} of them before the workload had ended"
-        missed = () if early else ("no kill came before the end of the workload",)
+        missed = self.not_covered
         return Checked(
             Check.KILL, self.ok, len(self.kills), coverage, findings, missed, seed=self.seed
         )
@@ -218,13 +244,19 @@ class _Killer:
         for number, seconds in _moments(at, seed, runs, whole):
             self._show(base)
             run = self._run(number, seconds)
+            while run.ended and seconds is not None and seconds > _SOONEST:
+                seconds /= 2  # it was faster this time
+                self._show(base)
+                run = self._run(number, seconds)
             tree = self._scan()
             recovered = self.fresh.run(self.time_limit)
             problem = self._judge(run, recovered)
             kills.append(
                 Kill(number, seconds, run.acknowledged, run.ended, tree, recovered, problem)
             )
-        return KillReport(tuple(kills), whole.count, seed)
+        old, new = self.expected
+        told = Expectation(length=0, before=old, after=new, invariant=self.invariant)
+        return KillReport(tuple(kills), whole.count, seed, told.tells_apart)
 
     def _judge(self, run: _Run, recovered: Outcome) -> Judgement | None:
         done = [(n + 1, value) for n, value in enumerate(run.acknowledged)]
@@ -336,7 +368,7 @@ def _moments(
         points: Iterable[Any] = range(whole.count)
     elif isinstance(at, int):
         points = (at,)
-    elif at is not None and not isinstance(at, str):
+    elif isinstance(at, Iterable) and not isinstance(at, str):
         points = at
     else:
         raise UserError(f"at={at!r} is neither a number of calls, nor several, nor 'every'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,13 @@ from typing import Any
 
 import pytest
 
-from pytest_statepersist import CrashConsistencyError, CrashSimulator, UserError, raises
+from pytest_statepersist import (
+    CrashConsistencyError,
+    CrashSimulator,
+    NotCovered,
+    UserError,
+    raises,
+)
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.faults.gate import installed
 from tests.zoo.steps import replace_durably
@@ -150,9 +157,29 @@ def test_random_moments_are_drawn_by_seed() -> None:
             acknowledge(number)
 
     report = CrashSimulator().kill(saves, **arguments)
-    assert len(report.kills) == 4
+    assert [each.ended for each in report.kills] == [False] * 4
     assert report.findings == ()
     assert all(each.after_seconds >= 0 for each in report.kills if each.after_seconds is not None)
+
+
+def in_another_program(directory: Path) -> None:
+    subprocess.run(["cp", "state.json", "copy.json"], cwd=directory, check=True)
+
+
+@pytest.mark.parametrize(
+    ("workload", "recover", "why"),
+    [
+        (lambda d: store(d, 2), lambda d: load(d / "misspelt"), "same answer before and after"),
+        (in_another_program, lambda d: (d / "copy.json").exists(), "no kill came before the end"),
+    ],
+)
+def test_what_no_kill_could_show_does_not_pass(workload: Any, recover: Any, why: str) -> None:
+    with pytest.raises(NotCovered, match=why) as caught:
+        CrashSimulator().kill(
+            workload, setup=lambda d: store(d, 1), recover=recover, at="every"
+        )
+    assert caught.value.report.ok is None  # type: ignore[attr-defined]
+    assert why in str(caught.value.report.checked())  # type: ignore[attr-defined]
 
 
 def test_from_nothing_saved() -> None:
@@ -162,7 +189,9 @@ def test_from_nothing_saved() -> None:
     assert report.ok is True
 
 
-@pytest.mark.parametrize("wrong", [{}, {"at": 1, "seed": 2}, {"at": 99}, {"at": "some"}])
+@pytest.mark.parametrize(
+    "wrong", [{}, {"at": 1, "seed": 2}, {"at": 99}, {"at": "some"}, {"at": 2.5}]
+)
 def test_wrong_moments_are_user_errors(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         CrashSimulator().kill(lambda d: store(d, 1), recover=load, **wrong)

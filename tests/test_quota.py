@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyfakefs.fake_filesystem_unittest import Patcher
 
 from pytest_statepersist import BlindSpot, CrashSimulator, UserError
 from pytest_statepersist.fault_injector import FaultInjector
@@ -202,6 +203,16 @@ def test_no_claim_about_crashes_is_made_in_memory(tmp_path: Path) -> None:
         ):
             with pytest.raises(UserError, match="fsync does nothing"):
                 attempt()
+        with pytest.raises(UserError, match="one at a time"), fake_state_dir():
+            pass
+    with Patcher() as patcher:  # as the fixture ``fs`` does
+        with pytest.raises(UserError, match="while pyfakefs is active"):
+            simulator.explore(**arguments)
+        patcher.pause()
+        assert simulator.explore(**arguments).verdict("posix").complete
+        patcher.resume()
+    with pytest.raises(UserError, match="capacity='4 KB'"), fake_state_dir(capacity="4 KB"):  # type: ignore[arg-type]
+        pass
     (tmp_path / "state").mkdir()
     with simulator.record(tmp_path / "state"):
         store(tmp_path / "state", 1)

@@ -27,11 +27,14 @@ def fake_state_dir(*, capacity: int | None = None) -> Iterator[Path]:
     """
     from pyfakefs.fake_filesystem_unittest import Patcher
 
-    if capacity is not None and capacity < 0:
+    if capacity is not None and (not isinstance(capacity, int) or capacity < 0):
         raise UserError(f"capacity={capacity!r} cannot be: give bytes from 0")
     recording = sys.modules.get("pytest_statepersist.recorders.python")
     if recording is not None and recording._slot.session is not None:
         raise UserError("fake_state_dir cannot begin inside a recording: nothing of it is a disk")
+    other = _in_memory()
+    if other is not None:
+        raise UserError(f"fake_state_dir cannot begin while {other} is active: one at a time")
     with Patcher() as patcher:
         fake = patcher.fs
         assert fake is not None  # it is made when the patcher starts
@@ -50,9 +53,22 @@ def fake_state_dir(*, capacity: int | None = None) -> Iterator[Path]:
 
 def refuse_while_active(what: str) -> None:
     """Raise `UserError` where a fake directory is in use: no claim about crashes would be true."""
-    if _active:
+    fake = _in_memory()
+    if fake is not None:
         raise UserError(
-            f"{what} cannot be used while fake_state_dir is active: in memory fsync does nothing, "
+            f"{what} cannot be used while {fake} is active: in memory fsync does nothing, "
             "writes are never torn and SQLite goes past it to the real disk, so every verdict "
             "about a crash would be made up. Use state_dir, which is a real directory."
         )
+
+
+def _in_memory() -> str | None:
+    """Return what keeps files in memory here: `fake_state_dir`, or pyfakefs itself."""
+    if _active:
+        return "fake_state_dir"
+    pyfakefs = sys.modules.get("pyfakefs.fake_filesystem_unittest")
+    if pyfakefs is None:
+        return None
+    patchers = pyfakefs.Patcher
+    paused = getattr(patchers.PATCHER, "_paused", False)
+    return "pyfakefs" if patchers.REF_COUNT and not paused else None
