@@ -204,7 +204,7 @@ class FileStore:
         place = place_of(model, check_id(item_id))
         with self._exclusive(place):
             if not self._files.has(place):
-                self._files.sync(model.directory)  # whoever removed it may have been killed
+                self._files.sync((model.directory,))
                 raise NotFound(f"{self._files.path(place)}: nothing is stored there")
             self._commit({}, (place,))
 
@@ -291,6 +291,7 @@ class FileStore:
         Files that were set aside as damaged stay.
         """
         with self._exclusive():
+            self._files.sync()  # what others removed does not come back either
             places = self._places()
             self._commit({}, places)
             return len(places)
@@ -438,6 +439,7 @@ class FileStore:
             for place, data in content.files.items():
                 model, item_id = item_of(place)
                 self._codec.decode(model, item_id, data)
+            self._files.sync()
             transaction = Transaction(self.root)
             for place in set(self._places()) - content.files.keys():
                 transaction.delete(place)
@@ -488,8 +490,7 @@ class FileStore:
             self._remember(place, encoded.digest, encoded.data)
 
     def _run(self, transaction: Transaction) -> None:
-        # After an error here the next call recovers before it touches anything.
-        self._interrupted = True
+        self._interrupted = True  # after an error the next call recovers first
         transaction.commit()
         self._interrupted = False
 
@@ -564,10 +565,9 @@ class FileStore:
         return None
 
     def _settle(self) -> None:
-        """Make durable what others wrote: one may have been killed before its last sync."""
-        for directory in sorted(self._unsettled):
-            self._files.sync(directory)
-            self._unsettled.discard(directory)
+        """Make durable what another process wrote."""
+        self._files.sync(sorted(self._unsettled))
+        self._unsettled.clear()
 
     def _places(self) -> tuple[str, ...]:
         return tuple(

@@ -104,7 +104,7 @@ class LocalStorage:
         self._lock = StoreLock(self.path.with_name(self.path.name + ".lock"), timeout=timeout)
         self._cached = threading.Lock()
         self._raw: bytes | None = None
-        self._unsettled = False  # a save failed, perhaps after its rename
+        self._unsettled = False  # a save failed after its rename, here or in a killed process
         self._content = _Content()
         make_directory(self.path.parent)
         with self._lock:
@@ -113,6 +113,7 @@ class LocalStorage:
             # show must not go away again.
             fsync_directory(self.path.parent)
             self._load()
+            self._unsettled = False
 
     # -- reading -------------------------------------------------------------------------
 
@@ -289,7 +290,7 @@ class LocalStorage:
         self._unsettled = False
 
     def _settle(self) -> None:
-        """Make what is there durable: the last sync of its name may have failed."""
+        """Make what is there durable: the last sync of its name may have failed, or not come."""
         if self._unsettled:
             fsync_directory(self.path.parent)
             self._unsettled = False
@@ -305,7 +306,7 @@ class LocalStorage:
         with self._cached:
             if raw != self._raw:
                 self._content = _decode(raw, self.path, self.prefix)
-                self._raw = raw
+                self._raw, self._unsettled = raw, True
             return self._content
 
     def _remove_temporaries(self) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,13 +77,15 @@ class StoreFiles:
                 raise ValidationError(directory, f"{path} is a symbolic link; move the files here")
             make_directory(path)
         self.recover()
-        # A writer may have been killed between its rename and the sync that follows.
-        for directory in DIRECTORIES:
-            self.sync(directory)
+        self.sync()
 
-    def sync(self, directory: str) -> None:
-        """Make the names in a directory durable. Raises `StorageError`."""
-        fsync_directory(self.root / directory)
+    def sync(self, directories: Iterable[str] = DIRECTORIES) -> None:
+        """Make names durable: whoever changed them may have been killed before its last sync.
+
+        Raises `StorageError`.
+        """
+        for directory in directories:
+            fsync_directory(self.root / directory)
 
     def recover(self) -> None:
         """Finish or clear away what a crash interrupted; durable on return."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+
+from pytest_statepersist.reference import atomic
 
 SOAK = os.environ.get("STATEPERSIST_PROFILE") == "soak"
 soak = pytest.mark.skipif(
@@ -96,6 +100,21 @@ class Case:
             "recovery_crashes": int(not self.sqlite and (SOAK or self.name in RECOVERIES)),
             "samples": 3 if SOAK else 0,
         }
+
+
+class _Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killed_before_the_last_sync() -> Iterator[None]:
+    """Run a save of one file up to where its name is there; the locks go with the process."""
+
+    def stop(path: object) -> None:
+        raise _Killed
+
+    with patch.object(atomic, "fsync_directory", stop), suppress(_Killed):
+        yield
 
 
 def wants_two(workload: Callable[..., object]) -> bool:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-from pytest_statepersist.reference import atomic
 from pytest_statepersist.reference.atomic import (
     make_directory,
     remove_durably,
@@ -22,7 +19,7 @@ from pytest_statepersist.reference.clock import ManualClock
 from pytest_statepersist.reference.component_registry import DirectoryRegistry
 from pytest_statepersist.reference.errors import StorageError
 from pytest_statepersist.reference.file_store import FileStore
-from pytest_statepersist.reference.items import Session
+from pytest_statepersist.reference.items import Conversation, Session
 from pytest_statepersist.reference.managers import SessionManager
 from pytest_statepersist.reference.remote import RemoteStore
 from pytest_statepersist.reference.snapshot_transfer import (
@@ -41,11 +38,11 @@ from pytest_statepersist.reference.store_remote import (
 )
 from pytest_statepersist.reference.store_schedule import BackupSchedule
 from pytest_statepersist.reference.transaction import Transaction, recover
-from tests.reference.durable_case import Case
+from tests.reference.durable_case import Case, killed_before_the_last_sync
 from tests.reference.kill_points import tree
 from tests.reference.snapshot_helpers import CANARY as SECRET
 from tests.reference.snapshot_helpers import component, record, registry, snapshot
-from tests.reference.store_helpers import CHEAP, NOON, content, open_store, session
+from tests.reference.store_helpers import CHEAP, NOON, content, conversation, open_store, session
 
 KEY, OLD_KEY = Cipher(b"k" * 32), Cipher(b"o" * 32)
 CANARY = "canary-51d0"
@@ -77,23 +74,10 @@ def save_all(directory: Path) -> None:
         raise failure.error  # the report is how `save_all` tells
 
 
-class _Killed(BaseException):
-    pass
-
-
-def killed_before_its_last_sync(store: FileStore, item: Session) -> None:
-    """Save as a process that is killed once the new file has its name; its locks go with it."""
-
-    def stop(path: object) -> None:
-        raise _Killed
-
-    with patch.object(atomic, "fsync_directory", stop), suppress(_Killed):
-        store.save(item)
-
-
 def save_what_is_there(directory: Path) -> None:
     ours, theirs = opened(directory), opened(directory)
-    killed_before_its_last_sync(theirs, session("a", "new"))
+    with killed_before_the_last_sync():
+        theirs.save(session("a", "new"))
     ours.save(session("a", "new"))
 
 
@@ -101,9 +85,27 @@ def save_all_that_is_there(directory: Path) -> None:
     ours, theirs, manager = opened(directory), opened(directory), SessionManager()
     manager.adopt([session("a", "new")])
     ours.attach(sessions=manager)
-    killed_before_its_last_sync(theirs, session("a", "new"))
+    with killed_before_the_last_sync():
+        theirs.save(session("a", "new"))
     for failure in ours.save_all().failed:
         raise failure.error
+
+
+def with_conversation(directory: Path) -> None:
+    filled(directory).save(conversation("c"))
+
+
+def clear_what_is_gone(directory: Path, acknowledge: Callable[[object], None]) -> None:
+    ours, theirs = opened(directory), opened(directory)
+    with killed_before_the_last_sync():
+        theirs.delete(Conversation, "c")
+    ours.clear()
+    acknowledge("cleared")
+
+
+def all_or_none_of_the_rest(found: Any, acknowledged: Sequence[object]) -> bool:
+    left = {place[-1] for place in found}
+    return left == set() if acknowledged else left in (set(), {"a", "b"}, {"a", "b", "c"})
 
 
 def with_backup(directory: Path) -> None:
@@ -259,6 +261,13 @@ CASES = [
     Case("FileStore.save_all", filled, save_all, items, item_by_item=True),
     # What another process left unsynced counts as saved only when it is durable.
     Case("FileStore.save-found", filled, save_what_is_there, items),
+    Case(
+        "FileStore.clear-gone",
+        with_conversation,
+        clear_what_is_gone,
+        items,
+        invariant=all_or_none_of_the_rest,
+    ),
     Case("FileStore.save_all-killed", filled, save_all_that_is_there, items),
     Case("FileStore.clear", filled, lambda d: opened(d).clear(), items),
     Case("FileStore.migrate", old_version, lambda d: opened(d).migrate(), versions),

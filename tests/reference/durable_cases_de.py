@@ -39,7 +39,7 @@ from pytest_statepersist.reference.recovery import AutoSave, Decision, LiveState
 from pytest_statepersist.reference.retention import Retention
 from pytest_statepersist.reference.storage_keys import UI, UiState
 from pytest_statepersist.reference.vault import Vault
-from tests.reference.durable_case import Case
+from tests.reference.durable_case import Case, killed_before_the_last_sync
 
 START = datetime(2025, 6, 1, 12, tzinfo=UTC)
 TINY = KdfCost(memory_kib=8, iterations=1, lanes=1)
@@ -461,8 +461,17 @@ def vault_look(directory: Path) -> object:
     return found[0]
 
 
+def set_what_is_there(storage: LocalStorage) -> None:
+    """Set what a process that was killed before its last sync has set already."""
+    theirs = LocalStorage(storage.path)
+    with killed_before_the_last_sync():
+        theirs.set("a", 5)
+    storage.set("a", 5)
+
+
 LOCAL: dict[str, tuple[Callable[[Path], object], Callable[[LocalStorage], object]]] = {
     "set": (local_filled, lambda s: s.set("a", "new")),
+    "set-again": (local_filled, set_what_is_there),
     "remove": (local_filled, lambda s: s.remove("a")),
     "clear": (local_filled, lambda s: s.clear()),
     "discard_damaged": (local_damaged, lambda s: s.discard_damaged()),
