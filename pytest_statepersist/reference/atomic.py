@@ -42,6 +42,7 @@ __all__ = [
     "read_bounded",
     "remove_durably",
     "remove_temporaries",
+    "resolved_path",
     "temporary_name",
     "write_atomic",
 ]
@@ -59,6 +60,18 @@ def checked_path(path: PathLike) -> Path:
     """Return the path. Raises `ValidationError` for one that no file can have."""
     _check_path(os.fspath(path))
     return path if isinstance(path, Path) else Path(path)
+
+
+def resolved_path(path: PathLike) -> Path:
+    """Return the path with all links resolved; its end need not exist.
+
+    Raises `ValidationError`, and `StorageError` where links lead in a circle.
+    """
+    checked = checked_path(path)
+    try:
+        return checked.resolve()
+    except (OSError, RuntimeError) as error:  # before 3.13 a circle is a RuntimeError
+        raise StorageError(checked, error) from error
 
 
 def _check_path(text: str) -> None:

@@ -23,10 +23,10 @@ import pydantic
 
 from pytest_statepersist.reference.atomic import (
     check_size,
-    checked_path,
     fsync_directory,
     make_directory,
     read_bounded,
+    resolved_path,
 )
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.errors import (
@@ -95,7 +95,7 @@ class DirectoryRegistry:
         lock_timeout: float = 10.0,
         limit: int = DEFAULT_LIMIT,
     ) -> None:
-        self.root = checked_path(root).resolve()
+        self.root = resolved_path(root)
         self._cipher = cipher
         self._limit = limit
         self._interrupted = True

@@ -27,11 +27,11 @@ from pathlib import Path
 
 from pytest_statepersist.reference.atomic import (
     check_size,
-    checked_path,
     fsync_directory,
     make_directory,
     read_bounded,
     remove_temporaries,
+    resolved_path,
     temporary_name,
 )
 from pytest_statepersist.reference.conversation_records import (
@@ -90,7 +90,7 @@ class JsonConversations:
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
         # Resolved, so that all who come by a link take the same lock beside the directory.
-        self.path = checked_path(path).resolve()
+        self.path = resolved_path(path)
         make_directory(self.path)
         self._lock = StoreLock(self.path.with_name(self.path.name + ".lock"), timeout=timeout)
         self._said: dict[str, tuple[bytes, str]] = {}  # each session's last bytes, and revision

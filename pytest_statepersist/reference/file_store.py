@@ -59,6 +59,7 @@ from pytest_statepersist.reference.store_backup import (
     BackupContent,
     create_backup,
     make_content,
+    outside,
     read_backup,
 )
 from pytest_statepersist.reference.store_codec import (
@@ -174,15 +175,8 @@ class FileStore:
                 self._settle()
                 return False
             self._commit({place: encoded}, ())
-            self._pending.append(
-                SaveInfo(
-                    self._files.path(place),
-                    encoded.format,
-                    len(encoded.data),
-                    self._clock.now(),
-                    1,
-                )
-            )
+            path, size, now = self._files.path(place), len(encoded.data), self._clock.now()
+            self._pending.append(SaveInfo(path, encoded.format, size, now, 1))
             return True
 
     def load(self, model: type[T], item_id: str) -> T:
@@ -379,12 +373,13 @@ class FileStore:
         differential backup, which needs its base to be restored. Encrypted items stay
         encrypted. Damaged items and links are reported, set aside and not copied.
 
-        Raises `BackupError` (``dest`` exists, ``base`` is no full backup), `StorageError`.
+        Raises `BackupError` (``dest`` exists or is in the store, ``base`` is no full backup),
+        `StorageError`.
         """
         with self._exclusive():
             return create_backup(
+                outside(self.root, dest),
                 self.backup_content(),
-                checked_path(dest),
                 base=None if base is None else checked_path(base),
             )
 

@@ -36,9 +36,9 @@ from typing import Any, Self
 
 from pytest_statepersist.reference.atomic import (
     FILE_MODE,
-    checked_path,
     fsync_directory,
     make_directory,
+    resolved_path,
 )
 from pytest_statepersist.reference.errors import (
     ConflictError,
@@ -89,7 +89,7 @@ class SqliteFile:
         secure_delete: bool = False,
     ) -> None:
         # Resolved as SQLite does, so that the directory that we sync is the one that has the file.
-        self.path = checked_path(path).resolve()
+        self.path = resolved_path(path)
         self._migrations = tuple(migrations)
         self._timeout = timeout
         self._secure_delete = secure_delete

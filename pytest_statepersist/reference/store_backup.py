@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pytest_statepersist.reference.atomic import (
+    checked_path,
     fsync_directory,
     is_temporary,
     make_directory,
     read_bounded,
+    resolved_path,
     temporary_name,
     write_atomic,
 )
@@ -43,6 +45,7 @@ from pytest_statepersist.reference.errors import (
     NotFound,
     PersistenceError,
     StorageError,
+    TooLarge,
 )
 from pytest_statepersist.reference.locking import StoreLock
 from pytest_statepersist.reference.presence import is_present
@@ -54,6 +57,7 @@ __all__ = [
     "Manifest",
     "create_backup",
     "make_content",
+    "outside",
     "read_backup",
     "read_manifest",
     "seal_manifest",
@@ -76,7 +80,7 @@ class FileEntry(_Strict):
     """One file of the store; ``stored`` is false where the base holds it."""
 
     sha256: str
-    size: int
+    size: int = Field(ge=0)
     stored: bool
 
 
@@ -131,7 +135,7 @@ def make_content(
     return BackupContent(manifest, files)
 
 
-def create_backup(content: BackupContent, dest: Path, *, base: Path | None = None) -> Path:
+def create_backup(dest: Path, content: BackupContent, *, base: Path | None = None) -> Path:
     """Write a backup to the new directory ``dest`` and return it: atomic, durable on return.
 
     Everything is written and synced under a temporary name; one rename makes it a backup.
@@ -151,6 +155,17 @@ def create_backup(content: BackupContent, dest: Path, *, base: Path | None = Non
         _remove_leftovers(dest)
         _build(dest, manifest, content.files)
     return dest
+
+
+def outside(root: Path, path: str | os.PathLike[str]) -> Path:
+    """Return where backups of the store at ``root`` go. Raises `BackupError` for inside of it."""
+    home = resolved_path(path)
+    if root == home or root in home.parents:
+        raise BackupError(
+            f"{path}: lies inside the store, which would take it for its own file, and whose end "
+            "would be its own; choose a place outside"
+        )
+    return checked_path(path)
 
 
 def _refuse_existing(dest: Path) -> None:
@@ -271,6 +286,8 @@ def unseal_manifest(sealed: object) -> tuple[Manifest, str]:
     version = body.get("version")
     if isinstance(version, int) and version > _VERSION:
         raise NewerVersion(f"backup version {version}, this code knows {_VERSION}")
+    if type(version) is not int or version != _VERSION:
+        raise DamagedData(f"backup version {version!r} never was")
     try:
         return Manifest.model_validate(body), digest
     except pydantic.ValidationError as error:
@@ -321,6 +338,8 @@ def _read_file(home: Path, place: str, entry: FileEntry) -> bytes:
         data = read_bounded(path, entry.size, follow_symlinks=False)
     except NotFound as error:
         raise BackupError(f"{path}: is missing from the backup") from error
+    except TooLarge as error:
+        raise IntegrityError(f"{path}: is longer than when the backup was made") from error
     return verified(str(path), data, entry)
 
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_statepersist.reference.atomic import (
-    checked_path,
     fsync_directory,
     make_directory,
     read_bounded,
+    resolved_path,
 )
 from pytest_statepersist.reference.errors import (
     InvalidId,
@@ -59,7 +59,7 @@ class StoreFiles:
     """The files of one store. Raises `StorageError` when the layout cannot be made."""
 
     def __init__(self, root: str | os.PathLike[str], *, limit: int) -> None:
-        self.root = checked_path(root).resolve()
+        self.root = resolved_path(root)
         self.limit = limit
 
     def create(self) -> None:

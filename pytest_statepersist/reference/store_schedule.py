@@ -18,7 +18,6 @@ from datetime import UTC
 from pathlib import Path
 
 from pytest_statepersist.reference.atomic import (
-    checked_path,
     fsync_directory,
     is_temporary,
     make_directory,
@@ -28,7 +27,7 @@ from pytest_statepersist.reference.clock import Clock, Handle, Scheduler, System
 from pytest_statepersist.reference.errors import PersistenceError, StorageError, ValidationError
 from pytest_statepersist.reference.file_store import FileStore
 from pytest_statepersist.reference.locking import StoreLock
-from pytest_statepersist.reference.store_backup import read_manifest
+from pytest_statepersist.reference.store_backup import outside, read_manifest
 
 __all__ = ["BackupSchedule"]
 
@@ -57,7 +56,7 @@ class BackupSchedule:
         if keep < 1 or full_every < 1:
             raise ValidationError("keep" if keep < 1 else "full_every", "must be 1 or more")
         self._store = store
-        self._directory = checked_path(directory)
+        self._directory = outside(store.root, directory)
         self._keep = keep
         self._full_every = full_every
         self._clock = clock or SystemClock()

@@ -37,12 +37,12 @@ from pydantic import Field
 
 from pytest_statepersist.reference.atomic import (
     check_size,
-    checked_path,
     fsync_directory,
     make_directory,
     read_bounded,
     remove_durably,
     remove_temporaries,
+    resolved_path,
     write_atomic,
 )
 from pytest_statepersist.reference.cipher import Cipher, KdfCost
@@ -156,7 +156,7 @@ class Vault:
         if (password is None) == (key is None):
             raise ValidationError("password", "pass either a password or an exported key")
         # Resolved, so that all who come by a link take the same lock beside the directory.
-        self.path = checked_path(path).resolve()
+        self.path = resolved_path(path)
         self.clock: Clock = clock or SystemClock()
         self._cost: Cost = cost or KdfCost()
         self._cache = threading.Lock()

@@ -122,14 +122,15 @@ def exported() -> str:
 @pytest.mark.parametrize("name", OPENERS)
 @pytest.mark.parametrize(
     "path",
-    ["", "a\0b", "a\ud800b", "file/below", "x" * 300],
-    ids=["empty", "NUL", "surrogate", "below a file", "too long"],
+    ["", "a\0b", "a\ud800b", "file/below", "loop/below", "x" * 300],
+    ids=["empty", "NUL", "surrogate", "below a file", "below a circle of links", "too long"],
 )
 def test_a_path_that_cannot_be_is_an_error_of_the_tree(
     name: str, path: str, ram_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ram_path)
     (ram_path / "file").write_bytes(b"not a directory")
+    (ram_path / "loop").symlink_to("loop")
     with pytest.raises(PersistenceError):
         OPENERS[name](path)
     assert (ram_path / "file").read_bytes() == b"not a directory"

@@ -192,7 +192,7 @@ def test_a_kill_during_restore_or_its_recovery_leaves_old_or_restored(tmp_path: 
         (lambda b: (b / "manifest.json").write_bytes(b""), DamagedData),
         (lambda b: (b / "manifest.json").write_bytes(b"[]"), DamagedData),
         (lambda b: (b / "files/sessions/a.json").write_bytes(b""), IntegrityError),
-        (lambda b: extend(b / "files/sessions/a.json"), DamagedData),
+        (lambda b: extend(b / "files/sessions/a.json"), IntegrityError),
     ],
     ids=["gone", "no-manifest", "no-file", "flip", "flip-manifest", "empty-manifest",
          "list-manifest", "empty-file", "longer-file"],
@@ -235,6 +235,15 @@ def forge(backup: Path, change: Callable[[dict[str, object]], None]) -> None:
     change(body)
     digest = hashlib.sha256(CompactJsonSerializer().dumps(body)).hexdigest()
     path.write_bytes(json.dumps({"manifest": body, "sha256": digest}).encode())
+
+
+@pytest.mark.parametrize("version", [0, -1, True, "1", 1.0, None])
+def test_a_version_that_never_was_is_damage(tmp_path: Path, version: object) -> None:
+    store = filled(tmp_path / "store")
+    store.backup(tmp_path / "backup")
+    forge(tmp_path / "backup", lambda body: body.update(version=version))
+    with pytest.raises(DamagedData):
+        store.restore(tmp_path / "backup")
 
 
 def test_forged_manifests_reach_no_file_outside(tmp_path: Path) -> None:
@@ -304,6 +313,19 @@ def test_damaged_items_and_links_are_left_out_and_reported(tmp_path: Path) -> No
         "focus/f.json",
     }
     assert open_store(tmp_path / "other").restore(tmp_path / "backup") == 3
+
+
+@pytest.mark.parametrize("place", ["inside", ".journal", "sessions/q.json", "link/sessions/q"])
+def test_a_backup_does_not_go_into_the_store_itself(tmp_path: Path, place: str) -> None:
+    """Taken for an item it would be set aside, and whatever destroys the store destroys it."""
+    store = filled(tmp_path / "store")
+    (tmp_path / "store/link").symlink_to("../store")
+    before = tree(tmp_path / "store")
+    with pytest.raises(BackupError, match="inside the store"):
+        store.backup(tmp_path / "store" / place)
+    with pytest.raises(BackupError, match="inside the store"):
+        BackupSchedule(store, tmp_path / "store" / place)
+    assert tree(tmp_path / "store") == before
 
 
 def test_a_full_disk_leaves_no_backup_and_no_rubbish(
