@@ -119,6 +119,14 @@ class Disk:
         )
 
     @cached_property
+    def directories(self) -> frozenset[int]:
+        """The inodes that are directories, whenever they are there."""
+        base, created = self.trace.base.nodes, self.effects.created
+        found = {inode for inode, node in base.items() if isinstance(node, Directory)}
+        found.update(inode for inode, made in created.items() if isinstance(made, op.Mkdir))
+        return frozenset(found)
+
+    @cached_property
     def _ends(self) -> list[int]:
         """The first effect behind each operation, from the one before the first on."""
         return [self.effects.first_of(number) for number in range(len(self.trace) + 1)]
@@ -410,16 +418,18 @@ class Disk:
 
     def is_directory(self, inode: int) -> bool:
         """Say whether an inode is a directory."""
-        return isinstance(self.trace.base.nodes.get(inode), Directory) or isinstance(
-            self.effects.created.get(inode), op.Mkdir
-        )
+        return inode in self.directories
 
     def listing(self, state: CrashState, directory: int) -> dict[str, int]:
         """Return the entries of a directory."""
         node = self.trace.base.nodes.get(directory)
         found = dict(node.entries) if isinstance(node, Directory) else {}
+        end, missing = self._ends[state.last + 1], state.missing
         for name, chain, inodes in self._changing.get(directory, ()):
-            inode = inodes[self.version(chain, state)]
+            at = len(chain) if chain[-1] < end else bisect_left(chain, end)  # as `version`
+            while at and chain[at - 1] in missing:
+                at -= 1
+            inode = inodes[at]
             if inode is not None:
                 found[name] = inode
             else:

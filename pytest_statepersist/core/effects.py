@@ -52,6 +52,8 @@ class Cell(NamedTuple):
 class Kind(enum.Enum):
     """What an effect does to its cells."""
 
+    __hash__ = object.__hash__  # that of `Enum` is Python code, and sets are asked for each effect
+
     ENTRY = "entry"
     DATA = "data"
     RAISE = "raise"
@@ -67,9 +69,9 @@ CONTENT = frozenset({Kind.DATA, Kind.ZERO_TAIL})
 """Effects on a data unit: bytes that were written, zeros behind a new end."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Effect:
-    """One indivisible change. ``size`` is the size set or raised to.
+    """One indivisible change. ``size`` is the size set or raised to. Nobody changes one.
 
     ``entries`` are (cell, inode or ``None``) and ``renamed`` the inodes that gain or lose a name
     by them; ``start`` is where ``data`` begins inside its unit.

@@ -53,8 +53,10 @@ def disk_of(trace: op.Trace, model: Model) -> Disk:
     return Disk(split(trace, model))
 
 
-def roots(disk: Disk, *, returning: int | None = None) -> Iterator[Choice]:
+def roots(disk: Disk, *, returning: int | None = None, since: int = 0) -> Iterator[Choice]:
     """Yield disjoint choices which together hold every legal state, in order of crash point.
+
+    Those may be left out of which no state is legal at crash point ``since`` or later.
 
     ``returning`` bounds how many inodes may come back under one name (names_return), newest first,
     and leaves out names whose removal is durable; without it a trace of n replacements has n of
@@ -65,7 +67,8 @@ def roots(disk: Disk, *, returning: int | None = None) -> Iterator[Choice]:
     waiting: list[int] = []
     held: _Held = defaultdict(dict)
     window: Window | None = None
-    yield from _last_operation_present(Window(disk, -1, 0, [], beyond[-1]), None)
+    if not _is_over(beyond[-1], since):
+        yield from _last_operation_present(Window(disk, -1, 0, [], beyond[-1]), None)
     for point in range(len(trace) + 1):
         loosened = forcing.loosened.get(point, set())
         reopened = {
@@ -94,7 +97,7 @@ def roots(disk: Disk, *, returning: int | None = None) -> Iterator[Choice]:
             break
         own = effects.of_operation[point]
         waiting.extend(own)
-        if own:
+        if own and not _is_over(beyond[point], since):
             window = Window(disk, point, point, list(waiting), beyond[point], window)
             for choice in _last_operation_present(window, own):
                 yield choice
@@ -124,6 +127,11 @@ def _forced_beyond(disk: Disk) -> dict[int, Spans]:
             spans = merge([*spans, *more])
     beyond[-1] = spans
     return beyond
+
+
+def _is_over(beyond: Spans, since: int) -> bool:
+    """Whether an effect of a later operation is forced from a crash point on, for ever."""
+    return bool(beyond) and beyond[-1][0] <= since and beyond[-1][1] == NEVER
 
 
 def _within(spans: Iterable[tuple[int, int]], outer: tuple[int, int]) -> bool:
@@ -211,8 +219,11 @@ def visible_cells(
     are that do not move in it.
     """
     if window is not None and not window.frees:
-        yield from _moving_cells(disk, state, window)
-        return
+        return iter(_moving_cells(disk, state, window))
+    return _all_cells(disk, state)
+
+
+def _all_cells(disk: Disk, state: CrashState) -> Iterator[Cell]:
     stack, seen = [ROOT], set(disk.untouched)
     while stack:
         directory = stack.pop()
@@ -232,36 +243,36 @@ def visible_cells(
             yield from content_cells(disk, state, inode)
 
 
-def _moving_cells(disk: Disk, state: CrashState, window: Window) -> Iterator[Cell]:
-    """Yield what `visible_cells` yields, as far as it moves in a window where nothing is freed."""
-    moving, unit = window.moving, disk.unit
+def _moving_cells(disk: Disk, state: CrashState, window: Window) -> list[Cell]:
+    """Return what `visible_cells` yields, as far as it moves in a window where nothing is freed."""
+    moving, unit, directories = window.moving, disk.unit, disk.directories
+    found: list[Cell] = []
     stack, seen = [ROOT], set[int]()
     while stack:
         directory = stack.pop()
         if directory in seen:
             continue
         seen.add(directory)
-        for cell in moving.get(directory, ()):
-            if cell.part is Part.ENTRY:
-                yield cell
-        for _, inode in sorted(disk.listing(state, directory).items()):
+        found += [cell for cell in moving.get(directory, ()) if cell.part is Part.ENTRY]
+        listing = disk.listing(state, directory)
+        names = [name for name, i in listing.items() if i in moving or i in directories]
+        for name in sorted(names):
+            inode = listing[name]
             if inode in seen:
                 continue
             cells = moving.get(inode, ())
-            for cell in cells:
-                if cell.part is Part.ATTRIBUTES:
-                    yield cell
-            if disk.effects.names.get(inode) or disk.is_directory(inode):
+            found += [cell for cell in cells if cell.part is Part.ATTRIBUTES]
+            if inode in directories:
                 stack.append(inode)
                 continue
             seen.add(inode)
-            if cells:
-                size = disk.size(state, inode)
-                for cell in cells:
-                    if cell.part is Part.SIZE or (
-                        cell.part is Part.DATA and int(cell.key) * unit < size
-                    ):
-                        yield cell
+            size = disk.size(state, inode)
+            for cell in cells:
+                if cell.part is Part.SIZE or (
+                    cell.part is Part.DATA and int(cell.key) * unit < size
+                ):
+                    found.append(cell)
+    return found
 
 
 def content_cells(disk: Disk, state: CrashState, inode: int) -> Iterator[Cell]:
@@ -281,14 +292,31 @@ def expand(
     than a limit: what they are narrowed to never has fewer.
     """
     others: list[Choice] = []
-    moving, frees = choice.window.cells(), choice.window.frees
+    window, back = choice.window, choice.returned
+    if window.frees or choice.ghosts:
+        for cell in cells:
+            found = list(choice.options(cell, limit))
+            choice = found[0]
+            others.extend(found[1:])
+        return choice, others
+    # The same without a choice for each cell, which is most of what a search does.
+    moving, alternatives, exceeds = window.cells(), window.alternatives, window.exceeds
+    present, absent = choice.present, choice.absent
     for cell in cells:
-        if cell not in moving and not frees:
+        if cell not in moving or (back is not None and back.cell == cell):
             continue  # as it is in every state of the choice: most are
-        found = list(choice.options(cell, limit))
-        choice = found[0]
-        others.extend(found[1:])
-    return choice, others
+        first: tuple[int, int] | None = None
+        for more, less, _ in alternatives(cell) or ():
+            wanted, unwanted = present | more, absent | less
+            if wanted & unwanted:
+                continue
+            if first is None:
+                first = wanted, unwanted
+            elif limit is None or not exceeds(unwanted, limit):
+                others.append(Choice(window, wanted, unwanted, (), back))
+        assert first is not None  # what the fullest state shows can be
+        present, absent = first
+    return Choice(window, present, absent, (), back), others
 
 
 def crash_states(

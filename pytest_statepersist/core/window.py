@@ -161,6 +161,7 @@ class Window:
         self._beyond = beyond
         self._alternatives: dict[Cell, list[Alternative]] = {}
         self._moving: dict[int, list[Cell]] | None = None
+        self._ending: list[tuple[int, int]] | None = None
         self._sources: dict[int, list[int]] = {}
         self.values: dict[
             tuple[int, int, int | str], tuple[list[Alternative] | None, list[Any]]
@@ -314,16 +315,23 @@ class Window:
             if len(beyond) > 1 or beyond[0][1] != NEVER:
                 return self._uneven_points(absent)
             stop = min(stop, beyond[0][0])
-        ends = self._ends
-        while absent:
-            low = absent & -absent
-            absent ^= low
-            end = ends[low.bit_length() - 1]
-            if end < stop:
+        if self._ending is None:
+            self._ending = self._by_end()
+        for end, ending in self._ending:
+            if absent & ending:
                 if end == _UNEVEN:
-                    return self._uneven_points(absent | low)
-                stop = end
+                    return self._uneven_points(absent)
+                stop = min(stop, end)
+                break
         return ((self.since, stop - 1),) if stop > self.since else ()
+
+    def _by_end(self) -> list[tuple[int, int]]:
+        """Return (crash point, all bits that are forced from there on), the earliest first."""
+        found: dict[int, int] = {}
+        for bit, end in enumerate(self._ends):
+            if end != NEVER:
+                found[end] = found.get(end, 0) | 1 << bit
+        return sorted(found.items())
 
     def _uneven_points(self, absent: int) -> tuple[tuple[int, int], ...]:
         """The same where what is forced may be free again later."""
@@ -383,11 +391,11 @@ class Window:
 
     def alternatives(self, cell: Cell) -> list[Alternative] | None:
         """Return what each value of a cell takes, fullest first; ``None`` if it is fixed."""
-        chain = self.cells().get(cell)
-        if chain is None:
-            return None
         known = self._alternatives.get(cell)
         if known is None:
+            chain = self.cells().get(cell)
+            if chain is None:
+                return None
             known = self._sizes(chain) if cell.part is Part.SIZE else self._versions(chain)
             self._alternatives[cell] = known
         return known

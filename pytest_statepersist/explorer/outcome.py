@@ -113,7 +113,7 @@ class Outcome:
         ended = Ended.EXITED if isinstance(error, SystemExit) else Ended.RAISED
         details: str | traceback.TracebackException = ""
         if brief:
-            text = "".join(traceback.format_exception_only(error)).strip()
+            text = _briefly(error)
         else:
             # It holds lines and no frames, and is put into words when somebody reads it.
             details = traceback.TracebackException.from_exception(error, lookup_lines=False)
@@ -128,6 +128,18 @@ class Outcome:
 
     def __str__(self) -> str:
         return f"{self.ended.value} {self.text}" if self.text else self.ended.value
+
+
+def _briefly(error: BaseException) -> str:
+    """Return an exception as `traceback` shows it; what is raised most by a short way to it."""
+    kind = type(error)
+    if kind.__module__ == "builtins" and isinstance(error, OSError) and not hasattr(
+        error, "__notes__"
+    ):
+        words = str(error)
+        if words:
+            return f"{kind.__qualname__}: {words}".strip()
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -31,7 +31,8 @@ from pytest_statepersist.explorer.runner import TimeIsUp, call
 from pytest_statepersist.fault_sweep.case import FAR, Problem, Reference, Result, refused
 from pytest_statepersist.fault_sweep.power import PowerLoss, alike
 from pytest_statepersist.fault_sweep.stage import Recorder, Stage, fingerprint
-from pytest_statepersist.faults.inject import NATIVE, Fault, Injection
+from pytest_statepersist.faults.calls import SHORT
+from pytest_statepersist.faults.inject import FAILED, NATIVE, Fault, Injection
 from pytest_statepersist.faults.report import FaultKind
 from pytest_statepersist.mixing import is_unordered
 from pytest_statepersist.programs import ProgramRecorder
@@ -55,7 +56,8 @@ class Cases:
         self.invariant = invariant
         self.reference: Reference
         self._runs: dict[Any, list[_Run]] = {}
-        """Recorded runs by where a fault was put: other errors there mostly lead to the same."""
+        """Recorded runs by where a fault was put: other errors there, and those that last, mostly
+        lead to the same."""
         self._retried: dict[Any, tuple[list[Problem], int, list[str]]] = {}
 
     def unacknowledged(self, directory: Path) -> Any:
@@ -116,9 +118,9 @@ class Cases:
 
         Most programs do the same whatever the error is, and recording takes longer than running.
         """
-        site = (fault.index, fault.persistent, fault.leaves)
-        known = self._runs.get(site, ())
-        if known and self.power.crashing:
+        site = (fault.index, fault.leaves)
+        known = self._runs.get(site, [])
+        if known and self.power.crashing and not _will_differ(fault, known):
             run = self._run_once(fault, None, notes)
             for other in known:
                 if run.calls == other.calls and run.ended.ok == other.ended.ok:
@@ -410,6 +412,15 @@ class _Run:
         native = any(each[0] is NATIVE for each in self.calls)
         unordered = self.trace is not None and is_unordered(self.trace)
         return self.ended.ended is not Ended.HUNG and not native and not unordered
+
+
+def _will_differ(fault: Fault, known: list[_Run]) -> bool:
+    """Say whether a run most likely goes another way than those known, so that to look is lost."""
+    tried = {(run.injection.fault.error == SHORT, run.injection.fault.persistent) for run in known}
+    if fault.error == SHORT:
+        return (True, fault.persistent) not in tried
+    goes_on = any(run.calls[-1] is not FAILED for run in known)
+    return fault.persistent and goes_on and (False, True) not in tried
 
 
 def _position(recorder: Recorder | None, done: int) -> int:

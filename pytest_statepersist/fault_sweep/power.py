@@ -261,13 +261,13 @@ def _states_since(disk: Disk, since: int, deviations: int) -> Iterator[CrashStat
             if points and points[-1][1] >= since:
                 heapq.heappush(queue, (number, next(order), choice))
 
-    push(roots(disk))
+    push(roots(disk, since=since))
     while queue:
         _, _, choice = heapq.heappop(queue)
-        cells = visible_cells(disk, choice.state(), choice.window)
-        alike, others = expand(choice, cells, deviations)
+        state = choice.state()
+        _, others = expand(choice, visible_cells(disk, state, choice.window), deviations)
         push(others)
-        yield alike.state()
+        yield state  # of all that show the same it is the fullest
 
 
 _BESIDE = frozenset({"path", "site", "time", "task"})

@@ -36,6 +36,7 @@ from pytest_statepersist.faults.report import FaultKind
 from pytest_statepersist.faults.strace_injection import StraceRun
 from pytest_statepersist.faults.supervisor import check_supervision
 from pytest_statepersist.programs import CommandRecorder, ProgramRecorder, run_command
+from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recorders.scan import Keep, scan
 from pytest_statepersist.recorders.strace import check_available
@@ -236,9 +237,9 @@ def fingerprint(directory: str) -> tuple[tuple[object, ...], ...]:
     while pending:
         here = pending.pop()
         try:
-            status = os.stat(here)
+            status = real.stat(here)
             rows.append((here, status.st_mtime_ns, status.st_ctime_ns))
-            with os.scandir(here) as entries:
+            with real.scandir(here) as entries:
                 for entry in entries:
                     found = entry.stat(follow_symlinks=False)
                     rows.append((entry.path, found.st_ino, found.st_size, found.st_ctime_ns))

@@ -34,11 +34,11 @@ from pytest_statepersist.faults.leftovers import Leftover, Synced
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.callsite import CallSites
 
-__all__ = ["NATIVE", "Counting", "Fault", "Injection", "uncounted"]
+__all__ = ["FAILED", "NATIVE", "Counting", "Fault", "Injection", "uncounted"]
 
 NATIVE = object()
 """Stands for calls of C code among those that an injection has noted."""
-_FAILED = ("failed",)
+FAILED = ("failed",)
 """Stands behind a call that was made to fail, or to do a part."""
 
 
@@ -173,7 +173,7 @@ class Injection:
         if failed:
             self.hits += 1
             if self.calls is not None:
-                self.calls.append(_FAILED)
+                self.calls.append(FAILED)
             if call.operation is Operation.FSYNC:
                 self.failed_syncs += _is_of_contents(call)
 
@@ -192,7 +192,7 @@ class Injection:
         if self.hits == 1:
             self._first = call.operation
         if self.calls is not None:
-            self.calls.append(_FAILED)
+            self.calls.append(FAILED)
         if self.hits == 1 and self.position is not None:
             self.began = self.position()
         return self._fail(call, run)

@@ -20,6 +20,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 from pytest_statepersist.core import operations as op
@@ -86,7 +87,7 @@ class Notifications:
         self._chunks: list[tuple[bytes, int, int]] = []
         self._drained = 0
         self._descriptor = -1
-        self._libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+        self._libc = _library()
         if self._libc is None or not hasattr(self._libc, "inotify_init1"):
             self.unproved = "this platform has no inotify"
             return
@@ -155,6 +156,11 @@ class Notifications:
         if self._descriptor >= 0:
             real.close(self._descriptor)
             self._descriptor = -1
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 _spare: list[tuple[int, int]] = []
@@ -247,6 +253,8 @@ class _Explainer:
         self._since = since
         self._operations = trace.operations
         self._position = 0
+        self._looked = -1, list[_Expected]()
+        """For which operation the events were worked out last, and what they are."""
         self._changed: set[int] = set()
         self._owed: list[_Expected] = []
 
@@ -259,7 +267,7 @@ class _Explainer:
     def name(self, event: Event) -> bool:
         """Say whether the next change of a name in the trace is this one."""
         while not self._owed and self._position < len(self._operations):
-            self._owed = self._expected()
+            self._owed = [*self._expected()]
             self._step()
         if self._owed[:1] != [(event.kind, event.directory, event.name)]:
             return False
@@ -286,9 +294,13 @@ class _Explainer:
 
     def _expected(self) -> list[_Expected]:
         """Return the events of the next operation in directories that were watched by then."""
-        events = _events(self._operations[self._position])
-        never = len(self._operations)
-        return [each for each in events if self._since.get(each[1], never) <= self._position]
+        at, events = self._looked
+        if at != self._position:
+            at, never = self._position, len(self._operations)
+            events = _events(self._operations[at])
+            events = [each for each in events if self._since.get(each[1], never) <= at]
+            self._looked = at, events
+        return events
 
 
 def explain(
