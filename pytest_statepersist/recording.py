@@ -185,9 +185,12 @@ def sqlite_companions() -> tuple[Companions, tuple[str, ...]]:
 
 def shared_memory_in(directory: str | os.PathLike[str]) -> Callable[[str], bool]:
     """Return what says whether a relative path is the shared memory of SQLite: no state."""
-    from pytest_statepersist.recorders.sqlite import is_shared_memory
+    from pytest_statepersist.recorders.sqlite import SHARED_MEMORY, is_shared_memory
 
-    return lambda path: is_shared_memory(os.path.join(directory, path))
+    def ignore(path: str) -> bool:
+        return path.endswith(SHARED_MEMORY) and is_shared_memory(os.path.join(directory, path))
+
+    return ignore
 
 
 def record_workload(

@@ -187,11 +187,15 @@ class Disk:
 
     def size(self, state: CrashState, inode: int) -> int:
         """Return the size of a file in bytes."""
-        set_sizes = self.effects.set_sizes.get(inode, [])
-        at = self.version(set_sizes, state)
-        since = set_sizes[at - 1] if at else -1
+        set_sizes = self.effects.set_sizes.get(inode)
+        at, since = 0, -1
+        if set_sizes:
+            at = self.version(set_sizes, state)
+            since = set_sizes[at - 1] if at else -1
         size = self.effects.effects[since].size if at else self.base_size(inode)
-        raises = self.effects.raises.get(inode, [])
+        raises = self.effects.raises.get(inode)
+        if not raises:
+            return size
         place = bisect_left(raises, self.effects.first_of(state.last + 1))
         while place and raises[place - 1] > since:
             place -= 1
@@ -361,6 +365,8 @@ class Disk:
 
     def file(self, state: CrashState, inode: int) -> Node:
         """Return what `node` returns for anything but a directory; of small files it is kept."""
+        if inode in self.untouched and not state.ghosts:
+            return self.trace.base.nodes[inode]
         chains = self._chains.get(inode)
         if chains is None and inode not in self._chains:
             chains = self._chains[inode] = self._chains_of(inode)

@@ -28,6 +28,9 @@ __all__ = ["Recovery", "call", "run_recovery", "time_limit"]
 
 Recovery = Callable[[Any], Any]
 _AGAIN = 0.2
+# What is below the wrapper, which looks each handler up among the members of an enum.
+_get_handler = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+_set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
 _NEVER_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
 
 
@@ -133,9 +136,9 @@ class _BySignal(Limit):
         self.over = False
 
     def __enter__(self) -> Self:
-        self._previous: Any = signal.getsignal(signal.SIGALRM)
+        self._previous: Any = _get_handler(signal.SIGALRM)
         if self._previous is not _expire:
-            signal.signal(signal.SIGALRM, _expire)
+            _set_handler(signal.SIGALRM, _expire)
         _innermost.append(self)
         self._before = signal.setitimer(signal.ITIMER_REAL, self._seconds, _AGAIN)
         return self
@@ -146,7 +149,7 @@ class _BySignal(Limit):
             try:
                 signal.setitimer(signal.ITIMER_REAL, *self._before)
                 if self._previous is not _expire:
-                    signal.signal(signal.SIGALRM, self._previous)
+                    _set_handler(signal.SIGALRM, self._previous)
                 if _innermost and _innermost[-1] is self:
                     _innermost.pop()
                 break

@@ -29,8 +29,8 @@ from pytest_statepersist.explorer.outcome import (
 )
 from pytest_statepersist.explorer.runner import TimeIsUp, call
 from pytest_statepersist.fault_sweep.case import FAR, Problem, Reference, Result, refused
-from pytest_statepersist.fault_sweep.power import PowerLoss, alike
-from pytest_statepersist.fault_sweep.stage import Recorder, Stage, fingerprint
+from pytest_statepersist.fault_sweep.power import PowerLoss
+from pytest_statepersist.fault_sweep.stage import Recorder, Stage
 from pytest_statepersist.faults.calls import SHORT
 from pytest_statepersist.faults.inject import FAILED, NATIVE, Fault, Injection
 from pytest_statepersist.faults.report import FaultKind
@@ -86,10 +86,10 @@ class Cases:
             problem = Problem(FaultKind.HANG, f"the workload: {ended}", expected)
             return Result(True, (problem,), tuple(notes), hung=True)
         problems = [*self.stage.left_locked(run.locks - locks - reference.left)]
-        mark = fingerprint(self.stage.place.directory)
+        self.stage.changes.begin()
         recovered = self.stage.recovered()
+        wrote = self.stage.changes.any()
         problems += self._judge(ended, recovered, values)
-        wrote = fingerprint(self.stage.place.directory) != mark
         if not problems:
             if wrote and not ended.ok:  # the retry must also do without the recovery
                 self.stage.show(reference.base)
@@ -182,7 +182,7 @@ class Cases:
         One that was never reached is not made up for by who finds everything in place already.
         What was done after the error decides what a retry finds, so alike traces are tried once.
         """
-        key = (fault.leaves, alike(trace))
+        key = (fault.leaves, self.power.alike(trace))
         known = self._retried.get(key)
         if known is None:
             known = self._retried[key] = self._retry_recorded(fault)

@@ -35,13 +35,13 @@ from pytest_statepersist.explorer.outcome import (
 )
 from pytest_statepersist.explorer.search import Bounds, search
 from pytest_statepersist.fault_sweep.case import Problem
-from pytest_statepersist.fault_sweep.stage import Stage, fingerprint
+from pytest_statepersist.fault_sweep.stage import Stage
 from pytest_statepersist.faults.leftovers import Leftover
 from pytest_statepersist.faults.report import FaultKind
 from pytest_statepersist.findings import Finding
 from pytest_statepersist.mixing import is_unordered, without_order
 
-__all__ = ["PowerLoss", "alike"]
+__all__ = ["PowerLoss"]
 
 _DIAGNOSED = 8
 _LONG = 128
@@ -66,6 +66,7 @@ class PowerLoss:
         """Numbers of the first operations of traces: of alike ones the same."""
         self._bases: dict[int, Tree] = {}
         """Keeps the trees alive by whose identity traces are told apart."""
+        self._latest: tuple[op.Trace, Any] | None = None
         self._judged: dict[Any, tuple[tuple[Problem, ...], int, tuple[str, ...]]] = {}
 
     def judge(
@@ -87,8 +88,7 @@ class PowerLoss:
         if not self.crashing:
             return [], 0, []
         models = [each for each in self.options.models if not syncs or leaves.fits(each)]
-        self._bases.setdefault(id(trace.base), trace.base)
-        key = (since, told, tuple(models), alike(trace), _stages(expectation))
+        key = (since, told, tuple(models), self.alike(trace), _stages(expectation))
         known = self._judged.get(key)
         if known is not None:
             return list(known[0]), 0, []
@@ -162,11 +162,17 @@ class PowerLoss:
             new = [each for each in wrong if each.kind not in self.unsafe.get(model.name, ())]
             yield state, outcome, (*new, *wrong, None)[0]
 
+    def alike(self, trace: op.Trace) -> Any:
+        """Return what `alike` does; it is asked again and again of one trace."""
+        if self._latest is None or self._latest[0] is not trace:
+            self._bases.setdefault(id(trace.base), trace.base)
+            self._latest = trace, alike(trace)
+        return self._latest[1]
+
     def _begin(self, trace: op.Trace, model: Model) -> list[int]:
         """Return a number for no operation, the first, the first two …: for alike ones equal."""
-        self._bases.setdefault(id(trace.base), trace.base)
         known = self._beginnings
-        base, rows = alike(trace)
+        base, rows = self.alike(trace)
         number = known.setdefault((base, model), len(known))
         numbers = [number]
         for row in rows:
@@ -179,9 +185,9 @@ class PowerLoss:
         known = self._outcomes.get(key)
         if known is None:
             shown.show(disk, state)
-            mark = fingerprint(self.stage.place.directory)
+            self.stage.changes.begin()
             known = self.stage.recovered()
-            if fingerprint(self.stage.place.directory) != mark:
+            if self.stage.changes.any():
                 shown.rebuild()
             self._outcomes[key] = known
         return known
@@ -275,25 +281,24 @@ _BESIDE = frozenset({"path", "site", "time", "task"})
 
 def alike(trace: op.Trace) -> Any:
     """Return what makes two traces the same to a judge: operations without lines and times."""
-    rows = tuple(
-        (
-            type(each).__name__,
-            *(
-                _brief(getattr(each, name))
-                for name in each.__dataclass_fields__
-                if name not in _BESIDE
-            ),
-        )
-        for each in trace.operations
-    )
+    rows = tuple([(type(each).__name__, *_telling(each)) for each in trace.operations])
     return (id(trace.base), rows)
 
 
-def _brief(value: Any) -> Any:
-    """Return what stands for a value: a sweep keeps those of all its traces."""
-    if isinstance(value, bytes) and len(value) > _LONG:
-        return len(value), hashlib.blake2b(value).digest()
-    return value
+def _telling(operation: op.Operation) -> Iterator[Any]:
+    """Yield the fields that count, in brief where they are long: a sweep keeps those of all."""
+    fields = _FIELDS.get(type(operation))
+    if fields is None:
+        names = operation.__dataclass_fields__
+        fields = _FIELDS[type(operation)] = [name for name in names if name not in _BESIDE]
+    for name in fields:
+        value = getattr(operation, name)
+        if isinstance(value, bytes) and len(value) > _LONG:
+            value = len(value), hashlib.blake2b(value).digest()
+        yield value
+
+
+_FIELDS: dict[type, list[str]] = {}
 
 
 def _stages(expectation: Expectation) -> Any:

@@ -27,6 +27,7 @@ from pytest_statepersist.explorer.outcome import Ended, Outcome
 from pytest_statepersist.explorer.runner import Recovery, run_recovery
 from pytest_statepersist.explorer.workplace import Workplace, workplace
 from pytest_statepersist.fault_sweep.case import Options, Problem, Result, forget
+from pytest_statepersist.fault_sweep.changes import Changes
 from pytest_statepersist.faults.calls import FaultSite
 from pytest_statepersist.faults.gate import Handler, installed
 from pytest_statepersist.faults.gate import gated as gate_of
@@ -36,7 +37,6 @@ from pytest_statepersist.faults.report import FaultKind
 from pytest_statepersist.faults.strace_injection import StraceRun
 from pytest_statepersist.faults.supervisor import check_supervision
 from pytest_statepersist.programs import CommandRecorder, ProgramRecorder, run_command
-from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recorders.scan import Keep, scan
 from pytest_statepersist.recorders.strace import check_available
@@ -46,7 +46,7 @@ from pytest_statepersist.recording import (
     sqlite_companions,
 )
 
-__all__ = ["PATIENCE", "Recorder", "Stage", "fingerprint"]
+__all__ = ["PATIENCE", "Recorder", "Stage"]
 
 Recorder = PythonRecorder | ProgramRecorder
 PATIENCE = 3
@@ -81,6 +81,8 @@ class Stage:
         try:
             self.place: Workplace = stack.enter_context(workplace(self.options.workspace))
             self.directory = Path(self.place.directory)
+            self.changes = Changes(self.place.directory)
+            stack.callback(self.changes.close)
             if self.programs:
                 check_available()
                 self.by_strace = _by_strace(self.options.injection, self.directory)
@@ -228,24 +230,3 @@ def _position(recorder: Recorder) -> Callable[[], int]:
     if isinstance(recorder, ProgramRecorder):
         return recorder.note_fault
     return lambda: len(recorder.builder)
-
-
-def fingerprint(directory: str) -> tuple[tuple[object, ...], ...]:
-    """Return what shows whether anything in a directory was changed."""
-    rows: list[tuple[Any, ...]] = []
-    pending = [directory]
-    while pending:
-        here = pending.pop()
-        try:
-            status = real.stat(here)
-            rows.append((here, status.st_mtime_ns, status.st_ctime_ns))
-            with real.scandir(here) as entries:
-                for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
-                    rows.append((entry.path, found.st_ino, found.st_size, found.st_ctime_ns))
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-        except OSError as error:
-            rows.append((here, error.errno or 0))
-    rows.sort()  # by paths, then numbers
-    return tuple(rows)

@@ -213,14 +213,25 @@ def _entry(reader: _Reader, path: str, relative: str) -> int:
 
 def _content(reader: _Reader, path: str, number: int, size: int) -> Content:
     if size <= LARGE:
-        with real.open(path, "rb", buffering=0) as file:
-            return bytes(file.readall())
+        return _whole(path, size)
     if reader.keep is None:
         return FileSource(path, size)
     folder = reader.keep.path if isinstance(reader.keep, Keep) else reader.keep
     source = keep_copy(path, os.path.join(folder, str(number)))
     source.owner = reader.keep
     return source
+
+
+def _whole(path: str, size: int) -> bytes:
+    fd = real.os_open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = real.read(fd, size + 1)
+        if len(found) != size:  # else the read that was to give one byte more came to the end
+            while more := real.read(fd, LARGE):
+                found += more
+        return found
+    finally:
+        real.close(fd)
 
 
 def keep_copy(path: str, target: str) -> FileSource:

@@ -36,7 +36,7 @@ from pytest_statepersist.recorders.sqlite_quick import DROPPED_WITH_OWNER, PAGE,
 __all__ = ["SqliteRecorder", "is_shared_memory"]
 
 _RECENT = 8
-_SHARED_MEMORY = "-shm"
+SHARED_MEMORY = "-shm"
 _BITS = 0o7777
 _fstat, _get_ident = real.fstat, get_ident
 _HEADER = b"SQLite format 3\0"
@@ -167,7 +167,7 @@ class SqliteRecorder:
     def opened(self, descriptor: int, path: bytes, existed: bool) -> None:
         """Note a file that SQLite opened; ``existed`` says whether it was there before."""
         builder, text = self.builder, os.fsdecode(path)
-        if text.endswith(_SHARED_MEMORY) and os.path.exists(text[: -len(_SHARED_MEMORY)]):
+        if text.endswith(SHARED_MEMORY) and os.path.exists(text[: -len(SHARED_MEMORY)]):
             self.files[descriptor] = None
             return
         head, _, name = text.rpartition("/")
@@ -318,7 +318,7 @@ class SqliteRecorder:
             return
         text = os.fsdecode(path)
         place = self.locate(text)
-        if place.inode is not None or not text.endswith(_SHARED_MEMORY):
+        if place.inode is not None or not text.endswith(SHARED_MEMORY):
             self.builder.unlink(place.parent, place.name, self.moment(self.frame))
 
     def made_directory(self, path: str) -> None:
@@ -366,10 +366,10 @@ def is_shared_memory(path: str) -> bool:
     It reads the database's header. Closing a file drops the locks that this process has on it, so
     this is for before and after a recording.
     """
-    if not path.endswith(_SHARED_MEMORY):
+    if not path.endswith(SHARED_MEMORY):
         return False
     try:
-        with real.open(path[: -len(_SHARED_MEMORY)], "rb", buffering=0) as database:
+        with real.open(path[: -len(SHARED_MEMORY)], "rb", buffering=0) as database:
             return database.read(len(_HEADER)) == _HEADER
     except OSError:
         return False

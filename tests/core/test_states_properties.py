@@ -29,6 +29,7 @@ from pytest_statepersist.core.states import (
     visible_cells,
 )
 from pytest_statepersist.core.tree import ROOT, Directory, File, Node, Tree, read_content
+from pytest_statepersist.core.window import Choice
 from tests.core.oracle import Oracle, TooMany
 from tests.core.traces import NAMES, traces
 
@@ -110,6 +111,34 @@ def test_the_legal_trees_are_those_of_the_rules(model: Model) -> None:
         check(trace, model)
 
     run()
+
+
+@pytest.mark.parametrize("model", [POSIX, MODELS["ext4"], MODELS["btrfs"]], ids=str)
+def test_what_ends_before_a_crash_point_is_left_out_and_nothing_else(model: Model) -> None:
+    fewer = 0
+
+    @examples(60)
+    @given(traces(most=7))
+    def run(trace: op.Trace) -> None:
+        nonlocal fewer
+        disk = disk_of(trace, model)
+        for since in range(len(trace) + 1):
+            whole, cut = list(roots(disk)), list(roots(disk, since=since))
+            assert reaching(cut, since) == reaching(whole, since)
+            fewer += len(cut) < len(whole)
+
+    run()
+    assert fewer > 10
+
+
+def reaching(choices: list[Choice], since: int) -> list[tuple[int, int, int, int, object]]:
+    found = []
+    for each in choices:
+        points = each.window.points(each.absent)
+        if points and points[-1][1] >= since:
+            window = each.window
+            found.append((window.last, window.since, each.present, each.absent, each.returned))
+    return found
 
 
 @pytest.mark.parametrize("model", [MODELS["btrfs"], GHOSTLY[0]], ids=str)
