@@ -38,6 +38,7 @@ from pytest_statepersist.core.tree import (
     size_of,
 )
 from pytest_statepersist.explorer.held import Held, set_xattrs, xattrs_of
+from pytest_statepersist.recorders.real import system
 
 __all__ = ["Materialiser"]
 
