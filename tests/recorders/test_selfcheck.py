@@ -236,6 +236,7 @@ def test_without_notifications_the_proof_is_weaker_and_says_so(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify, "_spare_queue", lambda: -1)
+    monkeypatch.setattr(notify, "_library", notify._library.__wrapped__)  # it is kept
     monkeypatch.setattr(ctypes.CDLL, "inotify_init1", lambda *_: -1, raising=False)
     recorder = PythonRecorder(state)
     with recorder:
