@@ -51,15 +51,15 @@ from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders.namespace import Identity, Inode, Namespace, Place
 from pytest_statepersist.recorders.turn import Turn
 
-__all__ = ["NOWHERE", "Clock", "Identity", "Inode", "Moment", "Place", "TraceBuilder"]
+__all__ = ["FIELDS", "NOWHERE", "Clock", "Identity", "Inode", "Moment", "Place", "TraceBuilder"]
 
 Moment: TypeAlias = tuple[Site | None, int | None, int]
 """Call site, wall time in nanoseconds, task: what every operation carries."""
 NOWHERE: Moment = (None, None, 0)
 
 _Entry: TypeAlias = tuple[Any, ...]
-_FIELDS = 5
-"""Where in an entry the operation's own fields begin."""
+FIELDS = 5
+"""Where in an entry the operation's own fields begin, the first of them an inode."""
 _OUTSIDE_LIMIT = 64 << 20
 _new = object.__new__
 
@@ -503,7 +503,7 @@ class TraceBuilder(Namespace):
         kept: list[_Entry] = []
         moved = {0: 0}
         for index, entry in enumerate(self.entries()):
-            if entry[_FIELDS : _FIELDS + 1] != (number,):
+            if entry[FIELDS : FIELDS + 1] != (number,):
                 kept.append(entry)
             if index + 1 in marks:
                 moved[index + 1] = len(kept)
@@ -562,7 +562,7 @@ class TraceBuilder(Namespace):
         wanted = self._concerned(log)
         found = [0]
         for entry in log:
-            found.append(found[-1] + (entry[0] is SyncAll or entry[_FIELDS] in wanted))
+            found.append(found[-1] + (entry[0] is SyncAll or entry[FIELDS] in wanted))
         return found
 
     def finish(self) -> Trace:

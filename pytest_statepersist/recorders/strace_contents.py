@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.operations import OUTSIDE, Durability
+from pytest_statepersist.recorders.builder import FIELDS
 from pytest_statepersist.recorders.strace_parser import (
     Call,
     descriptor,
@@ -300,12 +302,27 @@ def _fsync(model: StraceModel, task: Task, call: Call) -> None:
 
 
 def _sync(model: StraceModel, task: Task, call: Call) -> None:
-    if call.error or (call.name == "syncfs" and model.argument_file(task, call) is None):
+    if call.name == "syncfs" and model.argument_file(task, call) is None:
+        return  # whether it was about the file system of the directory is not known
+    if call.error:
+        # Since Linux 5.8 syncfs tells of pages that could not be written (syncfs(2)): they count as
+        # clean from then on, as after an fsync that failed, whichever file they are of.
+        for inode in _written(model):
+            model.builder.fsync(inode, model.moment, failed=True)
+            model.changed(call, inode)
         return
     model.builder.sync_all(model.moment)
     model.changed(call, 0)
     for inode in model.mapped:
         model.synced_map(call, inode)
+
+
+def _written(model: StraceModel) -> list[int]:
+    """Return the files inside whose content was changed so far, the first one first."""
+    kinds = (op.Write, op.Truncate, op.Allocate, op.ZeroRange)
+    found = dict.fromkeys(row[FIELDS] for row in model.builder.entries() if row[0] in kinds)
+    known = model.builder.inodes
+    return [number for number in found if number in known and known[number].inside]
 
 
 def _msync(model: StraceModel, task: Task, call: Call) -> None:

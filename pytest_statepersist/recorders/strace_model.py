@@ -435,7 +435,7 @@ class StraceModel:
 
 
 HANDLERS = {**CONTENTS, **NAMES}
-_SYNCS = frozenset({"fsync", "fdatasync"})
+_SYNCS = frozenset({"fsync", "fdatasync", "syncfs"})
 _HARMLESS_WHEN_LOST = names_in(
     "read readv lseek close close_range dup dup2 dup3 fcntl fcntl64 fsync fdatasync sync "
     "syncfs msync mmap mmap2 mprotect pkey_mprotect munmap mremap clone clone3 fork vfork "
