@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from pytest_statepersist.core.apply import apply
-from pytest_statepersist.core.operations import Durability, Operation, Trace, Write
+from pytest_statepersist.core.models import MODELS
+from pytest_statepersist.core.operations import Durability, Fsync, Operation, Trace, Write
+from pytest_statepersist.core.states import crash_states, disk_of
 from pytest_statepersist.core.tree import File, Symlink, Tree
 from pytest_statepersist.recorders.builder import TraceBuilder
 from pytest_statepersist.recorders.strace_maps import MapKind, settle
@@ -114,3 +116,35 @@ def test_every_line_counts() -> None:
         assert sum(1 if c.start == c.end else 2 for c in calls) == sum(
             "+++" not in row for row in rows
         )
+
+
+def text(value: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in value.encode())
+
+
+@pytest.mark.parametrize("first", ["-1 EIO (Input/output error)", "0"])
+def test_a_syncfs_that_failed_leaves_all_files_for_the_next_one_to_overlook(first: str) -> None:
+    opened, other = (f"{fd}<{text(f'{DIRECTORY}/{fd}')}>" for fd in (3, 4))
+    outside = f"5<{text('/elsewhere/5')}>"
+    calls = [
+        f'openat(AT_FDCWD, "{text("3")}", O_WRONLY|O_CREAT, 0644) = {opened}',
+        f'openat(AT_FDCWD, "{text("4")}", O_WRONLY|O_CREAT, 0644) = {other}',
+        f'write({opened}, "{text("new")}", 3) = 3',
+        f"syncfs({outside}) = -1 EIO (Input/output error)",
+        f"syncfs({other}) = {first}",
+        f"syncfs({other}) = 0",
+    ]
+    lines = [f"7 1795258060.4{number:05d} {call}" for number, call in enumerate(calls)]
+    events = list(parse(lines))
+    builder = TraceBuilder(DIRECTORY, Tree(), recorder="strace")
+    model = StraceModel(builder, births=births_in(events))
+    model.add_task(7, DIRECTORY, "workload")
+    for event, horizon in in_order(events):
+        model.feed(event, horizon)
+    trace = builder.finish()
+    failed = [each.path for each in trace.operations if isinstance(each, Fsync) and each.failed]
+    disk = disk_of(trace, MODELS["ext4"])
+    states = [s for s in crash_states(trace, disk.model) if s.points[-1][1] == len(trace)]
+    contents = [[getattr(n, "content", None) for n in disk.tree(s).nodes.values()] for s in states]
+    lost = any(b"new" not in each for each in contents)
+    assert (failed, lost) == ((["3"], True) if first != "0" else ([], False))
