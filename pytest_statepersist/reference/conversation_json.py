@@ -35,6 +35,7 @@ from pytest_statepersist.reference.atomic import (
     temporary_name,
 )
 from pytest_statepersist.reference.conversation_records import (
+    INDEX_ID,
     Message,
     SessionInfo,
     SessionRecord,
@@ -64,7 +65,7 @@ from pytest_statepersist.reference.values import check_page, from_json, to_json
 
 __all__ = ["JsonConversations"]
 
-INDEX = "index.json"
+INDEX = f"{INDEX_ID}.json"
 _LARGEST_FILE = 1 << 30
 _CLOCK_TICK_NS = 20_000_000  # file times move in steps of up to 10 ms
 _log = logging.getLogger(__name__)
@@ -351,7 +352,7 @@ def _encode_index(entries: Mapping[str, _Entry]) -> bytes:
 
 def _is_session_file(item: os.DirEntry[str]) -> bool:
     stem, dot, extension = item.name.rpartition(".")
-    if not dot or extension != "json" or item.name == INDEX:
+    if not dot or extension != "json":
         return False
     try:
         check_session_id(stem)
@@ -361,10 +362,7 @@ def _is_session_file(item: os.DirEntry[str]) -> bool:
 
 
 def _file_name(session_id: str) -> str:
-    name = check_session_id(session_id) + ".json"
-    if name.lower() == INDEX:
-        raise InvalidId(f"session id {session_id!r}: is the name of the store's own index")
-    return name
+    return check_session_id(session_id) + ".json"
 
 
 def _private(path: str, flags: int) -> int:

@@ -24,6 +24,7 @@ from pydantic.alias_generators import to_camel
 from pytest_statepersist.reference.errors import (
     DamagedData,
     IntegrityError,
+    InvalidId,
     NewerVersion,
     ValidationError,
 )
@@ -43,6 +44,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 KEPT_ANCESTORS = 100
+INDEX_ID = "index"
 _FORMAT = "conversation"
 
 
@@ -206,8 +208,11 @@ class SessionRecord(_Camel):
 
 
 def check_session_id(value: object) -> str:
-    """Return a session id that can be a file name. Raises `InvalidId`."""
-    return check_id(value, "session id")
+    """Return a session id that can be a file name in each backend. Raises `InvalidId`."""
+    checked = check_id(value, "session id")
+    if checked.lower() == INDEX_ID:
+        raise InvalidId(f"session id {checked!r}: is the name of the directory's own index")
+    return checked
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -41,6 +41,7 @@ from pytest_statepersist.reference.conversation_storage import (
 )
 from pytest_statepersist.reference.conversation_sync import Conflict, SyncReport, merge, sync
 from pytest_statepersist.reference.errors import ConflictError, NotFound, ValidationError
+from pytest_statepersist.reference.timestamps import before
 from pytest_statepersist.reference.values import from_json, new_id, to_json
 from pytest_statepersist.reference.vault import Category, Vault
 
@@ -290,7 +291,7 @@ class Conversations:
         A session of exactly that age stays. Raises `ConflictError`, with nothing deleted, if
         one of them was saved meanwhile.
         """
-        limit = self.clock.now() - older_than
+        limit = before(self.clock.now(), older_than)
         old = {
             info.id: info.revision_id
             for info in self.storage.infos(Filter())

@@ -128,8 +128,9 @@ class LocalStorage:
         A `Key` gives a typed value and knows its own default; a name gives plain JSON. Raises
         `NewerVersion` if newer code wrote the value: a default would then overwrite it.
         """
+        full = self._full(name)
         key = KEYS.get(name) if isinstance(name, str) else name
-        text = self._load().entries.get(self._full(name))
+        text = self._load().entries.get(full)
         if isinstance(name, Key):
             default = name.default()
         if text is None:
@@ -177,8 +178,7 @@ class LocalStorage:
         enough, nothing is changed at all. Raises `QuotaExceeded`, `ValidationError`,
         `NewerVersion` (newer code wrote the present value), `LockTimeout`, `StorageError`.
         """
-        text = self._text(name, value)
-        self._change({self._full(name): text})
+        self._change({self._full(name): self._text(name, value)})
 
     def remove(self, name: Key[Any] | str) -> bool:
         """Remove a value; durable on return. Returns whether there was one."""
@@ -220,6 +220,8 @@ class LocalStorage:
 
         Names without our prefix belong to others and are skipped. Raises what `set` raises.
         """
+        if not isinstance(data, Mapping) or not all(isinstance(full, str) for full in data):
+            raise ValidationError("export", "is no object with names")
         start = self.prefix + "."
         changes: dict[str, str | None] = {
             full: self._text(full[len(start) :], value)
@@ -234,6 +236,8 @@ class LocalStorage:
 
     def _full(self, name: Key[Any] | str) -> str:
         bare = name.name if isinstance(name, Key) else name
+        if not isinstance(bare, str):
+            raise ValidationError("name", f"{bare!r} is no text")
         if not bare:
             raise ValidationError("name", "is empty")
         to_json(bare)  # refuses what UTF-8 cannot express

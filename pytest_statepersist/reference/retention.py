@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pytest_statepersist.reference.clock import Handle, Scheduler
 from pytest_statepersist.reference.database import Database
 from pytest_statepersist.reference.errors import ValidationError
-from pytest_statepersist.reference.timestamps import microseconds, text_of_moment
+from pytest_statepersist.reference.timestamps import before, microseconds, text_of_moment
 
 __all__ = ["NightlyRetention", "Retention", "RetentionPolicy", "RetentionReport"]
 
@@ -70,8 +70,8 @@ class Retention:
         return report
 
     def _report(self, now: datetime, *, dry_run: bool) -> RetentionReport:
-        snapshots = self._older("snapshots", "starred = 0", now - self.policy.snapshots)
-        analytics = self._older("analytics", "1", now - self.policy.analytics)
+        snapshots = self._older("snapshots", "starred = 0", before(now, self.policy.snapshots))
+        analytics = self._older("analytics", "1", before(now, self.policy.analytics))
         return RetentionReport(
             at=now,
             dry_run=dry_run,

@@ -51,12 +51,15 @@ def load(data: bytes) -> Any:
     if _has_too_many_values(data):
         raise DecompressionBomb(f"JSON of more than {MOST_VALUES} values")
     try:
-        return json.loads(
+        value = json.loads(
             data.decode(),  # never UTF-16 or UTF-32, which json.loads would guess
             parse_constant=_refuse_constant,
             parse_float=_finite,
             object_pairs_hook=_unique_keys,
         )
+        if _SURROGATE.search(data):  # perhaps one of a pair, perhaps after a backslash
+            _compact(value).encode()
+        return value
     except RecursionError as error:
         raise DamagedData("JSON that is nested too deep to be ours") from error
     except ValueError as error:
@@ -139,6 +142,7 @@ def _refuse_surrogates(text: str, where: str) -> None:
         raise ValidationError(where, f"text with a lone surrogate ({error.reason})") from error
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 

@@ -7,14 +7,14 @@ time, and no local time zone ever gets into a file.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from pydantic import AfterValidator, PlainSerializer
 
 from pytest_statepersist.reference.errors import DamagedData
 
-__all__ = ["Moment", "microseconds", "moment_from_text", "text_of_moment"]
+__all__ = ["Moment", "before", "microseconds", "moment_from_text", "text_of_moment"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -38,6 +38,14 @@ def moment_from_text(text: str) -> datetime:
         return moment.astimezone(UTC)
     except OverflowError as error:
         raise DamagedData(f"{text!r} is before year 1 or after year 9999 in UTC") from error
+
+
+def before(moment: datetime, age: timedelta) -> datetime:
+    """Return the moment that is ``age`` earlier, or the calendar's end where there is none."""
+    try:
+        return moment - age
+    except OverflowError:
+        return (datetime.min if age > timedelta(0) else datetime.max).replace(tzinfo=UTC)
 
 
 def microseconds(text: object) -> int | None:

@@ -266,6 +266,20 @@ def test_clean_up_is_exact_and_all_or_nothing(
     assert left == ({young.id} if goes else old | {young.id})
 
 
+def test_an_age_beyond_the_calendar_is_that_of_nothing(open_store: Open) -> None:
+    store = open_store()
+    session = talk(store)
+    assert store.clean_up(timedelta.max) == ()
+    assert store.clean_up(timedelta.min, dry_run=True) == (session.id,)
+
+
+def test_no_backend_takes_a_name_that_the_other_one_cannot(open_store: Open) -> None:
+    """It could not be synced into a directory, whose index has that name."""
+    for name in ("index", "Index"):
+        with pytest.raises(InvalidId, match="index"):
+            open_store().create_session("t", session_id=name)
+
+
 CANARY = "canary-7f3a-never-to-be-seen-again"
 
 
@@ -633,8 +647,6 @@ def test_names_that_are_not_ours_are_left_alone(json_store: Conversations, tmp_p
     session = talk(json_store)
     assert [info.id for info in json_store.list_sessions()] == [session.id]
     assert json_store.storage.damaged() == {}
-    with pytest.raises(InvalidId, match="index"):
-        json_store.create_session("t", session_id="index").save()
     json_store.delete_all()
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"my notes.json", "folder.json"}
 

@@ -379,6 +379,9 @@ def test_an_import_is_all_or_nothing(tmp_path: Path) -> None:
             storage.import_all(bad)
         assert storage.names() == ("a",)
     assert storage.import_all({}) == 0
+    for no_export in ([], None, "x", {5: 1}):
+        with pytest.raises(ValidationError, match="export"):
+            storage.import_all(no_export)  # type: ignore[arg-type]
 
 
 # -- durability, errors, other processes -------------------------------------------------
@@ -480,6 +483,10 @@ def test_nonsense_names_are_refused(tmp_path: Path, storage: LocalStorage) -> No
         storage.set("", 1)
     with pytest.raises(ValidationError):
         storage.set("\ud800", 1)
+    for name in (5, b"a", ["a"], ("a",)):
+        for use in (storage.get, storage.remove, lambda name: storage.set(name, 1)):
+            with pytest.raises(ValidationError, match="name"):
+                use(name)  # type: ignore[arg-type, operator]
 
 
 def test_a_save_repeated_after_a_failed_sync_of_the_directory_syncs_it(

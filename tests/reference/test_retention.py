@@ -208,6 +208,11 @@ def test_the_nightly_run_in_real_time(database: Database, clock: ManualClock) ->
         nightly.stop()
 
 
+def test_an_age_beyond_the_calendar_is_that_of_nothing(database: Database) -> None:
+    add(database)
+    assert Retention(database, RetentionPolicy(timedelta.max, timedelta.max)).run().snapshots == ()
+
+
 def test_nonsense_is_refused(database: Database) -> None:
     with pytest.raises(ValidationError, match="negative"):
         RetentionPolicy(snapshots=-DAY)

@@ -188,8 +188,9 @@ def test_too_deep_nesting_is_refused(serializer: Serializer) -> None:
         cbor.MAGIC + b"\x18\x01", cbor.MAGIC + b"\x00\x00", cbor.MAGIC + b"\xa2\x61b\x00\x61a\x00",
         cbor.MAGIC + b"\xa1\x00\x00", cbor.MAGIC + b"\xc2\x41\x01", cbor.MAGIC + b"\xf9\x3c\x00",
         cbor.MAGIC + b"\xc0\x00", cbor.MAGIC + b"\x61\xff", cbor.MAGIC + b"\xfb\x7f\xf0" + bytes(6),
+        rb'"\ud800"', rb'{"\uDFFF": 1}', rb'["\udc00\ud800"]',
     ],
-    ids=range(28),
+    ids=range(31),
 )  # fmt: skip
 def test_foreign_bytes_are_damaged_data(data: bytes) -> None:
     with pytest.raises(DamagedData):
