@@ -34,6 +34,7 @@ from pytest_statepersist.core.states import disk_of
 from pytest_statepersist.errors import (
     BlindSpot,
     CrashConsistencyError,
+    NotCovered,
     RecorderUnavailable,
     UserError,
 )
@@ -91,10 +92,12 @@ class ConcurrencyReport:
         return None if self.not_covered else True
 
     def raise_for_findings(self) -> None:
-        """Raise `CrashConsistencyError` where there is a finding."""
+        """Raise `CrashConsistencyError` with a finding, `NotCovered` where not all was seen."""
         __tracebackhide__ = True  # pytest then shows the test's own line
         if self.findings:
             raise CrashConsistencyError(str(self), self)
+        if self.not_covered:
+            raise NotCovered(str(self), self)
 
     def checked(self) -> Checked:
         """Return the result in the shape that every check has."""

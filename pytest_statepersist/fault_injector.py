@@ -91,10 +91,11 @@ class FaultInjector:
         self.reports: list[FaultReport] = []
 
     def check(self, **arguments: Any) -> FaultReport:
-        """Sweep as `sweep` does and raise `CrashConsistencyError` where there is a finding."""
+        """Sweep as `sweep` does and raise as `CrashSimulator.check` does."""
         __tracebackhide__ = True
         report = self.sweep(**arguments)
         report.raise_for_findings()
+        report.raise_where_not_covered()
         return report
 
     def sweep(
@@ -144,9 +145,11 @@ class FaultInjector:
         return report
 
     def check_commands(self, **arguments: Any) -> FaultReport:
-        """Sweep as `sweep_commands` does; raise `CrashConsistencyError` where `check` does."""
+        """Sweep as `sweep_commands` does and raise as `check` does."""
+        __tracebackhide__ = True
         report = self.sweep_commands(**arguments)
         report.raise_for_findings()
+        report.raise_where_not_covered()
         return report
 
     def sweep_commands(

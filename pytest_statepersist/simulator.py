@@ -234,7 +234,8 @@ class CrashSimulator:
         They run as threads, or as ``processes``. What they leave must be what they leave one after
         the other in some order; exceptions in ``allow`` say that a saver has not saved. ``runs``
         random orders by ``seed`` follow all orders with one switch; ``schedule`` replays one.
-        Raises `CrashConsistencyError` where something is lost, unless ``check`` is False.
+        Raises `CrashConsistencyError` where something is lost, and `NotCovered` where it could not
+        be seen, unless ``check`` is False.
         """
         from pytest_statepersist.concurrency import interleave
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from pytest_statepersist import CrashConsistencyError, CrashSimulator, UserError
+from pytest_statepersist import CrashConsistencyError, CrashSimulator, NotCovered, UserError
 from pytest_statepersist.concurrency import ConcurrencyReport, interposed
 
 LOCK = threading.Lock()
@@ -199,6 +199,9 @@ def test_programs_and_maps_that_write_beside_python_are_not_covered() -> None:
         report = run(partial(saver), schedule="switch:0:1")
         assert report.ok is not True
         assert any(words in each for each in report.not_covered), str(report)
+        if not report.findings:
+            with pytest.raises(NotCovered, match=words):
+                report.raise_for_findings()
 
 
 def test_the_default_raises_and_shows_the_order() -> None:

@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 from pytest_statepersist.core import operations as op
-from pytest_statepersist.errors import CrashConsistencyError, UserError
+from pytest_statepersist.errors import CrashConsistencyError, NotCovered, UserError
 from pytest_statepersist.explorer.outcome import Ended, raises
 from pytest_statepersist.explorer.runner import run_recovery
 from pytest_statepersist.fault_injector import FaultInjector
@@ -577,11 +577,16 @@ def test_a_workload_that_adds_may_add_twice_when_it_is_done_again() -> None:
 
 
 def test_what_cannot_tell_is_not_covered() -> None:
-    report = FaultInjector(states=0).sweep(
-        setup=lambda d: store(d, 1), workload=lambda d: store(d, 1), recover=state
-    )
+    arguments: dict[str, Any] = {
+        "setup": lambda d: store(d, 1),
+        "workload": lambda d: store(d, 1),
+        "recover": state,
+    }
+    report = FaultInjector(states=0).sweep(**arguments)
     assert report.ok is None
     assert "cannot tell" in report.not_covered[0]
+    with pytest.raises(NotCovered, match="cannot tell"):
+        FaultInjector(states=0, errors=["EIO"], operations=["write"]).check(**arguments)
 
 
 def test_a_cut_sweep_and_one_without_faults_are_not_covered() -> None:

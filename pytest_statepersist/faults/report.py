@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_statepersist.checked import Check, Checked, CheckedFinding
-from pytest_statepersist.errors import CrashConsistencyError
+from pytest_statepersist.errors import CrashConsistencyError, NotCovered
 from pytest_statepersist.faults.calls import FaultSite, Operation
 from pytest_statepersist.faults.inject import Fault
 
@@ -114,6 +114,12 @@ class FaultReport:
         __tracebackhide__ = True  # pytest then shows the test's own line
         if self.findings:
             raise CrashConsistencyError(str(self), self)
+
+    def raise_where_not_covered(self) -> None:
+        """Raise `NotCovered` where there is no finding, and yet not all of it was covered."""
+        __tracebackhide__ = True
+        if self.ok is None:
+            raise NotCovered(f"{self}\nsweep() gives the report, whatever it is.", self)
 
     @property
     def coverage(self) -> str:

@@ -11,7 +11,7 @@ import pytest
 TESTS = """
     import json, os
 
-    import pytest
+    import pytest; from pytest_statepersist import NotCovered
 
     def save(path, value):
         temporary = path.with_suffix(".tmp")
@@ -52,8 +52,10 @@ TESTS = """
 
     def test_faults_tell_nothing(fault_injector):
         options = arguments(save) | {"recover": lambda d: 1, "before": 1, "after": 1}
-        report = fault_injector.check(errors=["ENOSPC"], states=0, recovery=False, **options)
+        report = fault_injector.sweep(errors=["ENOSPC"], states=0, recovery=False, **options)
         assert report.ok is None
+        with pytest.raises(NotCovered, match="cannot tell"):
+            report.raise_where_not_covered()
 
     def test_integrity(tamper):
         class Damaged(Exception):
