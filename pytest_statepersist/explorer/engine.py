@@ -239,6 +239,7 @@ class Engine:
         try:
             shown.show(disk, state)
         except OSError as error:
+            shown.check_here()
             raise UserError(
                 f"a crash state could not be shown in {self.place.directory}: {error}. Usually a "
                 "thread or process that the workload or recovery started goes on writing there; "

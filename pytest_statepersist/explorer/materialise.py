@@ -37,6 +37,7 @@ from pytest_statepersist.core.tree import (
     read_content,
     size_of,
 )
+from pytest_statepersist.errors import UserError
 from pytest_statepersist.explorer.held import Held, set_xattrs, xattrs_of
 from pytest_statepersist.recorders.real import system
 
@@ -82,6 +83,7 @@ class Materialiser:
         self._fill = not present
         self._umask = os.umask(0o077)
         os.umask(self._umask)
+        self._here = _identity(directory)
 
     def adopt(self, disk: Disk) -> None:
         """Take the directory as holding everything that the trace did, in order."""
@@ -425,9 +427,10 @@ class Materialiser:
     def heal(self, changed: Iterable[str]) -> None:
         """Put back what a recovery changed at these paths, relative to the directory."""
         broken: set[str] = set()
-        if not os.path.isdir(self.directory):
+        if _identity(self.directory) is None:
             self.rebuild()
             return
+        self.check_here()
         for path in changed:
             if path:
                 broken.add(path)
@@ -446,6 +449,15 @@ class Materialiser:
                 self.rebuild()
                 return
             self._attach(path, inode, set())
+
+    def check_here(self) -> None:
+        """Raise `UserError` where the directory is not the one that was there at first."""
+        if _identity(self.directory) != self._here:
+            raise UserError(
+                f"{self.directory} itself was removed or renamed, and nobody saw what happened in "
+                "what is there now; let a recovery keep the directory and replace what is in it, "
+                "or give it a directory below the one that is judged"
+            )
 
     def _take_away(self, path: str) -> int | None:
         """Remove whatever is at a path; return the inode that should be there, if any."""
@@ -475,6 +487,7 @@ class Materialiser:
             mode = system.stat(self.directory).st_mode & 0o7777
         except OSError:
             os.makedirs(self.directory)  # a recovery has removed it
+            self._here = _identity(self.directory)
             mode = system.stat(self.directory).st_mode & 0o7777
         if mode & 0o700 != 0o700:
             system.chmod(self.directory, 0o700)
@@ -534,3 +547,12 @@ def _force(function: object, path: str, _: object) -> None:
         shutil.rmtree(path)
     else:
         system.unlink(path)
+
+
+def _identity(directory: str) -> tuple[int, int] | None:
+    """Say which directory this is, ``None`` where there is none."""
+    try:
+        status = system.lstat(directory)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None

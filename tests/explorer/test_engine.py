@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_statepersist import MODELS, BlindSpot, CrashSimulator, Kind
+from pytest_statepersist import MODELS, BlindSpot, CrashSimulator, Kind, UserError
 
 
 def sync(path: Path) -> None:
@@ -202,6 +203,31 @@ def test_a_recovery_that_turns_native_on_the_way_starts_again() -> None:
     )
     observed = {finding.observed.value for finding in report.findings}
     assert "missing" in observed
+
+
+@pytest.mark.parametrize(("crashes", "remove"), [(0, shutil.rmtree), (1, shutil.rmtree), (1, None)])
+def test_a_recovery_that_puts_another_directory_in_place_is_told(
+    crashes: int, remove: Any
+) -> None:
+    """What it left in the new one was in the next states; usually one could not be shown."""
+
+    def recover(directory: Path) -> str:
+        found = (directory / "state").read_text()
+        if remove is None:
+            os.rename(directory, f"{directory}.old{len(os.listdir(directory.parent))}")
+        else:
+            remove(directory)
+        directory.mkdir()
+        (directory / "state").write_text(found)
+        (directory / "left").write_text("over")
+        return found
+
+    with pytest.raises(UserError, match="itself was removed or"):
+        CrashSimulator(recovery_crashes=crashes).explore(
+            setup=lambda d: save(d / "state", "old"),
+            workload=lambda d: save(d / "state", "new"),
+            recover=recover,
+        )
 
 
 @pytest.mark.skipif(not labels_are_kept(), reason="no extended attributes where states are shown")
