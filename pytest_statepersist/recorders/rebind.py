@@ -11,16 +11,14 @@ back what it found, a class attribute that was a bare function included.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import operator
 import os
 import sys
-import threading
 import types
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +27,7 @@ from typing import Any
 
 from pytest_statepersist.recorders import real, usual
 from pytest_statepersist.recorders.callsite import is_internal
+from pytest_statepersist.recorders.frames import in_dead_frames, rewrite_frame, running
 from pytest_statepersist.recorders.namespaces import Namespace, namespaces_with
 
 __all__ = ["Rebinding", "Unreached"]
@@ -39,7 +38,6 @@ _SUBJECT = f"{_OWN}.reference"
 _IGNORED = (types.FrameType, weakref.ReferenceType, types.BuiltinFunctionType, type)
 _PLAIN = frozenset({str, bytes, int, float, bool, type(None), types.BuiltinFunctionType})
 _DICTS = frozenset({dict, defaultdict, Counter})
-_OPTIMIZED = 0x1  # inspect.CO_OPTIMIZED: the locals are not in a dict
 
 
 @dataclass(slots=True, eq=False)
@@ -130,9 +128,10 @@ class Rebinding:
         self._rewrite_spaces(spaces, new)
         for supported in _support_sets():
             self._rewrite(supported, new)
-        frames = _running(new, self.unreached)
+        frames, elsewhere = running(new)
+        self.unreached.extend(Unreached(*each) for each in elsewhere)
         while frames:
-            _rewrite_frame(frames.pop(), new)
+            rewrite_frame(frames.pop(), new)
         for owner in usual.owners():
             self._rewrite_owner(owner, new)
         owner = None
@@ -193,8 +192,11 @@ class Rebinding:
         known = known.union(*(each.names for each in self.unreached))
         for old, _ in self._pairs:
             own = frozenset([getattr(old, "__name__", "?")])
-            if held[id(old)] > 0 and not isinstance(old, type) and not own <= known:
-                usual.note_hidden(old, held[id(old)])
+            if held[id(old)] <= 0 or isinstance(old, type) or own <= known:
+                continue
+            count = held[id(old)] - in_dead_frames(old)
+            if count > 0:
+                usual.note_hidden(old, count)
                 holder = "something that the garbage collector does not show"
                 self.unreached.append(Unreached(holder, own, hidden=True))
 
@@ -301,7 +303,7 @@ class Rebinding:
         for attribute in ("gi_frame", "cr_frame", "ag_frame"):
             frame = getattr(holder, attribute, None)
             if isinstance(frame, types.FrameType):
-                return _rewrite_frame(frame, new)
+                return rewrite_frame(frame, new)
         return _rewrite_object(holder, new)
 
     def _rewrite_owner(self, owner: Any, new: dict[int, Any]) -> None:
@@ -456,59 +458,6 @@ def _held_elsewhere(
         id(item): count - known[id(item)] - plain
         for item, count in zip(objects, counts, strict=True)
     }
-
-
-def _running(new: dict[int, Any], unreached: list[Unreached]) -> list[types.FrameType]:
-    """Return this thread's frames with a local to rewrite; name those of other threads."""
-    mine = [frame for frame in _stack(sys._getframe(1)) if _locals(frame, new)]
-    tops = sys._current_frames()
-    # A frame that is held by a variable of its own would stay until the next collection.
-    tops.pop(threading.get_ident(), None)
-    for top in tops.values():
-        for frame in _stack(top):
-            if names := _locals(frame, new):
-                where = frame.f_code.co_qualname
-                what = f"local variable {names[0]!r} of {where} in another thread"
-                held = [new[id(frame.f_locals[name])] for name in names]
-                _drop_copy(frame.f_locals)
-                called = frozenset(getattr(item, "__name__", "?") for item in held)
-                unreached.append(Unreached(what, called))
-    return mine
-
-
-def _stack(frame: types.FrameType | None) -> Iterator[types.FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _locals(frame: types.FrameType, new: dict[int, Any]) -> list[str]:
-    """Return the local variables of a function's frame that hold something to replace."""
-    if not frame.f_code.co_flags & _OPTIMIZED or is_internal(frame.f_code.co_filename):
-        return []
-    values = frame.f_locals
-    names = [name for name, value in list(values.items()) if id(value) in new]
-    _drop_copy(values)
-    return names
-
-
-def _drop_copy(values: Any) -> None:
-    """Before PEP 667 f_locals is a copy that lives as long as the frame, with each value."""
-    if sys.version_info < (3, 13):
-        values.clear()
-
-
-def _rewrite_frame(frame: types.FrameType, new: dict[int, Any]) -> bool:
-    names = _locals(frame, new)
-    if names:
-        values = frame.f_locals
-        for name in names:
-            values[name] = new[id(values[name])]
-        if sys.version_info < (3, 13):
-            write_back = ctypes.pythonapi.PyFrame_LocalsToFast
-            write_back(ctypes.py_object(frame), ctypes.c_int(0))
-        _drop_copy(values)
-    return bool(names)
 
 
 def _own_containers(pairs: list[tuple[Any, Any]]) -> set[int]:

@@ -341,6 +341,25 @@ def stopped_after(lines: int, call: Callable[[], None], *, only: str = "") -> bo
     return False
 
 
+def test_a_traceback_that_somebody_keeps_is_no_holder() -> None:
+    """Its frames are over. `pytest.raises` asks them for their variables, which leaves a copy."""
+    gc.unfreeze()
+
+    def fail() -> None:
+        bound = os.replace
+        raise ValueError(bound.__name__)
+
+    with pytest.raises(ValueError, match="replace") as kept:
+        fail()
+    rebinding = Rebinding([(os.replace, make_replacement())])
+    rebinding.do()
+    try:
+        assert rebinding.unreached == []
+    finally:
+        rebinding.undo()
+        del kept
+
+
 @pytest.mark.parametrize("step", ["install", "uninstall"])
 def test_a_signal_at_any_line_leaves_nothing_half_way(step: str) -> None:
     original = os.replace
