@@ -69,7 +69,8 @@ class EventLog:
 
     Opening recovers, and what it returned in `recovered` is durable by then; opening again,
     also after a crash in the middle of it, gives the same. With a ``key`` each batch and each
-    snapshot is encrypted. ``at_least`` is a record number that the caller knows to exist.
+    snapshot is encrypted. ``at_least`` is a record number that the caller knows to exist;
+    ``must_exist`` says that there was a log, so that none is damage and not a new beginning.
     ``segment_size`` in bytes is where a new segment begins.
 
     Opening raises `DamagedLog`, `RolledBack` (fewer records than ``at_least``),
@@ -83,6 +84,7 @@ class EventLog:
         key: EnvelopeKey | None = None,
         segment_size: int = 1 << 20,
         at_least: int = 0,
+        must_exist: bool = False,
         lock_timeout: float = 10.0,
     ) -> None:
         self.root = checked_path(root)
@@ -97,7 +99,7 @@ class EventLog:
         self._lock = StoreLock(self._files.logs / ".lock", timeout=lock_timeout)
         self._lock.acquire()
         try:
-            self.recovered = self._recover()
+            self.recovered = self._recover(must_exist)
             if self.last_sequence < at_least:
                 raise RolledBack(
                     f"{self.root}: the log ends with record {self.last_sequence}, but record "
@@ -160,12 +162,14 @@ class EventLog:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _recover(self) -> Recovered:
+    def _recover(self, must_exist: bool) -> Recovered:
         self._closed = False
         # A killed process may have renamed without syncing: what we build on must be durable.
         self._files.settle()
         found = self._files.read()
         torn = 0
+        if found.active is None and must_exist:
+            raise DamagedLog(self._files.logs, "there is no segment, and there was one")
         if found.active is None:  # a new log, or one whose very first file was not durable
             self._header = SegmentHeader(1, 1, os.urandom(16))
             self._files.write_segment(self._header)

@@ -157,7 +157,9 @@ class Messenger:
                     self.root / GROUP_DIRECTORY, key=key, clock=self._clock, known_epochs=known
                 )
             )
-            self._log = opening.enter_context(EventLog(self.root, key=key))
+            # The log was begun before the first group.
+            in_use = bool(self._store.groups())
+            self._log = opening.enter_context(EventLog(self.root, key=key, must_exist=in_use))
             self.invites = InviteBook(self.root / INVITE_DIRECTORY, key=key)
             self._groups = Groups(
                 self._store,

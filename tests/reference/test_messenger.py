@@ -367,6 +367,10 @@ def test_damage_is_said_by_name_and_locks_are_given_back(ram_path: Path) -> None
     segment.write_bytes(raw)
     with pytest.raises(DamagedLog):
         world.open("alice")
+    segment.unlink()
+    for _ in "twice":  # the first opening begins no new log in its place
+        with pytest.raises(DamagedLog, match="no segment"):
+            world.open("alice")
     segment.write_bytes(genuine)
     assert world.texts("alice", channel) == ["one", "two"]
     with pytest.raises(NotFound):
