@@ -14,7 +14,6 @@ same time, whose order nobody could tell.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import secrets
@@ -44,18 +43,27 @@ from pytest_statepersist.recorders.strace_maps import settle
 from pytest_statepersist.recorders.strace_model import SYSTEM_CALLS, Known, StraceModel, births_in
 from pytest_statepersist.recorders.strace_order import in_order
 from pytest_statepersist.recorders.strace_parser import Call, Event, parse
+from pytest_statepersist.recorders.strace_process import (
+    LARGEST,
+    bound_output,
+    may_be_traced,
+    no_permission,
+    one_processor,
+    output_of,
+    tasks,
+    too_much,
+    tracers,
+    was_too_much,
+)
 from pytest_statepersist.recorders.strace_tasks import Mapping, OpenFile
 from pytest_statepersist.recorders.strace_unseen import find_out
 
 __all__ = ["StraceRecorder", "Watched", "check_available"]
 
 _OLDEST = (5, 0)
-_PR_SET_PTRACER = 0x59616D61
-_PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
 _LONGEST = 1 << 25  # strace makes buffers of five times this; what is longer is looked up later
 _PATIENCE = 20.0
 _LONGEST_MAP = 256 << 20
-_YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
 def check_available() -> str:
@@ -104,7 +112,8 @@ class StraceRecorder:
 
     Keyword options: ``ignore`` gets relative paths and says what is no state; ``scratch`` is a
     directory for strace's output, outside of the one that is recorded; ``looks`` is whether a block
-    looks at what it maps for writing, without which such a map is a blind spot where it is synced.
+    looks at what it maps for writing, without which such a map is a blind spot where it is synced;
+    ``largest`` is how many bytes of strace's output are believed.
     """
 
     def __init__(
@@ -114,6 +123,7 @@ class StraceRecorder:
         ignore: Callable[[str], bool] | None = None,
         scratch: str | os.PathLike[str] | None = None,
         looks: bool = True,
+        largest: int = LARGEST,
     ) -> None:
         self.directory = os.path.realpath(directory)
         if not os.path.isdir(self.directory):
@@ -121,6 +131,7 @@ class StraceRecorder:
         self._ignore = ignore
         self._scratch = scratch
         self._looking = looks
+        self._largest = largest
         self._strace: subprocess.Popen[bytes] | None = None
         self._token = ""
         self._looks: Looks | None = None
@@ -142,7 +153,7 @@ class StraceRecorder:
         program = check_available()
         if self._strace is not None:
             raise UserError("this recorder is running already: stop it first")
-        tracer = _tracers().get(os.getpid(), 0)
+        tracer = tracers().get(os.getpid(), 0)
         if tracer:
             raise RecorderUnavailable(
                 f"process {tracer} traces this one already (a debugger or another strace): only "
@@ -154,10 +165,11 @@ class StraceRecorder:
         self._base = self._scan()
         # Files get the time of the last tick, which may be a little earlier than the clock's.
         self._begun = time.time() - 0.02
-        with _may_be_traced():
+        with may_be_traced():
             command = [*self._command(program), "-p", str(os.getpid())]
             with open(self._folder / "errors", "wb") as errors:
                 self._strace = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=errors)
+            bound_output(self._strace, self._largest)
             try:
                 self._wait_until_traced(self._strace)
             except BaseException:
@@ -198,7 +210,10 @@ class StraceRecorder:
             raise UserError("this recorder is not running: start it first")
         try:
             self._mark("end")
+            strace = self._strace
             self._end_strace()
+            if was_too_much(strace):
+                raise too_much(self._largest)
             events = self._events()
             first, last = self._span(events)
             return self._build(events, first, last, self._begin_attached)
@@ -265,7 +280,7 @@ class StraceRecorder:
         if not wanted or shutil.which(wanted[0], path=(env or os.environ).get("PATH")) is None:
             raise UserError(f"there is no command {wanted[:1]!r} to run under strace")
         try:
-            with _one_processor():
+            with one_processor():
                 done = subprocess.Popen(
                     [*self._command(program, inject, also), "--", *wanted],
                     cwd=where,
@@ -277,13 +292,14 @@ class StraceRecorder:
                 )
             with done:
                 try:
-                    output, errors = done.communicate(timeout=timeout)
+                    calls = self._folder / "calls"
+                    output, errors = output_of(done, calls, self._largest, timeout)
                 except BaseException:
                     os.killpg(done.pid, signal.SIGKILL)
                     raise
             events = self._events() if (self._folder / "calls").exists() else []
             if not any(isinstance(e, Call) and e.name == "execve" and e.succeeded for e in events):
-                raise _no_permission((errors or output).decode(errors="replace"))
+                raise no_permission((errors or output).decode(errors="replace"))
             ran = Watched(done.returncode, output, errors or b"", events, where, wanted[0])
             self._watched.append(ran)
             return ran
@@ -339,11 +355,11 @@ class StraceRecorder:
     def _wait_until_traced(self, strace: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _PATIENCE
         while True:
-            traced = _tracers()
+            traced = tracers()
             if traced and all(tracer == strace.pid for tracer in traced.values()):
                 return
             if strace.poll() is not None:
-                raise _no_permission((self._folder / "errors").read_text(errors="replace"))
+                raise no_permission((self._folder / "errors").read_text(errors="replace"))
             if time.monotonic() > deadline:
                 missing = sorted(task for task, by in traced.items() if by != strace.pid)
                 raise RecorderUnavailable(
@@ -373,7 +389,7 @@ class StraceRecorder:
 
     def _pin(self) -> None:
         self._affinity = {}
-        for task in _tasks():
+        for task in tasks():
             with contextlib.suppress(OSError):
                 self._affinity[task] = os.sched_getaffinity(task)
         chosen = {min(os.sched_getaffinity(0))}
@@ -383,7 +399,7 @@ class StraceRecorder:
 
     def _unpin(self) -> None:
         usual = self._affinity.get(os.getpid())
-        for task in _tasks() if usual else ():
+        for task in tasks() if usual else ():
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(task, self._affinity.get(task, usual or set()))
         self._affinity = {}
@@ -589,52 +605,3 @@ def _no_map_of_unknowns(model: StraceModel) -> None:
                 "for writing as well, so which bytes came from where is not known",
                 culprit=event.name,
             )
-
-
-def _no_permission(message: str) -> RecorderUnavailable:
-    """Say what keeps strace from tracing, and the way out."""
-    shown = message.strip().splitlines()[-1:] or ["no message"]
-    if "not permitted" not in message and "EPERM" not in message:
-        return RecorderUnavailable(f"strace could not start: {shown[0]}")
-    ways = ["in a container, run it with --cap-add=SYS_PTRACE (Docker, Podman)"]
-    with contextlib.suppress(OSError):
-        scope = int(_YAMA.read_text())
-        if scope >= 2:
-            ways.insert(0, f"{_YAMA} is {scope}: as root, write 1 or 0 into it")
-    return RecorderUnavailable(f"strace may not trace here ({shown[0]}): " + "; or ".join(ways))
-
-
-def _tasks() -> list[int]:
-    return [int(name) for name in os.listdir("/proc/self/task")]
-
-
-def _tracers() -> dict[int, int]:
-    """Return, for every thread of this process, the process that traces it (0 for none)."""
-    found = {}
-    for task in _tasks():
-        with contextlib.suppress(OSError), real.open(f"/proc/self/task/{task}/status") as status:
-            for line in status:
-                if line.startswith("TracerPid:"):
-                    found[task] = int(line.split()[1])
-    return found
-
-
-@contextlib.contextmanager
-def _may_be_traced() -> Iterator[None]:
-    """Let any process trace this one for a moment: Yama allows only parents by default."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)
-    try:
-        yield
-    finally:
-        prctl(_PR_SET_PTRACER, 0, 0, 0, 0)
-
-
-@contextlib.contextmanager
-def _one_processor() -> Iterator[None]:
-    usual = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(usual)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, usual)

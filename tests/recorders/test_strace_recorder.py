@@ -21,7 +21,7 @@ import pytest
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, UserError
-from pytest_statepersist.recorders import sqlite_library, strace
+from pytest_statepersist.recorders import sqlite_library, strace, strace_process
 from pytest_statepersist.recorders.acl import mode_of_acl
 from pytest_statepersist.recorders.builder import TraceBuilder
 from pytest_statepersist.recorders.python import PythonRecorder
@@ -322,7 +322,7 @@ def test_a_block_with_threads_children_and_what_was_open_before(state: Path) -> 
         assert f"Create {name}" in found
     (acknowledgement,) = trace.acknowledgements
     assert (acknowledgement.position, acknowledgement.text) == (4, "written")
-    assert set(strace._tracers().values()) == {0}
+    assert set(strace_process.tracers().values()) == {0}
 
 
 @needs_strace
@@ -366,7 +366,7 @@ def test_every_processor_may_be_used_again_afterwards(state: Path) -> None:
 def test_a_block_that_raises_leaves_no_strace_behind(state: Path) -> None:
     with pytest.raises(ZeroDivisionError), StraceRecorder(state):
         raise ZeroDivisionError
-    assert set(strace._tracers().values()) == {0}
+    assert set(strace_process.tracers().values()) == {0}
 
 
 @needs_strace
@@ -638,6 +638,24 @@ def test_an_old_strace(state: Path, fake_strace: Path) -> None:
         StraceRecorder(state).start()
 
 
+@needs_strace
+def test_an_strace_that_writes_without_end_is_ended(state: Path) -> None:
+    endless = ["sh", "-c", "while :; do cd .; done"]
+    with pytest.raises(RecorderUnavailable, match="more than 100,000 bytes"):
+        StraceRecorder(state, largest=100_000).run(endless, cwd=state, timeout=60)
+    recorder = StraceRecorder(state, largest=100_000)
+    recorder.start()
+    for _ in range(3_000):
+        os.chdir(".")
+    with pytest.raises(RecorderUnavailable, match="more than 100,000 bytes"):
+        recorder.stop()
+    assert set(strace_process.tracers().values()) == {0}
+    recorder.start()
+    (state / "after").write_bytes(b"new")
+    assert len(recorder.stop()) > 0
+
+
+
 @linux
 @pytest.mark.parametrize("attach", [True, False])
 def test_no_permission_to_trace(
@@ -645,7 +663,7 @@ def test_no_permission_to_trace(
 ) -> None:
     yama = tmp_path / "ptrace_scope"
     yama.write_text("2\n")
-    monkeypatch.setattr(strace, "_YAMA", yama)
+    monkeypatch.setattr(strace_process, "_YAMA", yama)
     said = "strace: attach: ptrace(PTRACE_SEIZE, 1): Operation not permitted"
     script(fake_strace, version="6.1", otherwise=f"echo '{said}' >&2; exit 1")
     recorder = StraceRecorder(state)
