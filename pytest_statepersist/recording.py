@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
@@ -35,6 +36,8 @@ __all__ = ["Recorded", "RecordingSession", "record_workload"]
 
 Acknowledge = Callable[[Any], None]
 RecordRecovery = Callable[[Tree, Callable[[], Outcome]], "tuple[Trace, Outcome] | BlindSpot"]
+_PROGRAMS = "the workload ran another program, whose syncs only strace sees"
+_MAY_BE_WRONG = f"{_PROGRAMS}, so a finding may be wrong; give recorder='strace'"
 _SAME_FILE_SYSTEM = (
     "if your directory is on one file system with what is moved or linked into it, give a "
     "workspace= there"
@@ -55,6 +58,8 @@ class Recorded:
     recoveries_seen_by: str = ""
     outside: frozenset[str] = frozenset()
     """Files elsewhere, not empty, that Python code of the workload wrote, renamed or removed."""
+    ran_programs: bool = False
+    """Whether other programs ran and ended, whose syncs leave no mark that Python sees."""
     earlier: Trace | None = None
     """The trace with what memory maps changed as early as can be; see `recorders.strace_maps`."""
 
@@ -207,11 +212,15 @@ def record_workload(
     if recorder == "strace":
         return _under_strace(directory, workload, recorder)
     try:
-        return _in_python(directory, workload, recorder)
+        recorded = _in_python(directory, workload, recorder)
     except BlindSpot as blind:
         if recorder != "auto":
             raise
         return _again_under_strace(directory, workload, setup, blind)
+    if recorded.ran_programs and recorder == "auto" and not _strace_is_missing():
+        blind = BlindSpot(_PROGRAMS, recorder="strace")
+        return _again_under_strace(directory, workload, setup, blind)
+    return recorded
 
 
 def _in_python(
@@ -220,8 +229,12 @@ def _in_python(
     companions, warnings = sqlite_companions()
     recorder = PythonRecorder(directory, ignore=shared_memory_in(directory), companions=companions)
     before = set(threading.enumerate())
+    waited = _waited_for()
     with recorder:
         _run(workload, directory, recorder.acknowledge)
+    programs = _waited_for() != waited
+    if programs:
+        warnings = (*warnings, _MAY_BE_WRONG)
     left = [thread.name for thread in threading.enumerate() if thread not in before]
     if left:
         warnings = (
@@ -234,7 +247,21 @@ def _in_python(
     if recorder.unproved:
         warnings = (*warnings, f"completeness rests on the final tree only: {recorder.unproved}")
     values = _values(recorder.acknowledged, recorder.trace)
-    return Recorded(recorder.trace, values, names, choice, warnings, outside=recorder.outside)
+    return Recorded(
+        recorder.trace,
+        values,
+        names,
+        choice,
+        warnings,
+        outside=recorder.outside,
+        ran_programs=programs,
+    )
+
+
+def _waited_for() -> tuple[int, int]:
+    """Return what grows with each process that ends and is waited for: each one faults pages."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_minflt, used.ru_nvcsw
 
 
 def _run(
@@ -415,6 +442,7 @@ class RecordingSession:
             self._names = "python+sqlite" if companions else "python"
 
     def __enter__(self) -> RecordingSession:
+        self._waited = _waited_for()
         self._recorder.start()
         self._recording.attach(self._recorder.acknowledge)
         return self
@@ -435,6 +463,8 @@ class RecordingSession:
         names, earlier = self._names, None
         if isinstance(self._recorder, _StraceWithLines):
             names, earlier = self._recorder.names, self._recorder.earlier
+        elif _waited_for() != self._waited:
+            self._warnings = (*self._warnings, _MAY_BE_WRONG)
         values = _values(self._recorder.acknowledged, trace)
         self._recording.recorded = Recorded(
             trace,

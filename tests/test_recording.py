@@ -134,6 +134,40 @@ def test_without_strace_the_blind_spot_says_what_is_missing(no_strace: None) -> 
         CrashSimulator().explore(setup=setup, workload=save_in_a_child, recover=load)
 
 
+def save_synced_by_a_program(directory: Path) -> None:
+    """As scripts on small boards do: Python writes, and a program syncs."""
+    (directory / "new").write_text("new")
+    subprocess.run(["sync", directory / "new"], check=True)
+    os.replace(directory / "new", directory / "note")
+    os.system(f"sync {directory}")
+
+
+@needs_strace
+def test_what_a_program_syncs_is_seen() -> None:
+    """Python alone saw each write and no sync: a sound store was accused."""
+    report = CrashSimulator().explore(
+        setup=setup, workload=save_synced_by_a_program, recover=load, repairs=False
+    )
+    assert report.safe
+    assert any("because of a blind spot: the workload ran" in text for text in report.warnings)
+
+
+def test_without_strace_a_program_that_may_have_synced_is_told(no_strace: None) -> None:
+    report = CrashSimulator().explore(
+        setup=setup, workload=save_synced_by_a_program, recover=load, repairs=False
+    )
+    assert report.findings
+    assert any("so a finding may be wrong" in text for text in report.warnings)
+
+
+def test_in_a_block_a_program_that_may_have_synced_is_told(tmp_path: Path) -> None:
+    setup(tmp_path)
+    with CrashSimulator().record(tmp_path) as recording:
+        save_synced_by_a_program(tmp_path)
+    report = recording.explore(recover=load, repairs=False)
+    assert any("so a finding may be wrong" in text for text in report.warnings)
+
+
 def test_python_alone_does_not_fall_back() -> None:
     with pytest.raises(BlindSpot, match=r"record with strace$") as caught:
         CrashSimulator().explore(
