@@ -218,8 +218,8 @@ def record_workload(
             raise
         return _again_under_strace(directory, workload, setup, blind)
     if recorded.ran_programs and recorder == "auto" and not _strace_is_missing():
-        blind = BlindSpot(_PROGRAMS, recorder="strace")
-        return _again_under_strace(directory, workload, setup, blind)
+        unseen = BlindSpot(_PROGRAMS, recorder="strace")
+        return _again_under_strace(directory, workload, setup, unseen)
     return recorded
 
 
