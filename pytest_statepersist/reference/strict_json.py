@@ -67,19 +67,24 @@ def load(data: bytes) -> Any:
 
 
 def _indented(value: object, margin: str) -> str:
-    """Return what `json.dumps` does with ``indent=2``, whose own way is twice as slow."""
-    if not value or not isinstance(value, dict | list | tuple):
-        return _compact(value)
+    """Return what `json.dumps` does with ``indent=2``, whose own way is several times as slow."""
     inner = margin + "  "
+    if type(value) is str:
+        return _quoted(value)
+    if type(value) is int:
+        return repr(value)
     if isinstance(value, dict):
         start, end = "{", "}"
         parts = [
-            f"{_quoted(key)}: {_quoted(each) if type(each) is str else _indented(each, inner)}"
-            for key, each in sorted(value.items())
+            f"{_quoted(key)}: {_indented(each, inner)}" for key, each in sorted(value.items())
         ]
-    else:
+    elif isinstance(value, list | tuple):
         start, end = "[", "]"
         parts = [_indented(each, inner) for each in value]
+    else:
+        return _compact(value)
+    if not parts:
+        return start + end
     return start + inner + ("," + inner).join(parts) + margin + end
 
 

@@ -80,10 +80,11 @@ def test_a_file_store_saves_nothing_that_it_cannot_load(
 
 
 def test_a_file_beyond_the_limit_is_reported_left_alone_and_not_overwritten(ram_path: Path) -> None:
-    open_store(ram_path).save(session("a", BIG))
-    open_store(ram_path).save(session("b"))
-    before = tree(ram_path)
-    small = open_store(ram_path, limit=2000)
+    root = ram_path / "store"
+    open_store(root).save(session("a", BIG))
+    open_store(root).save(session("b"))
+    before = tree(root)
+    small = open_store(root, limit=2000)
     report = small.load_all()
     assert [item.id for item in report.sessions] == ["b"]
     (failure,) = report.failed
@@ -96,10 +97,10 @@ def test_a_file_beyond_the_limit_is_reported_left_alone_and_not_overwritten(ram_
     ):
         with pytest.raises(TooLarge):
             action()
-    assert {n: d for n, d in tree(ram_path).items() if not n.endswith(".lock")} == {
+    assert {n: d for n, d in tree(root).items() if not n.endswith(".lock")} == {
         n: d for n, d in before.items() if not n.endswith(".lock")
     }
-    assert open_store(ram_path).load(Session, "a") == session("a", BIG)
+    assert open_store(root).load(Session, "a") == session("a", BIG)
 
 
 def test_a_registry_takes_no_part_that_it_cannot_return(ram_path: Path) -> None:
