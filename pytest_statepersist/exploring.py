@@ -189,6 +189,7 @@ class Exploration:
             after=expected_after,
             acknowledged=self.recorded.acknowledged,
             invariant=self.invariant,
+            demands_after=after is not None,
         )
 
     def _settle(self, disk: Disk, expectation: Expectation) -> bool:

@@ -192,6 +192,7 @@ class AlteredTraces:
                 zip(positions, (value for _, value in old.acknowledged), strict=True)
             ),
             invariant=old.invariant,
+            demands_after=old.demands_after,
         )
         return frozenset(each.kind for each in moved.judge(result.outcome, points, state.last))
 

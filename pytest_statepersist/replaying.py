@@ -333,6 +333,7 @@ def _judged(
         after=after,
         acknowledged=values,
         invariant=invariant,
+        demands_after=given[1] is not UNSET,
     )
     if not expectation.tells_apart:
         raise BundleError(

@@ -48,6 +48,15 @@ def save(path: Path, value: Any) -> None:
         os.close(descriptor)
 
 
+def save_without_directory(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 def save_badly(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
 
@@ -176,6 +185,33 @@ def test_an_async_test_is_told_that_nothing_can_be_awaited_there(which: str) -> 
 
     with pytest.raises(UserError, match=r"inside an event loop .* def, not async def"):
         asyncio.run(test())
+
+
+@pytest.mark.parametrize("acknowledges", [True, False])
+@pytest.mark.parametrize("durable", [True, False])
+def test_after_is_demanded_beside_an_invariant(acknowledges: bool, durable: bool) -> None:
+    """It was passed over: durable was "not asked", and the advice was to give it."""
+
+    def workload(directory: Path, acknowledge: Callable[[Any], None]) -> None:
+        save(directory / "state", {"score": 1.5})
+        if acknowledges:
+            acknowledge({"score": 1.5})
+        if durable:
+            save(directory / "state", NEW)
+        else:
+            save_without_directory(directory / "state", NEW)
+
+    def never_less(found: Any, acknowledged: tuple[Any, ...]) -> bool:
+        least = max([1, *(each["score"] for each in acknowledged)])
+        return bool(found["score"] >= least)
+
+    report = explore(workload=workload, invariant=never_less, after=NEW)
+    verdict = report.verdict("posix")
+    assert (verdict.atomic, verdict.durable) == (True, durable)
+    if not durable:
+        assert report.findings[0].kind is Kind.DURABILITY
+        assert "{'score': 2}, and never_less(" in report.findings[0].expected
+        assert report.repairs
 
 
 # -- observation: many states, few runs

@@ -355,6 +355,7 @@ class Expectation:
 
     ``acknowledged`` are (position, value) in order. With an ``invariant`` it decides about values;
     otherwise a value must be what the last acknowledgement said, or what was being saved then.
+    With ``demands_after`` it must be ``after`` once the workload has returned, beside an invariant.
     """
 
     def __init__(
@@ -365,12 +366,14 @@ class Expectation:
         after: Expected,
         acknowledged: Sequence[tuple[int, Any]] = (),
         invariant: Invariant | None = None,
+        demands_after: bool = False,
     ) -> None:
         self.length = length
         self.before = before
         self.after = after
         self.acknowledged = tuple(acknowledged)
         self.invariant = invariant
+        self.demands_after = demands_after and invariant is not None
         self._stages = self._make_stages()
         self._positions = [position for position, _ in self._stages[1:]]
         self._judged: dict[tuple[int, int], tuple[Outcome, Kind | None]] = {}
@@ -381,7 +384,7 @@ class Expectation:
         stages: list[tuple[int, Expected]] = [(0, self.before)]
         stages += [(position, Outcome.returned(value)) for position, value in self.acknowledged]
         last = stages[-1][1]
-        if len(stages) == 1 or not _agree(last, self.after):
+        if len(stages) == 1 or self.demands_after or not _agree(last, self.after):
             stages.append((self.length, self.after))
         return stages
 
@@ -438,15 +441,22 @@ class Expectation:
 
     @property
     def _last_question(self) -> int:
-        return len(self._stages) - 1 if self.invariant is None else len(self.acknowledged)
+        if self.invariant is None or self.demands_after:
+            return len(self._stages) - 1
+        return len(self.acknowledged)
 
     def _answer(self, outcome: Outcome, question: int) -> bool:
-        """Say whether an outcome fits a stage; with an invariant, so many acknowledged values."""
+        """Say whether an outcome fits a stage; with an invariant, so many acknowledged values.
+
+        The stage behind these is the end, where one asks for both.
+        """
         if outcome.answers is not None:
             return outcome.answers[question]
         if self.invariant is None:
             return fits(outcome, self._stages[question][1])
         values = tuple(value for _, value in self.acknowledged[:question])
+        if question > len(self.acknowledged) and not fits(outcome, self.after):
+            return False
         return self._holds(outcome.value, values)
 
     def accepts_loss(self, before: Outcome) -> bool:
@@ -490,9 +500,11 @@ class Expectation:
     def _by_invariant(self, outcome: Outcome, count: int) -> Kind | None:
         assert self.invariant is not None
         # The return of the workload is a stage of its own, but not an acknowledgement.
-        count = min(count, len(self.acknowledged))
+        count = min(count, self._last_question)
         if not outcome.ok:
-            if count == 0 and fits(outcome, self.before):
+            expected = self.before if count == 0 else self.after
+            at_the_end = self.demands_after and count == self._last_question
+            if (count == 0 or at_the_end) and fits(outcome, expected):
                 return None
             return Kind.UNRECOVERABLE
         if self._answer(outcome, count):
@@ -528,7 +540,10 @@ class Expectation:
         if self.invariant is not None:
             done = [value for _, value in self.acknowledged][: min(count, len(self.acknowledged))]
             name = getattr(self.invariant, "__name__", "invariant")
-            return f"{name}(recovered, acknowledged={shorten(tuple(done))}) to hold"
+            holds = f"{name}(recovered, acknowledged={shorten(tuple(done))}) to hold"
+            if self.demands_after and count > len(self.acknowledged):
+                return f"{describe(self.after)}, and {holds}"
+            return holds
         texts = [describe(self._stages[count][1])]
         if count + 1 < len(self._stages):
             texts.append(describe(self._stages[count + 1][1]))
