@@ -19,6 +19,8 @@ from pytest_statepersist.fault_sweep.changes import Changes
 from pytest_statepersist.fault_sweep.run import SweepRun
 from pytest_statepersist.faults.gate import installed
 from pytest_statepersist.faults.report import FaultKind, FaultReport
+from pytest_statepersist.recorders import rebind
+from pytest_statepersist.recorders.interpose import Interposition
 
 SOAK = os.environ.get("STATEPERSIST_PROFILE") == "soak"
 SEEDS = range(60) if SOAK else (7, 21)
@@ -170,3 +172,34 @@ def test_changes_are_seen_in_directories_that_are_new_or_made_anew(tmp_path: Pat
     (state / "file").write_bytes(b"")
     assert changes.any()
     changes.close()
+
+
+def test_gates_above_the_recorder_look_for_no_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes a look at the whole heap for each function; the recorder's own holders are known.
+
+    A test before this one may have left something that really holds a function or two.
+    """
+    looked_for: list[object] = []
+
+    def count(item: object) -> int:
+        looked_for.append(item)
+        return 0
+
+    monkeypatch.setattr(rebind, "in_dead_frames", count)
+    with Interposition(_BELOW, layer=5, rebind=True), Interposition(_ABOVE, layer=6, rebind=True):
+        pass
+    assert len(looked_for) < 3
+
+
+def _passing_on(original: Any) -> Any:
+    return lambda *arguments, **options: original(*arguments, **options)
+
+
+def _kept(replacement: Any) -> Callable[[Any], Any]:
+    """Hold a replacement by nature, as the recorder's table does."""
+    return lambda original: replacement
+
+
+_PLACES = [(os, n) for n in ("fsync", "rename", "unlink", "mkdir", "rmdir", "link")]
+_BELOW = {each: _kept(_passing_on(getattr(*each))) for each in _PLACES}
+_ABOVE = dict.fromkeys(_PLACES, _passing_on)

@@ -138,11 +138,12 @@ class Rebinding:
         for table in usual.tables():
             self._rewrite_dict(table, new)
         # What is in ``new`` was counted before; on the way back it is in the reversed pairs.
-        known = self._before
+        known, ours = self._before, dict[int, int]()
         if self._forward:
             known = {id(old): usual.hidden(old) for old, _ in pairs}
             for each in below:  # less the one reference that was counted in its ``new``
-                known.update((key, count - 1) for key, count in each._before.items())
+                ours.update((key, count - 1) for key, count in each._before.items())
+            known.update(ours)
         private += [space for space, name in spaces if _is_own_name(name)]
         olds, held = self._still_held(pairs, private, known)
         if self._forward:  # what was found once is searched for again on the way back
@@ -162,7 +163,7 @@ class Rebinding:
             if self._forward:
                 held = _held_elsewhere([old for old, _ in self._pairs], private, self._parts)
         if self._forward:
-            self._hidden(held)
+            self._hidden(held, ours)
 
     def _kept(self, below: list[Rebinding]) -> list[Any]:
         """Return the containers of this package that hold originals and replacements by nature."""
@@ -186,15 +187,19 @@ class Rebinding:
         ]
         return olds, held
 
-    def _hidden(self, held: dict[int, int]) -> None:
-        """Report what is still held: frozen objects, or variables of C, that no search shows."""
+    def _hidden(self, held: dict[int, int], ours: dict[int, int]) -> None:
+        """Report what is still held: frozen objects, or variables of C, that no search shows.
+
+        ``ours`` is how often this package itself holds a replacement of a layer below.
+        """
         known: frozenset[str] = frozenset()
         known = known.union(*(each.names for each in self.unreached))
         for old, _ in self._pairs:
             own = frozenset([getattr(old, "__name__", "?")])
-            if held[id(old)] <= 0 or isinstance(old, type) or own <= known:
+            count = held[id(old)] - ours.get(id(old), 0)
+            if count <= 0 or isinstance(old, type) or own <= known:
                 continue
-            count = held[id(old)] - in_dead_frames(old)
+            count -= in_dead_frames(old)
             if count > 0:
                 usual.note_hidden(old, count)
                 holder = "something that the garbage collector does not show"
