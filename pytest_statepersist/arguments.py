@@ -14,7 +14,7 @@ from typing import Any
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.tree import Symlink
 from pytest_statepersist.errors import BlindSpot, UserError
-from pytest_statepersist.explorer.runner import call
+from pytest_statepersist.explorer.runner import call, is_skip
 from pytest_statepersist.explorer.workplace import workplace
 from pytest_statepersist.settings import Settings
 
@@ -95,6 +95,8 @@ def user_call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except (KeyboardInterrupt, UserError, BlindSpot):
         raise
     except BaseException as error:
+        if is_skip(error):
+            raise
         raise UserError(
             f"{what} raised {type(error).__name__}: {error}. Nothing was judged: {what} has to "
             "succeed once, without a crash, before crashes can be explored."

@@ -26,7 +26,7 @@ from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, TraceError, UserError
 from pytest_statepersist.explorer.materialise import Materialiser, remove
 from pytest_statepersist.explorer.outcome import Outcome
-from pytest_statepersist.explorer.runner import call
+from pytest_statepersist.explorer.runner import call, is_skip
 from pytest_statepersist.mixing import is_unordered
 from pytest_statepersist.recorders.builder import Clock, TraceBuilder
 from pytest_statepersist.recorders.python import Companion, PythonRecorder
@@ -272,6 +272,8 @@ def _run(
     except (KeyboardInterrupt, BlindSpot, UserError):
         raise
     except BaseException as error:
+        if is_skip(error):
+            raise
         advice = "For saves that fail, use the fault injector."
         if getattr(error, "errno", None) == errno.EXDEV:
             advice = f"{directory} is made by this tool; {_SAME_FILE_SYSTEM}."

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import unittest
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,16 @@ def test_an_async_test_is_told_that_nothing_can_be_awaited_there(which: str) -> 
 
     with pytest.raises(UserError, match=r"inside an event loop .* def, not async def"):
         asyncio.run(test())
+
+
+@pytest.mark.parametrize("which", ["setup", "workload"])
+@pytest.mark.parametrize("skip", [pytest.skip.Exception, unittest.SkipTest])
+def test_a_test_may_skip_itself_from_inside(which: str, skip: type[BaseException]) -> None:
+    def missing(directory: Path) -> None:
+        raise skip("no such library here")
+
+    with pytest.raises(skip, match="no such library"):
+        explore(**{which: missing})
 
 
 @pytest.mark.parametrize("acknowledges", [True, False])

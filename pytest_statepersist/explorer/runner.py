@@ -24,13 +24,14 @@ from typing import Any, Self
 from pytest_statepersist.errors import UserError
 from pytest_statepersist.explorer.outcome import Ended, Outcome
 
-__all__ = ["Recovery", "call", "run_recovery", "time_limit"]
+__all__ = ["InLoop", "Recovery", "call", "is_skip", "run_recovery", "time_limit"]
 
 Recovery = Callable[[Any], Any]
 _AGAIN = 0.2
 # What is below the wrapper, which looks each handler up among the members of an enum.
 _get_handler = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 _set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
+_SKIPS = frozenset({"builtins.Skipped", "_pytest.outcomes.Skipped", "unittest.case.SkipTest"})
 _NEVER_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
 
 
@@ -64,6 +65,12 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
             )
         return asyncio.run(_wait(result))
     return result
+
+
+def is_skip(error: BaseException) -> bool:
+    """Whether somebody says by this exception that the test is to be skipped."""
+    names = {f"{each.__module__}.{each.__qualname__}" for each in type(error).__mro__}
+    return not names.isdisjoint(_SKIPS)
 
 
 async def _wait(awaitable: Any) -> Any:
