@@ -60,8 +60,11 @@ def test_a_recovery_that_makes_directories_is_crashed_again() -> None:
     def recover(directory: Path) -> str:
         return json.loads((open_store(directory) / "value").read_text())
 
+    # What the others allow, posix allows as well, but for reused blocks and names that return.
+    every = os.environ.get("STATEPERSIST_PROFILE") == "soak"
+    models = list(MODELS) if every else ["posix", "ext4-writeback", "btrfs"]
     report = CrashSimulator().explore(
-        workload=workload, recover=recover, before="nothing yet", model=list(MODELS)
+        workload=workload, recover=recover, before="nothing yet", model=models
     )
     assert report.findings == ()
     assert report.safe
