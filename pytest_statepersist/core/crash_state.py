@@ -39,6 +39,7 @@ __all__ = ["CrashState", "Disk", "Ghost", "Returned"]
 
 _CACHED_UNITS = 4096
 _FEW = 8
+_NONE: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,10 @@ class Disk:
         self._sorted_names: dict[int, list[str]] = {}
         self._chains: dict[int, list[list[int]] | None] = {}
         self._nodes: dict[tuple[int, ...], Node] = {}
+        self._listed: tuple[CrashState, int, dict[str, int]] | None = None
+        """The listing that was asked for last, which is often asked for again."""
+        self._wholes: dict[int, Node] = {}
+        """Small files with all that was ever done to them, which is how most states have most."""
         self._forcing: Forcing | None = None
 
     @property
@@ -130,6 +135,15 @@ class Disk:
     def _ends(self) -> list[int]:
         """The first effect behind each operation, from the one before the first on."""
         return [self.effects.first_of(number) for number in range(len(self.trace) + 1)]
+
+    @cached_property
+    def _own(self) -> dict[int, tuple[int, frozenset[int]]]:
+        """For each inode the last effect on it that is not one of names, and all of them."""
+        found: dict[int, list[int]] = {}
+        for effect in self.effects.effects:
+            if effect.kind is not Kind.ENTRY:
+                found.setdefault(effect.inode, []).append(effect.index)
+        return {inode: (own[-1], frozenset(own)) for inode, own in found.items()}
 
     @cached_property
     def _changing(self) -> dict[int, list[tuple[str, list[int], list[int | None]]]]:
@@ -367,6 +381,10 @@ class Disk:
         """Return what `node` returns for anything but a directory; of small files it is kept."""
         if inode in self.untouched and not state.ghosts:
             return self.trace.base.nodes[inode]
+        last, own = self._own.get(inode, (-1, _NONE))
+        whole = last < self._ends[state.last + 1] and own.isdisjoint(state.missing)
+        if whole and not state.ghosts and inode in self._wholes:
+            return self._wholes[inode]
         chains = self._chains.get(inode)
         if chains is None and inode not in self._chains:
             chains = self._chains[inode] = self._chains_of(inode)
@@ -379,6 +397,8 @@ class Disk:
             if len(self._nodes) >= _CACHED_UNITS:
                 self._nodes.clear()
             found = self._nodes[key] = self.node(state, inode)
+        if whole:
+            self._wholes[inode] = found
         return found
 
     def _chains_of(self, inode: int) -> list[list[int]] | None:
@@ -428,6 +448,9 @@ class Disk:
 
     def listing(self, state: CrashState, directory: int) -> dict[str, int]:
         """Return the entries of a directory."""
+        latest = self._listed
+        if latest is not None and latest[0] is state and latest[1] == directory:
+            return latest[2].copy()
         node = self.trace.base.nodes.get(directory)
         found = dict(node.entries) if isinstance(node, Directory) else {}
         end, missing = self._ends[state.last + 1], state.missing
@@ -443,6 +466,7 @@ class Disk:
         back = state.returned
         if back is not None and back.cell.inode == directory:
             found.setdefault(str(back.cell.key), back.inode)
+        self._listed = state, directory, found.copy()
         return found
 
     def tree(self, state: CrashState) -> Tree:
