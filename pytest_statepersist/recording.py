@@ -244,6 +244,7 @@ def _in_python(
         )
     names = "python+sqlite" if companions else "python"
     warnings = (*warnings, *_copied_in(directory, recorder.outside))
+    warnings = (*warnings, *_unseen_stores(recorder.stored_unseen))
     if recorder.unproved:
         warnings = (*warnings, f"completeness rests on the final tree only: {recorder.unproved}")
     values = _values(recorder.acknowledged, recorder.trace)
@@ -255,6 +256,16 @@ def _in_python(
         warnings,
         outside=recorder.outside,
         ran_programs=programs,
+    )
+
+
+def _unseen_stores(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a warning where memory was looked at from time to time only."""
+    if not paths:
+        return ()
+    return (
+        f"{paths[0]!r} was changed through a buffer of a memory map: a value that came and went "
+        "between two looks is in no crash state",
     )
 
 
@@ -465,8 +476,10 @@ class RecordingSession:
         names, earlier = self._names, None
         if isinstance(self._recorder, _StraceWithLines):
             names, earlier = self._recorder.names, self._recorder.earlier
-        elif _waited_for() != self._waited:
-            self._warnings = (*self._warnings, _MAY_BE_WRONG)
+        else:
+            if _waited_for() != self._waited:
+                self._warnings = (*self._warnings, _MAY_BE_WRONG)
+            self._warnings = (*self._warnings, *_unseen_stores(self._recorder.stored_unseen))
         values = _values(self._recorder.acknowledged, trace)
         self._recording.recorded = Recorded(
             trace,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sqlite3
 import subprocess
@@ -166,6 +167,25 @@ def test_in_a_block_a_program_that_may_have_synced_is_told(tmp_path: Path) -> No
         save_synced_by_a_program(tmp_path)
     report = recording.explore(recover=load, repairs=False)
     assert any("so a finding may be wrong" in text for text in report.warnings)
+
+
+@pytest.mark.parametrize("through_a_view", [True, False])
+def test_stores_that_were_only_found_are_told(through_a_view: bool) -> None:
+    """A flag that is set and cleared between two looks is in no crash state."""
+
+    def workload(directory: Path) -> None:
+        with open(directory / "note", "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            if through_a_view:
+                with memoryview(memory) as view:
+                    view[0:1] = b"!"
+                    view[0:1] = b"n"
+            else:
+                memory[0:1] = b"n"
+            memory.flush()
+
+    report = CrashSimulator().explore(setup=setup, workload=workload, recover=load, repairs=False)
+    told = [text for text in report.warnings if "came and went between two looks" in text]
+    assert len(told) == through_a_view
 
 
 def test_python_alone_does_not_fall_back() -> None:

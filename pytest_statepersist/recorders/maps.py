@@ -45,6 +45,8 @@ class Mappings:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._mappings: list[_Mapping] = []
+        self.found: set[int] = set()
+        """Files with stores that were found, not seen: others may have come and gone between."""
 
     def add(self, mapping: Any, fileno: int, offset: int) -> None:
         """Watch a new mapping of a descriptor's file."""
@@ -74,6 +76,7 @@ class Mappings:
             else:
                 changed += self._compare(mapping, found, 0, len(mapping.last))
         several = len(changed) > 1
+        self.found.update(mapping.inode for mapping, _, _, _ in changed)
         for mapping, start, old, new in changed:
             unordered = several or len(changed_words(old, new)) > 1
             self._write(mapping, start, new, unordered=unordered)

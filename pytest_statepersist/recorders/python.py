@@ -175,6 +175,13 @@ class PythonRecorder:
         return self._trace
 
     @property
+    def stored_unseen(self) -> tuple[str, ...]:
+        """Paths of mapped files in which stores were found by looking, not seen one by one."""
+        if self._mapped is None or self._session is None:
+            return ()
+        return tuple(sorted(self.builder[number].path for number in self._mapped.found))
+
+    @property
     def builder(self) -> TraceBuilder:
         """What is recorded so far; raises `UserError` before `start`."""
         if self._session is None:
