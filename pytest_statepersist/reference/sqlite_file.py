@@ -1,6 +1,6 @@
 """One SQLite file, opened so that "committed" means "survives power loss".
 
-The law: nothing but SQLite touches the file's bytes, and every choice that durability rests on
+The law: nothing but SQLite changes the file's bytes, and every choice that durability rests on
 is made here, once:
 
 * ``journal_mode=WAL`` with ``synchronous=FULL``. In WAL mode FULL syncs the log at each commit,
@@ -13,6 +13,8 @@ is made here, once:
   has opened the file and before it lets anybody write.
 * A process killed in a commit leaves a log that the page cache shows and the disk may not have.
   A checkpoint at open makes what we are about to show durable before it is shown.
+* After a sync of the log that failed, its bytes are written anew and synced before SQLite goes
+  on: the page cache may show some that the disk never gets.
 * ``foreign_keys``, ``cell_size_check``, ``trusted_schema=OFF``, ``temp_store=MEMORY`` (no
   temporary file ever holds a copy of the data) and, when asked for, ``secure_delete``.
 
@@ -30,7 +32,8 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -70,6 +73,8 @@ _SUSPECT = {
     sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_READONLY,  # opening for writing failed once, and SQLite quietly reads only
 }
+_distrusted: set[Path] = set()
+"""Databases whose log a failed sync may have left other than it looks."""
 
 
 class SqliteFile:
@@ -97,7 +102,7 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
         self._depth = 0
         self._closed = False
-        self._suspect = False
+        self._suspect = self._unsynced = False
         self._functions: list[tuple[str, int, Callable[..., SqlValue]]] = []
         with self._threads:
             self._open()
@@ -227,8 +232,9 @@ class SqliteFile:
             connection = self._connect("mode=rw")
             try:
                 self._prepare(connection)
-            except BaseException:
-                connection.close()
+            except BaseException as error:
+                self._connection = connection
+                self._give_up(_failed_to_sync(error))
                 raise
             self._connection = connection
         return connection
@@ -290,6 +296,8 @@ class SqliteFile:
         connection.execute("PRAGMA synchronous=FULL")
         for name, arguments, function in self._functions:
             connection.create_function(name, arguments, function, deterministic=True)
+        if self.path in _distrusted:
+            self._write_log_anew(connection)
         migrate(connection, self._migrations, path=self.path)
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         fsync_directory(self.path.parent)
@@ -304,6 +312,38 @@ class SqliteFile:
                     connection.execute(f"RELEASE {savepoint}")
         except sqlite3.Error:
             self._drop()
+
+    def _give_up(self, unsynced: bool) -> None:
+        """Drop the connection; where a sync failed, first let the log be what it looks like."""
+        if unsynced and self._connection is not None:
+            _distrusted.add(self.path)
+            with suppress(sqlite3.Error, StorageError):  # else the next opening does it
+                self._write_log_anew(self._connection)
+        self._drop()
+
+    def _write_log_anew(self, connection: sqlite3.Connection) -> None:
+        """Write the log's bytes once more, and sync them: none of them may be on the disk.
+
+        After a failed sync the system shows pages that it will never write, and SQLite believes
+        what it reads: it would go on behind them, or copy them into the database, and a power loss
+        then leaves the beginning of an old log over a newer database.
+        """
+        log = self.path.with_name(self.path.name + "-wal")
+        connection.execute("BEGIN IMMEDIATE")  # nobody else writes meanwhile
+        try:
+            with open(log, "r+b", buffering=0) as file:
+                left = memoryview(file.readall())
+                file.seek(0)
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(log, error) from error
+        finally:
+            connection.execute("ROLLBACK")
+        _distrusted.discard(self.path)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -320,11 +360,12 @@ class SqliteFile:
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", None)
             self._suspect |= code is not None and code & 0xFF in _SUSPECT
+            self._unsynced |= _failed_to_sync(error)
             raise self._translated(error, code) from error
         finally:
             if self._suspect and self._depth == 0:
-                self._suspect = False
-                self._drop()
+                unsynced, self._unsynced, self._suspect = self._unsynced, False, False
+                self._give_up(unsynced)
 
     def _translated(self, error: sqlite3.Error, code: int | None) -> PersistenceError:
         if code is None:
@@ -343,6 +384,10 @@ class SqliteFile:
         if code & 0xFF in {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH}:
             return ValidationError("row", str(error))
         return StorageError(self.path, error)
+
+
+def _failed_to_sync(error: BaseException) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_FSYNC
 
 
 @contextmanager

@@ -10,6 +10,7 @@ fault sweep of this package besides, with every error, lasting ones and power lo
 
 from __future__ import annotations
 
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -168,6 +169,32 @@ def test_what_a_sweep_found_stays_mended() -> None:
     """A chain of directories that an error had cut short was never synced where it began."""
     report = swept(NAMED["make_directory"])
     assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("name", ["Database.add_message", "migrate-1"])
+def test_a_log_that_could_not_be_synced_is_written_anew(
+    name: str, ram_path: Path, gates: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep found what happens else: the beginning of an old log over a newer database."""
+    case, start, disk = NAMED[name], ram_path / "start", ram_path / "disk"
+    start.mkdir()
+    case.setup(start)
+    shutil.copytree(start, disk)
+    with gated(disk, counting := Counting()):
+        assert not run_case(case, disk, [])
+    site = next(s for s in counting.sites if s.function == "sqlite.sync" and "-wal" in s.path)
+    shutil.rmtree(disk)
+    shutil.copytree(start, disk)
+    synced, really = list[str](), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with gated(disk, Injection(Fault(site.index, "EIO"))):
+        assert run_case(case, disk, [])
+    assert any(path.endswith("-wal") for path in synced)
 
 
 def swallowing(really: Callable[..., Any]) -> Callable[..., Any]:
