@@ -39,6 +39,7 @@ from pytest_statepersist.faults.inject import Counting, Fault, Injection
 from pytest_statepersist.faults.leftovers import Leftover
 from pytest_statepersist.faults.locks import held_locks, locks_known
 from pytest_statepersist.faults.report import FaultKind
+from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recording import shared_memory_in, sqlite_companions
 from tests.zoo.spec import ZooSpec, bug_lines
@@ -869,7 +870,9 @@ def test_a_hang_that_swallows_its_end_is_one() -> None:
     assert run_recovery(recover, None, 0.1).ended is Ended.HUNG
 
 
-def test_a_file_left_to_the_collector_is_closed(tmp_path: Path) -> None:
+def test_a_file_left_to_the_collector_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The collector clears references to a file first; its lock must not be held for ever."""
 
     class Holder:
@@ -880,10 +883,14 @@ def test_a_file_left_to_the_collector_is_closed(tmp_path: Path) -> None:
         holder.itself = holder
         holder.file = open(tmp_path / "locked", "wb")  # noqa: SIM115  (it is left open)
         fd = holder.file.fileno()
+        closed: list[int] = []
+        close = real.close
+        monkeypatch.setattr(real, "close", lambda each: closed.append(each) or close(each))
         fcntl.flock(fd, fcntl.LOCK_EX)
         del holder
         with pytest.warns(ResourceWarning, match="unclosed file"):
             gc.collect()
+    assert closed.count(fd) == 1  # by the second time the number may be another file's
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     with open(tmp_path / "locked", "rb") as again:

@@ -538,6 +538,7 @@ def _open_file(original: Any, file: Any, mode: str, rest: Any, options: Any, fun
 def _attach(raw: Any, place: str) -> None:
     """Give a raw file methods that ask the gate; those below are the recorder's or the type's."""
     kind, fd, ref, owned = type(raw), raw.fileno(), weakref.ref(raw), raw.closefd
+    closed: list[int] = []
 
     def below(name: str) -> Callable[..., Any]:
         recorded: Callable[..., Any] | None = raw_dict.get(name)
@@ -547,10 +548,14 @@ def _attach(raw: Any, place: str) -> None:
             owner = ref()
             if owner is not None:
                 return method(owner, *arguments)
-            # The collector clears references to a file before it flushes and closes it.
+            # The collector clears references to a file before it flushes and closes it; a buffer
+            # around it closes it once more, when its number may be another file's.
             if name == "write":
+                if closed:
+                    raise ValueError("I/O operation on closed file")
                 return real.write(fd, *arguments)
-            if name == "close" and owned:
+            if name == "close" and owned and not closed:
+                closed.append(fd)
                 warnings.warn(f"unclosed file {place!r}", ResourceWarning, 2)
                 real.close(fd)
             return None
