@@ -186,6 +186,7 @@ class RawFile:
     def _close_slowly(self, frame: FrameType) -> None:
         """Close what may be gone, of a subclass, shared, or no longer recorded."""
         session, found, fd, referred = self.session, self.found, self.fd, self.raw
+        closes = self.closes
         with session.lock:
             raw = referred()
             ends = (raw is None or not raw.closed) and self.slot.session is session
@@ -193,7 +194,9 @@ class RawFile:
                 compare_position(session, fd, found)
             try:
                 if raw is None:
-                    if self.closes:
+                    if closes:
+                        # A buffer around it closes it again, when its number may be another's.
+                        self.fd, self.closes = -1, False
                         what = f"unclosed file {found.node.path!r}"
                         warnings.warn(what, ResourceWarning, stacklevel=3)
                         real.close(fd)
@@ -202,7 +205,7 @@ class RawFile:
                 else:
                     type(raw).close(raw)
             finally:
-                if ends and self.closes and session.files.get(fd) is found:
+                if ends and closes and session.files.get(fd) is found:
                     session.closed(fd, frame)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
@@ -222,6 +225,8 @@ class RawFile:
         session, fd, found = self.session, self.fd, self.found
         with session.lock:
             raw = self.raw()
+            if raw is None and fd < 0:
+                raise ValueError("I/O operation on closed file")
             own = raw is not None and not self.plain
             start = _lseek(fd, 0, os.SEEK_CUR) if own else 0
             # Without the object (in a cycle that is being collected) its descriptor is still there.

@@ -18,7 +18,7 @@ import pytest
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import UserError
-from pytest_statepersist.recorders import callsite, python
+from pytest_statepersist.recorders import callsite, python, real
 from pytest_statepersist.recorders.builder import Moment, TraceBuilder
 from pytest_statepersist.recorders.python import PythonRecorder, interposition
 
@@ -233,6 +233,28 @@ def test_a_file_in_a_cycle_is_flushed_and_closed_by_the_collector(state: Path) -
         with pytest.warns(ResourceWarning):
             gc.collect()
     assert kinds(recorder) == ["Create", "Write", "Close"]
+
+
+def test_a_buffered_file_in_a_cycle_is_closed_once(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its buffer closes it again, when its number may be another file's."""
+
+    class Node:
+        pass
+
+    closed: list[int] = []
+    close = real.close
+    with PythonRecorder(state) as recorder:
+        node: Any = Node()
+        node.me, node.file = node, open(state / "f", "wb")  # noqa: SIM115
+        fd = node.file.fileno()
+        monkeypatch.setattr(real, "close", lambda each: closed.append(each) or close(each))
+        node = None
+        with pytest.warns(ResourceWarning):
+            gc.collect()
+        assert closed.count(fd) == 1
+    assert kinds(recorder) == ["Create"]
 
 
 def test_failed_calls_are_as_ever_and_leave_no_operation(state: Path) -> None:
