@@ -35,7 +35,12 @@ from pytest_statepersist.explorer.runner import Recovery
 from pytest_statepersist.explorer.search import Bounds, Coverage, search
 from pytest_statepersist.explorer.workplace import Workplace
 from pytest_statepersist.findings import Report, Verdict
-from pytest_statepersist.mixing import judge_earlier, judge_mixtures, without_order
+from pytest_statepersist.mixing import (
+    judge_earlier,
+    judge_mixtures,
+    judge_unseen,
+    without_order,
+)
 from pytest_statepersist.recording import Recorded
 from pytest_statepersist.repairing import RUNS, AlteredTraces, redundant_syncs, with_repairs
 from pytest_statepersist.settings import Settings
@@ -163,6 +168,7 @@ class Exploration:
         found = cover(disk, self.bounds)
         judge_earlier(self.recorded.earlier, found, cover, self.bounds)
         judge_mixtures(self.trace, found, cover, self.bounds)
+        judge_unseen(self.recorded.stored_unseen, found)
         return found
 
     def _models_to_repair(self, coverage: list[Coverage]) -> list[Model]:

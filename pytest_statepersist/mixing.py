@@ -6,6 +6,8 @@ that found nothing; and the models under which unordered changes have no verdict
 1. A recovery that a mixture breaks is no finding, because nobody saw that mixture: the verdict is
    "not covered". One that no mixture breaks does not depend on the order. The same holds for a
    change that may have come before a sync or after it.
+   Nor does anybody see a value that a store through a buffer left there and another took away: no
+   crash state has it.
 2. Where a model orders what is unordered here (a kill, in which everything completed is there; copy
    on write, where data needs earlier metadata), there is no verdict.
 """
@@ -22,7 +24,7 @@ from pytest_statepersist.core.models import Model
 from pytest_statepersist.core.states import disk_of
 from pytest_statepersist.explorer.search import Bounds, Coverage
 
-__all__ = ["is_unordered", "judge_earlier", "judge_mixtures", "without_order"]
+__all__ = ["is_unordered", "judge_earlier", "judge_mixtures", "judge_unseen", "without_order"]
 
 Cover = Callable[[Disk, Bounds], Coverage]
 """Searches one disk."""
@@ -88,4 +90,15 @@ def judge_earlier(
         found.reason = more.reason or (
             "what recovery gives depends on whether a file was changed through memory before or "
             "after a sync of another one, and nobody saw that order"
+        )
+
+
+def judge_unseen(paths: tuple[str, ...], found: Coverage) -> None:
+    """Take back a verdict on files with stores that were found by looking at memory at times."""
+    if paths and not found.failures and found.complete:
+        found.complete = found.all_states = False
+        found.reason = (
+            f"{paths[0]!r} was changed through a buffer of a memory map (memoryview, NumPy): a "
+            "value that came and went between two looks is in no crash state; what the map's own "
+            "methods store (`memory[0:4] = ...`) is seen each time"
         )

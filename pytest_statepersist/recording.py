@@ -7,6 +7,7 @@ its own business; what the trace means is `core`'s.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import resource
 import tempfile
@@ -62,6 +63,8 @@ class Recorded:
     """Whether other programs ran and ended, whose syncs leave no mark that Python sees."""
     earlier: Trace | None = None
     """The trace with what memory maps changed as early as can be; see `recorders.strace_maps`."""
+    stored_unseen: tuple[str, ...] = ()
+    """Files with stores through a buffer of a memory map, which Python found and did not see."""
 
     @property
     def recorder(self) -> str:
@@ -115,7 +118,7 @@ class _Recoveries:
         except BlindSpot as blind:
             return blind
         self._recorded.recoveries_seen_by = "python+sqlite" if companions else "python"
-        if is_unordered(recorder.trace):
+        if recorder.stored_unseen or is_unordered(recorder.trace):
             return _unordered_recovery()
         return recorder.trace, outcome
 
@@ -139,8 +142,8 @@ class _Recoveries:
 
 def _unordered_recovery() -> BlindSpot:
     return BlindSpot(
-        "the recovery writes through a memory map, in an order that nobody saw, so crashes during "
-        "it are not covered; recovery_crashes=0 leaves them out"
+        "the recovery writes through a memory map, in an order or values that nobody saw, so "
+        "crashes during it are not covered; recovery_crashes=0 leaves them out"
     )
 
 
@@ -228,7 +231,7 @@ def _in_python(
 ) -> Recorded:
     companions, warnings = sqlite_companions()
     recorder = PythonRecorder(directory, ignore=shared_memory_in(directory), companions=companions)
-    before = set(threading.enumerate())
+    before, children = set(threading.enumerate()), _children()
     waited = _waited_for()
     with recorder:
         _run(workload, directory, recorder.acknowledge)
@@ -242,9 +245,16 @@ def _in_python(
             f"the workload left threads running ({', '.join(left[:3])}); what they write from now "
             "on is not recorded, and would disturb the crash states",
         )
+    running = sorted(_children() - children)
+    if running:
+        warnings = (
+            *warnings,
+            f"the workload left processes running ({', '.join(map(_name_of, running[:3]))}); what "
+            "they write from now on is not recorded; wait for them in the workload, which is part "
+            "of the save",
+        )
     names = "python+sqlite" if companions else "python"
     warnings = (*warnings, *_copied_in(directory, recorder.outside))
-    warnings = (*warnings, *_unseen_stores(recorder.stored_unseen))
     if recorder.unproved:
         warnings = (*warnings, f"completeness rests on the final tree only: {recorder.unproved}")
     values = _values(recorder.acknowledged, recorder.trace)
@@ -256,17 +266,24 @@ def _in_python(
         warnings,
         outside=recorder.outside,
         ran_programs=programs,
+        stored_unseen=recorder.stored_unseen,
     )
 
 
-def _unseen_stores(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a warning where memory was looked at from time to time only."""
-    if not paths:
-        return ()
-    return (
-        f"{paths[0]!r} was changed through a buffer of a memory map: a value that came and went "
-        "between two looks is in no crash state",
-    )
+def _children() -> set[int]:
+    """Return the processes that this one has started and that are there, as Linux lists them."""
+    found: set[int] = set()
+    for path in glob.glob("/proc/self/task/*/children"):
+        with suppress(OSError):
+            found.update(map(int, Path(path).read_text().split()))
+    return found
+
+
+def _name_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except OSError:
+        return str(process)
 
 
 def _waited_for() -> tuple[int, int]:
@@ -474,12 +491,13 @@ class RecordingSession:
             return
         trace = self._stop()
         names, earlier = self._names, None
+        unseen: tuple[str, ...] = ()
         if isinstance(self._recorder, _StraceWithLines):
             names, earlier = self._recorder.names, self._recorder.earlier
         else:
             if _waited_for() != self._waited:
                 self._warnings = (*self._warnings, _MAY_BE_WRONG)
-            self._warnings = (*self._warnings, *_unseen_stores(self._recorder.stored_unseen))
+            unseen = self._recorder.stored_unseen
         values = _values(self._recorder.acknowledged, trace)
         self._recording.recorded = Recorded(
             trace,
@@ -489,6 +507,7 @@ class RecordingSession:
             self._warnings,
             outside=self._recorder.outside,
             earlier=earlier,
+            stored_unseen=unseen,
         )
 
     def _stop(self) -> Trace:
