@@ -199,7 +199,8 @@ class Rebinding:
             count = held[id(old)] - ours.get(id(old), 0)
             if count <= 0 or isinstance(old, type) or own <= known:
                 continue
-            count -= in_dead_frames(old)
+            if count > usual.hidden(old):  # to look for frames is to search the heap
+                count -= in_dead_frames(old)
             if count > 0:
                 usual.note_hidden(old, count)
                 holder = "something that the garbage collector does not show"

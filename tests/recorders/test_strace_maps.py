@@ -305,7 +305,10 @@ def test_numpy(recorder: str) -> None:
     options = {"recorder": recorder, "model": ["posix", "ext4", "btrfs", "kill"]}
     report = explore(lambda d: workload(d), **options)
     answers = {v.model: (v.atomic, v.durable) for v in report.verdicts}
-    assert answers["posix"] == answers["ext4"] == (True, True), str(report)
+    # Python saw that the stores went through a buffer, where others may have come and gone.
+    known = (True, True) if recorder == "strace" else (None, None)
+    assert answers["posix"] == answers["ext4"] == known, str(report)
+    assert not report.findings
     # In which order a block was filled is not known, and there it would matter.
     assert answers["btrfs"] == answers["kill"] == (None, None)
     assert "in an order that nobody saw" in report.verdict("kill").reason
@@ -339,7 +342,8 @@ def test_two_stores_into_one_block_have_no_known_order(recorder: str) -> None:
         content = (directory / "f").read_bytes()
         return content[800:808] if content[0] and content[800:808] == b"a record" else b""
 
-    assert explore(workload, recover=checked, recorder=recorder).safe
+    report = explore(workload, recover=checked, recorder=recorder)
+    assert report.safe if recorder == "strace" else "came and went" in report.verdicts[0].reason
 
 
 @needs_strace
