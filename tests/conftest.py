@@ -75,6 +75,9 @@ SOAK = (
     "tests/test_cli.py::test_git_add_and_commit",
     # What is merged of several workers is in every run for explorations and for checks.
     "tests/plugin/test_machine_failures.py::test_no_bundle_is_lost_between_workers",
+    # Other replays of a repair are in every run, and so is a store without syncs.
+    "tests/plugin/test_replay.py::test_a_repaired_save_takes_its_bundles_along",
+    "tests/reference/test_groups_under_crashes.py::test_a_log_without_syncs_is_found",
     # A program in C does the same, and passes in every run.
     "tests/test_fault_commands.py::test_a_sound_shell_program_passes",
     # Both at once are in every run.

@@ -29,7 +29,7 @@ _reason = _missing()
 pytestmark = pytest.mark.skipif(bool(_reason), reason=_reason or "-")
 
 
-SLOW = {"diskcache_set", "parquet_write", "rocksdb_put"}
+SLOW = {"diskcache_set", "duckdb_update", "parquet_write", "rocksdb_put"}
 """Thousands of states: all models in the soak run and in ``python -m examples.engines`` only."""
 
 

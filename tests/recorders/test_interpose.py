@@ -345,14 +345,15 @@ def test_a_traceback_that_somebody_keeps_is_no_holder() -> None:
     """Its frames are over. `pytest.raises` asks them for their variables, which leaves a copy."""
     gc.unfreeze()
 
-    def fail() -> None:
-        bound = os.replace
+    def target() -> str:
+        return "target"
+
+    def fail(bound: Callable[[], str]) -> None:
         raise ValueError(bound.__name__)
 
-    with pytest.raises(ValueError, match="replace") as kept:
-        fail()
-    rebinding = Rebinding([(os.replace, make_replacement())])
-    rebinding.do()
+    with pytest.raises(ValueError, match="target") as kept:
+        fail(target)
+    rebinding = rebound(pairs_for(target))
     try:
         assert rebinding.unreached == []
     finally:
