@@ -35,20 +35,6 @@ from pytest_statepersist import (
 OLD, NEW = {"score": 1}, {"score": 2}
 
 
-def save(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save_without_directory(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w") as file:
@@ -56,6 +42,15 @@ def save_without_directory(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def save(path: Path, value: Any) -> None:
+    save_without_directory(path, value)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_badly(path: Path, value: Any) -> None:
