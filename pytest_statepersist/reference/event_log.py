@@ -29,13 +29,20 @@ from pytest_statepersist.reference.atomic import checked_path, make_directory, w
 from pytest_statepersist.reference.envelope import EnvelopeKey
 from pytest_statepersist.reference.errors import (
     DamagedLog,
+    IntegrityError,
     PersistenceError,
     RolledBack,
     StorageError,
     ValidationError,
 )
 from pytest_statepersist.reference.locking import StoreLock
-from pytest_statepersist.reference.log_files import LARGEST_SEGMENT, LogFiles, Record, Snapshot
+from pytest_statepersist.reference.log_files import (
+    LARGEST_SEGMENT,
+    Found,
+    LogFiles,
+    Record,
+    Snapshot,
+)
 from pytest_statepersist.reference.log_frames import (
     SEGMENT_HEADER_SIZE,
     SegmentHeader,
@@ -44,8 +51,9 @@ from pytest_statepersist.reference.log_frames import (
     join_records,
     scan,
 )
+from pytest_statepersist.reference.log_mark import LogMark
 
-__all__ = ["EventLog", "Record", "Recovered", "Snapshot"]
+__all__ = ["EventLog", "LogMark", "Record", "Recovered", "Snapshot"]
 
 _logger = logging.getLogger(__name__)
 _APPENDING = os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -69,12 +77,15 @@ class EventLog:
 
     Opening recovers, and what it returned in `recovered` is durable by then; opening again,
     also after a crash in the middle of it, gives the same. With a ``key`` each batch and each
-    snapshot is encrypted. ``at_least`` is a record number that the caller knows to exist;
-    ``must_exist`` says that there was a log, so that none is damage and not a new beginning.
-    ``segment_size`` in bytes is where a new segment begins.
+    snapshot is encrypted. ``at_least`` is a record number that the caller knows to exist, and
+    ``known`` a `mark` of this log that he kept: what was compacted since then does not fit it,
+    so keep a newer one before each `compact`. ``must_exist`` says that there was a log, so that
+    none is damage and not a new beginning. ``segment_size`` in bytes is where a new segment
+    begins.
 
-    Opening raises `DamagedLog`, `RolledBack` (fewer records than ``at_least``),
-    `WrongPassword`, `LockTimeout`, `StorageError`.
+    Opening raises `DamagedLog`, `RolledBack` (fewer records than are known), `IntegrityError`
+    (other records than are known), `WrongPassword`, `LockTimeout`, `StorageError`; then
+    nothing was cut off or removed.
     """
 
     def __init__(
@@ -84,6 +95,7 @@ class EventLog:
         key: EnvelopeKey | None = None,
         segment_size: int = 1 << 20,
         at_least: int = 0,
+        known: LogMark | None = None,
         must_exist: bool = False,
         lock_timeout: float = 10.0,
     ) -> None:
@@ -94,17 +106,13 @@ class EventLog:
         self._segment_size = segment_size
         self._mutex = threading.RLock()
         self._descriptor: int | None = None
+        self._mark = LogMark()
         make_directory(self._files.logs)
         make_directory(self._files.snapshots)
         self._lock = StoreLock(self._files.logs / ".lock", timeout=lock_timeout)
         self._lock.acquire()
         try:
-            self.recovered = self._recover(must_exist)
-            if self.last_sequence < at_least:
-                raise RolledBack(
-                    f"{self.root}: the log ends with record {self.last_sequence}, but record "
-                    f"{at_least} is known to exist; an older copy was put in its place"
-                )
+            self.recovered = self._recover(must_exist, at_least, known)
         except BaseException:
             self._lock.release()
             raise
@@ -112,7 +120,12 @@ class EventLog:
     @property
     def last_sequence(self) -> int:
         """The number of the last durable record, 0 if there is none."""
-        return self._next - 1
+        return self._mark.sequence
+
+    @property
+    def mark(self) -> LogMark:
+        """How far the log is durable, and what is in it: to be kept and passed as ``known``."""
+        return self._mark
 
     def append(self, *records: bytes) -> int:
         """Add records as one batch and return the last one's number: durable by then.
@@ -125,12 +138,13 @@ class EventLog:
             raise ValidationError("records", "there is none to append")
         with self._mutex:
             self._check_open()
-            body = self._files.seal_batch(join_records(records), self._next)
+            first = self.last_sequence + 1
+            body = self._files.seal_batch(join_records(records), first)
             self._make_ready()
-            frame = encode_batch(self._header, self._next, len(records), body)
+            frame = encode_batch(self._header, first, len(records), body)
             self._write(frame)
             self._good_end += len(frame)
-            self._next += len(records)
+            self._mark = self._mark.after(*records)
             return self.last_sequence
 
     def compact(self, state: bytes) -> None:
@@ -143,7 +157,7 @@ class EventLog:
         """
         with self._mutex:
             self._check_open()
-            self._files.write_snapshot(Snapshot(self.last_sequence, state))
+            self._files.write_snapshot(Snapshot(self.last_sequence, state, self._mark.head))
             self._must_rotate = True
             self._make_ready()
             self._files.remove_obsolete(self._header.number, self.last_sequence)
@@ -162,7 +176,7 @@ class EventLog:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _recover(self, must_exist: bool) -> Recovered:
+    def _recover(self, must_exist: bool, at_least: int, known: LogMark | None) -> Recovered:
         self._closed = False
         # A killed process may have renamed without syncing: what we build on must be durable.
         self._files.settle()
@@ -170,6 +184,7 @@ class EventLog:
         torn = 0
         if found.active is None and must_exist:
             raise DamagedLog(self._files.logs, "there is no segment, and there was one")
+        self._mark = self._checked(found, at_least, known)
         if found.active is None:  # a new log, or one whose very first file was not durable
             self._header = SegmentHeader(1, 1, os.urandom(16))
             self._files.write_segment(self._header)
@@ -188,10 +203,34 @@ class EventLog:
                 self._sync(path)  # a killed process may have written without syncing
             covered = found.snapshot.sequence if found.snapshot else 0
             self._files.remove_obsolete(found.first_number, covered)
-        self._next = found.next
         # Set after a failure: the tail of the file is unknown, or a new segment may exist.
         self._tail_unknown = self._must_rotate = False
         return Recovered(found.snapshot, found.records, torn)
+
+    def _checked(self, found: Found, at_least: int, known: LogMark | None) -> LogMark:
+        """Return the mark of what was found. Raises `RolledBack`, `IntegrityError`."""
+        expected = max(at_least, known.sequence if known else 0)
+        if found.next - 1 < expected:
+            raise RolledBack(
+                f"{self.root}: the log ends with record {found.next - 1}, but record {expected} "
+                "is known to exist; it was cut, or an older copy was put in its place"
+            )
+        mark = found.start
+        if known is not None and known.sequence < mark.sequence:
+            raise RolledBack(
+                f"{self.root}: record {known.sequence} is the last that is known, but the log was "
+                f"compacted after record {mark.sequence}; what knew it is an older copy"
+            )
+        fits = known in (None, mark)
+        for record in found.records:
+            mark = mark.after(record.data)
+            fits = fits or mark == known
+        if not fits:
+            raise IntegrityError(
+                f"{self.root}: up to record {expected} the log is not the one that is known; "
+                "another one was put in its place"
+            )
+        return mark
 
     def _make_ready(self) -> None:
         """Bring the segment's end into a known state, or begin the next one."""
@@ -201,7 +240,9 @@ class EventLog:
             # Until it succeeds no record may go to the old segment: the new one may already
             # exist on disk, and its first number says where the old one ends.
             self._must_rotate = True
-            following = SegmentHeader(self._header.number + 1, self._next, os.urandom(16))
+            following = SegmentHeader(
+                self._header.number + 1, self.last_sequence + 1, os.urandom(16)
+            )
             self._files.write_segment(following)
             self._close_descriptor()
             self._header = following

@@ -122,9 +122,9 @@ def import_state(
 
 def _render(contents: Contents, key: EnvelopeKey, clock: Clock) -> dict[str, bytes]:
     slots = {owner: _reincarnated(values) for owner, values in contents.slots.items()}
-    store = render_store(slots, contents.removed, key=key, clock=clock)
-    files = {f"{GROUP_DIRECTORY}/{name}": data for name, data in store.items()}
-    files |= render_log(contents.replica, key=key)
+    files, mark = render_log(contents.replica, key=key)
+    store = render_store(slots, contents.removed, log=mark, key=key, clock=clock)
+    files |= {f"{GROUP_DIRECTORY}/{name}": data for name, data in store.items()}
     files[f"{INVITE_DIRECTORY}/{BOOK_NAME}"] = encode_book(contents.invites, key)
     files[IDENTITY_NAME] = contents.identity.encode()
     return files

@@ -39,6 +39,7 @@ from pytest_statepersist.reference.log_frames import (
     scan,
     split_records,
 )
+from pytest_statepersist.reference.log_mark import HEAD_SIZE, LogMark
 from pytest_statepersist.reference.presence import is_present
 
 __all__ = [
@@ -58,7 +59,8 @@ SNAPSHOT_DIRECTORY = "snapshots"
 _SEGMENT_NAME = re.compile(r"([0-9]{6}|[1-9][0-9]{6,11})\.log")
 _SNAPSHOT_NAME = re.compile(r"snapshot_(0|[1-9][0-9]{0,19})\.dat")
 _SNAPSHOT_HEADER = struct.Struct(">8sQQ16s")  # magic, record number, body length, BLAKE2b
-_PLAIN, _ENCRYPTED = b"SPSNAP01", b"SPSNAPE1"
+_PLAIN, _ENCRYPTED = b"SPSNAP02", b"SPSNAPE2"
+_HEADLESS = (b"SPSNAP01", b"SPSNAPE1")  # the first version: without the head of the chain
 _LARGEST_FILE = 1 << 30
 _distrusted: set[Path] = set()
 LARGEST_SEGMENT = _LARGEST_FILE - 2 * LARGEST_BODY
@@ -75,10 +77,19 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The application's state after record ``sequence`` (0: before the first)."""
+    """The application's state after record ``sequence`` (0: before the first).
+
+    ``head`` is what a `LogMark` says of the records that the state was made of.
+    """
 
     sequence: int
     state: bytes
+    head: bytes
+
+    @property
+    def mark(self) -> LogMark:
+        """The mark after the last record that the state was made of."""
+        return LogMark(self.sequence, self.head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,11 @@ class Found:
     active: ActiveSegment | None
     first_number: int
     next: int
+
+    @property
+    def start(self) -> LogMark:
+        """The mark before the first of ``records``."""
+        return self.snapshot.mark if self.snapshot else LogMark()
 
 
 class LogFiles:
@@ -245,7 +261,7 @@ class LogFiles:
 
     def encode_snapshot(self, snapshot: Snapshot) -> bytes:
         """Return a snapshot file's bytes."""
-        body = snapshot.state
+        body = snapshot.head + snapshot.state
         if self._key is not None:
             context = snapshot.sequence.to_bytes(8, "big")
             body = self._key.seal(body, purpose=Purpose.LOG_SNAPSHOT, context=context)
@@ -268,16 +284,21 @@ class LogFiles:
             raise DamagedData(f"{path}: is cut short")
         magic, number, length, digest = _SNAPSHOT_HEADER.unpack_from(data)
         body = data[_SNAPSHOT_HEADER.size :]
-        if magic not in (_PLAIN, _ENCRYPTED) or number != sequence or length != len(body):
+        known = magic in (_PLAIN, _ENCRYPTED, *_HEADLESS)
+        if not known or number != sequence or length != len(body):
             raise DamagedData(f"{path}: is not the snapshot that its name says")
         if digest != _snapshot_digest(sequence, body):
             raise DamagedData(f"{path}: its checksum is wrong")
-        if magic == _ENCRYPTED and self._key is None:
+        if magic in (_ENCRYPTED, _HEADLESS[1]) and self._key is None:
             raise WrongPassword(f"{path}: is encrypted; open the log with its key")
         if self._key is not None:
             context = sequence.to_bytes(8, "big")
             body = self._key.open(body, purpose=Purpose.LOG_SNAPSHOT, context=context)
-        return Snapshot(sequence, body)
+        if magic in _HEADLESS:
+            return Snapshot(sequence, body, LogMark.of_state(sequence, body).head)
+        if len(body) < HEAD_SIZE:
+            raise DamagedData(f"{path}: is cut short")
+        return Snapshot(sequence, body[HEAD_SIZE:], body[:HEAD_SIZE])
 
     def _newest_snapshot(self, sequence: int) -> Snapshot:
         try:
@@ -302,13 +323,17 @@ class LogFiles:
             fsync_directory(directory)
 
 
-def render_log(state: bytes, *, key: EnvelopeKey | None = None) -> dict[str, bytes]:
-    """Return the files (by path below the root) of a new log that holds only a snapshot."""
-    files = LogFiles(Path(), key)
-    return {
+def render_log(
+    state: bytes, *, key: EnvelopeKey | None = None
+) -> tuple[dict[str, bytes], LogMark]:
+    """Return a new log that holds only a snapshot: its files by path below the root, its mark."""
+    mark = LogMark.of_state(0, state)
+    snapshot = LogFiles(Path(), key).encode_snapshot(Snapshot(0, state, mark.head))
+    files = {
         f"{LOG_DIRECTORY}/000001.log": SegmentHeader(1, 1, os.urandom(16)).encode(),
-        f"{SNAPSHOT_DIRECTORY}/snapshot_0.dat": files.encode_snapshot(Snapshot(0, state)),
+        f"{SNAPSHOT_DIRECTORY}/snapshot_0.dat": snapshot,
     }
+    return files, mark
 
 
 def _snapshot_digest(sequence: int, body: bytes) -> bytes:

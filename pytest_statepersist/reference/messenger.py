@@ -9,7 +9,12 @@ Orders of writing, each crash between two steps being harmless:
   leaves the outbox only when it has come back from the transport;
 * receiving: into the log, then the group's new epoch and position in one step; what is
   received a second time after a crash changes nothing, because updates are idempotent;
-* committing: pending in the slots, then published, then the new epoch in one step.
+* committing: pending in the slots, then published, then the new epoch in one step;
+* compacting: how far the log is durable into the groups' index, then the log.
+
+Each change of a group takes along, in the authenticated index, how far the log was durable by
+then and what was in it. So after a crash the log is what the index knows, or longer. A log that
+is shorter, or another one, was cut or exchanged, and opening says so.
 
 Below the root: ``identity.json``, ``mls_groups/``, ``commit_log/``, ``snapshots/`` and
 ``invites/``. One process at a time owns a root.
@@ -35,7 +40,7 @@ from pytest_statepersist.reference.errors import (
     ConflictError,
     DamagedData,
     NotFound,
-    StorageError,
+    PersistenceError,
     TransportError,
     ValidationError,
 )
@@ -61,7 +66,7 @@ from pytest_statepersist.reference.log_frames import LARGEST_BODY
 from pytest_statepersist.reference.message_protection import new_signature_key
 from pytest_statepersist.reference.presence import is_directory
 from pytest_statepersist.reference.replica import Delivered, Message, Replica, Update
-from pytest_statepersist.reference.slots import CLIENT, SIGNATURE_KEYS
+from pytest_statepersist.reference.slots import CLIENT, SIGNATURE_KEYS, Changes
 from pytest_statepersist.reference.snapshot_store import SlotValues, SnapshotStore
 from pytest_statepersist.reference.transaction import recover
 from pytest_statepersist.reference.transport import LARGEST_FRAME, Transport
@@ -128,7 +133,8 @@ class Messenger:
     ``known_epochs`` maps channel ids to epochs that the caller knows to have been reached.
     ``compact_after`` records the event log is compacted by itself.
 
-    Opening raises `NotFound` (not set up: `init`), `RolledBack`, `WrongPassword`,
+    Opening raises `NotFound` (not set up: `init`), `RolledBack` (known epochs, or the event
+    log: older than what was saved), `IntegrityError` (another event log), `WrongPassword`,
     `DamagedData`, `DamagedLog`, `LockTimeout`, `StorageError`.
     """
 
@@ -148,18 +154,22 @@ class Messenger:
         self._clock = clock or SystemClock()
         self._compact_after = compact_after
         self._mutex = threading.RLock()
-        known = {_group_id(channel): epoch for channel, epoch in (known_epochs or {}).items()}
+        reached = {_group_id(channel): epoch for channel, epoch in (known_epochs or {}).items()}
         with ExitStack() as opening:
             opening.enter_context(settled_root(self.root, lock_timeout=lock_timeout))
             self.identity = load_identity(self.root / IDENTITY_NAME)
             self._store = opening.enter_context(
                 SnapshotStore(
-                    self.root / GROUP_DIRECTORY, key=key, clock=self._clock, known_epochs=known
+                    self.root / GROUP_DIRECTORY, key=key, clock=self._clock, known_epochs=reached
                 )
             )
             # The log was begun before the first group.
-            in_use = bool(self._store.groups())
-            self._log = opening.enter_context(EventLog(self.root, key=key, must_exist=in_use))
+            known = self._store.log_mark
+            in_use = known is not None or bool(self._store.groups())
+            self._log = opening.enter_context(
+                EventLog(self.root, key=key, known=known, must_exist=in_use)
+            )
+            self._store.note_log(self._log.mark)
             self.invites = InviteBook(self.root / INVITE_DIRECTORY, key=key)
             self._groups = Groups(
                 self._store,
@@ -362,6 +372,7 @@ class Messenger:
     def compact(self) -> None:
         """Fold the event log into a snapshot; see `EventLog.compact`."""
         with self._mutex:
+            self._store.commit(Changes())  # takes the log's mark along
             self._log.compact(self._replica.dump())
             self._compacted_at = self._log.last_sequence
 
@@ -409,12 +420,13 @@ class Messenger:
             return
         for batch in _batches(records):
             last = self._log.append(*batch)
+            self._store.note_log(self._log.mark)
             for record in batch:
                 self._replica.apply(record)
         if last - self._compacted_at >= self._compact_after:
             try:
                 self.compact()
-            except (StorageError, ValidationError) as error:
+            except PersistenceError as error:
                 # The records are safe, and the next one tries again.
                 _logger.warning("could not compact the event log yet: %s", error)
 

@@ -3,18 +3,20 @@
 The law: pure values and their encoding. The index is the single root of a snapshot store: a
 snapshot counts if, and only if, the index names its commit number *and* its SHA-256, so that
 neither an older snapshot of the same group nor one of an uncommitted step is ever taken for
-the current one. Removed groups leave a tombstone with their last epoch.
+the current one. Removed groups leave a tombstone with their last epoch. ``log`` is how far the
+event log beside the store was durable when the index was written.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_statepersist.reference import cbor
 from pytest_statepersist.reference.errors import DamagedData, NewerVersion
+from pytest_statepersist.reference.log_mark import LogMark
 
 __all__ = ["Entry", "Index", "parse_snapshot_name", "snapshot_name"]
 
@@ -40,6 +42,7 @@ class Index:
     commit: int = 0
     owners: dict[bytes, tuple[Entry, ...]] = field(default_factory=dict)
     removed: dict[bytes, int] = field(default_factory=dict)
+    log: LogMark | None = None
 
     def after(
         self,
@@ -48,6 +51,7 @@ class Index:
         readmitted: Iterable[bytes],
         *,
         keep: int,
+        log: LogMark | None,
     ) -> Index:
         """Return the next index: new snapshots on top, at most ``keep`` of each owner."""
         owners = dict(self.owners)
@@ -59,7 +63,7 @@ class Index:
         for group_id in removed:
             gone = owners.pop(group_id, ())
             tombstones[group_id] = max(gone[0].epoch if gone else -1, tombstones.get(group_id, -1))
-        return replace(self, commit=self.commit + 1, owners=owners, removed=tombstones)
+        return Index(self.commit + 1, owners, tombstones, log)
 
     def file_names(self) -> set[str]:
         """Return the names of all snapshots that count."""
@@ -80,6 +84,7 @@ class Index:
                     for owner, entries in self.owners.items()
                 },
                 "removed": {group_id.hex(): epoch for group_id, epoch in self.removed.items()},
+                "log": [self.log.sequence, self.log.head] if self.log else None,
             }
         )
 
@@ -90,6 +95,7 @@ class Index:
         try:
             if content["version"] > _VERSION:
                 raise NewerVersion(f"snapshot index version {content['version']}")
+            log = content.get("log")  # not there in the first stores
             return cls(
                 int(content["commit"]),
                 {
@@ -97,6 +103,7 @@ class Index:
                     for owner, entries in content["owners"].items()
                 },
                 {bytes.fromhex(g): int(epoch) for g, epoch in content["removed"].items()},
+                LogMark(*log) if log is not None else None,
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise DamagedData(f"the snapshot index cannot be read ({error!r})") from error

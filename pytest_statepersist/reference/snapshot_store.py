@@ -10,6 +10,9 @@ stay for whoever wants to look, but only the newest is ever used.
 On disk, in one directory: ``index.mlss``, ``group-HEXID-COMMIT.snapshot`` and
 ``client-COMMIT.snapshot``, all of them envelopes. One process at a time owns a store.
 
+The index also keeps, with each commit, how far the event log beside the store is durable
+(`note_log`): a log that was cut, or exchanged, does not fit it.
+
 What cannot be seen from inside: that the whole directory is an older copy. Whoever knows
 better says so by ``known_epochs``.
 """
@@ -51,6 +54,7 @@ from pytest_statepersist.reference.errors import (
     ValidationError,
 )
 from pytest_statepersist.reference.locking import StoreLock
+from pytest_statepersist.reference.log_mark import LogMark
 from pytest_statepersist.reference.slots import CLIENT, Changes, Slot
 from pytest_statepersist.reference.snapshot_index import (
     Entry,
@@ -121,6 +125,7 @@ class SnapshotStore:
         self._lock.acquire()
         try:
             self._index = self._recover()
+            self._log_mark = self._index.log
             self._check_epochs(known_epochs or {})
             if self._index.commit < known_commit:
                 raise RolledBack(
@@ -175,6 +180,13 @@ class SnapshotStore:
             self._settle()
             return self._index.commit
 
+    @property
+    def log_mark(self) -> LogMark | None:
+        """How far the event log is known to have been durable; None if nobody ever said so."""
+        with self._mutex:
+            self._settle()
+            return self._index.log
+
     def history(self, owner: bytes) -> tuple[GroupSnapshot, ...]:
         """Return the kept snapshots of an owner, newest first. Raises like `read`."""
         with self._mutex:
@@ -219,7 +231,11 @@ class SnapshotStore:
                 write_atomic(self.directory / snapshot_name(owner, number), data)
                 written[owner] = entry
             following = self._index.after(
-                written, changes.removed, changes.readmitted, keep=self._keep
+                written,
+                changes.removed,
+                changes.readmitted,
+                keep=self._keep,
+                log=self._log_mark,
             )
             self._write_index(following)
             self._unsure = False
@@ -231,6 +247,11 @@ class SnapshotStore:
             for owner, entry in written.items():
                 _logger.info("saved %s", _at_epoch(owner, entry.epoch))
             self._prune(durably=bool(changes.removed))
+
+    def note_log(self, mark: LogMark) -> None:
+        """Say how far the event log is durable *now*: kept from the next commit on."""
+        with self._mutex:
+            self._log_mark = mark
 
     def close(self) -> None:
         """Give the store back; nothing is pending, so nothing is written. Harmless twice."""
@@ -394,17 +415,18 @@ def render_store(
     contents: Mapping[bytes, SlotValues],
     removed: Mapping[bytes, int],
     *,
+    log: LogMark,
     key: EnvelopeKey,
     clock: Clock,
 ) -> dict[str, bytes]:
-    """Return the files, by name, of a new store with these slots and tombstones."""
+    """Return the files, by name, of a new store with these slots, tombstones and log."""
     files: dict[str, bytes] = {}
     entries: dict[bytes, tuple[Entry, ...]] = {}
     for owner, values in contents.items():
         data, entry = _seal_snapshot(owner, 1, values, key, clock)
         files[snapshot_name(owner, 1)] = data
         entries[owner] = (entry,)
-    index = Index(1, entries, dict(removed))
+    index = Index(1, entries, dict(removed), log)
     files[INDEX_NAME] = key.seal(index.encode(), purpose=Purpose.INDEX, context=b"")
     return files
 

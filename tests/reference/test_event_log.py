@@ -98,7 +98,7 @@ def test_an_empty_log_can_be_compacted_and_rendered(ram_path: Path) -> None:
         log.compact(b"zero")
         log.compact(b"still zero")
     assert contents(ram_path / "a") == (b"still zero", [])
-    for name, data in render_log(b"made").items():
+    for name, data in render_log(b"made")[0].items():
         (ram_path / "b" / name).parent.mkdir(parents=True)
         (ram_path / "b" / name).write_bytes(data)
     assert contents(ram_path / "b") == (b"made", [])
