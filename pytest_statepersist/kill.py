@@ -49,7 +49,8 @@ from pytest_statepersist.explorer.outcome import (
 from pytest_statepersist.explorer.runner import Recovery, call
 from pytest_statepersist.explorer.workplace import Workplace
 from pytest_statepersist.faults.calls import Call, Operation
-from pytest_statepersist.faults.gate import gated, installed
+from pytest_statepersist.faults.gate import gated
+from pytest_statepersist.faults.installing import installed
 from pytest_statepersist.recorders.scan import Keep, scan
 from pytest_statepersist.recording import Companions, sqlite_companions
 

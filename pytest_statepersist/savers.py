@@ -24,7 +24,7 @@ from typing import Any
 from pytest_statepersist.explorer.fresh import fork
 from pytest_statepersist.explorer.runner import call
 from pytest_statepersist.faults.calls import Call, Operation
-from pytest_statepersist.faults.gate import installed
+from pytest_statepersist.faults.installing import installed
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.interpose import Interposition
 

@@ -17,7 +17,7 @@ import pytest
 from pytest_statepersist.fault_injector import FaultInjector
 from pytest_statepersist.fault_sweep.changes import Changes
 from pytest_statepersist.fault_sweep.run import SweepRun
-from pytest_statepersist.faults.gate import installed
+from pytest_statepersist.faults.installing import installed
 from pytest_statepersist.faults.report import FaultKind, FaultReport
 from pytest_statepersist.recorders import rebind
 from pytest_statepersist.recorders.interpose import Interposition

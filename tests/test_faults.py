@@ -34,8 +34,9 @@ from pytest_statepersist.explorer.outcome import Ended, raises
 from pytest_statepersist.explorer.runner import run_recovery
 from pytest_statepersist.fault_injector import FaultInjector
 from pytest_statepersist.faults.calls import ERRORS, Call, Operation, fitting
-from pytest_statepersist.faults.gate import gated, installed
+from pytest_statepersist.faults.gate import Gate, gated
 from pytest_statepersist.faults.inject import Counting, Fault, Injection
+from pytest_statepersist.faults.installing import installed
 from pytest_statepersist.faults.leftovers import Leftover
 from pytest_statepersist.faults.locks import held_locks, locks_known
 from pytest_statepersist.faults.report import FaultKind
@@ -671,6 +672,17 @@ def counted(tmp_path: Path, gate_of: Any, work: Callable[[], object]) -> list[tu
     with gate_of(counting):
         work()
     return [(site.operation.value, site.path) for site in counting.sites]
+
+
+def test_a_place_is_the_same_in_whatever_way_it_is_written(tmp_path: Path) -> None:
+    gate = Gate(tmp_path, lambda call, run: run())
+    pieces = ["", ".", "..", "a", ".b", "c.", "..d", tmp_path.name]
+    for parts in itertools.product(pieces, repeat=3):
+        path = f"{tmp_path}/{'/'.join(parts)}"
+        plain, root = os.path.abspath(path), f"{tmp_path}/"
+        expected = plain[len(root) :] if plain.startswith(root) else None
+        assert gate.place(path) == ("" if plain == str(tmp_path) else expected), path
+        assert gate.place(os.fsencode(path)) == gate.place(path)
 
 
 def test_every_kind_of_call_is_seen_with_its_path(tmp_path: Path, gate_of: Any) -> None:

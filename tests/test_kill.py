@@ -21,7 +21,7 @@ from pytest_statepersist import (
     raises,
 )
 from pytest_statepersist.core.models import get_model
-from pytest_statepersist.faults.gate import installed
+from pytest_statepersist.faults.installing import installed
 from tests.zoo.steps import replace_durably
 
 

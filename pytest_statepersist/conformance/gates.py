@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from pytest_statepersist.faults.gate import installed
+from pytest_statepersist.faults.installing import installed
 from pytest_statepersist.recording import sqlite_companions
 
 __all__ = ["gates"]

@@ -277,8 +277,10 @@ class Disk:
 
     def content(self, state: CrashState, inode: int) -> Content:
         """Return the content of a file; a large one from the base is not read."""
-        size = self.size(state, inode)
         node = self.trace.base.nodes.get(inode)
+        if isinstance(node, File) and inode in self.untouched and not state.ghosts:
+            return node.content
+        size = self.size(state, inode)
         base: Content = node.content if isinstance(node, File) else b""
         kept = size_of(base)
         set_sizes = self.effects.set_sizes.get(inode, [])
@@ -321,8 +323,10 @@ class Disk:
 
     def attributes(self, state: CrashState, inode: int) -> tuple[int, dict[str, bytes]]:
         """Return mode and extended attributes of an inode."""
-        made = self.effects.created.get(inode)
         node = self.trace.base.nodes.get(inode)
+        if isinstance(node, File) and inode in self.untouched:
+            return node.mode, dict(node.xattrs)
+        made = self.effects.created.get(inode)
         mode = made.mode if isinstance(made, op.Create | op.Mkdir) else 0o777
         xattrs: dict[str, bytes] = {}
         if isinstance(node, File | Directory):
@@ -343,6 +347,9 @@ class Disk:
 
     def mtime(self, state: CrashState, inode: int) -> int | None:
         """Return the modification time in nanoseconds, ``None`` where the trace knows none."""
+        node = self.trace.base.nodes.get(inode)
+        if isinstance(node, File) and inode in self.untouched:
+            return node.mtime
         chain = self.effects.chains.get(Cell(Part.TIMES, inode), [])
         return self.mtime_at(inode, self.version(chain, state))
 

@@ -29,9 +29,10 @@ from pytest_statepersist.explorer.workplace import Workplace, workplace
 from pytest_statepersist.fault_sweep.case import Options, Problem, Result, forget
 from pytest_statepersist.fault_sweep.changes import Changes
 from pytest_statepersist.faults.calls import FaultSite
-from pytest_statepersist.faults.gate import Handler, installed
+from pytest_statepersist.faults.gate import Handler
 from pytest_statepersist.faults.gate import gated as gate_of
 from pytest_statepersist.faults.inject import Injection
+from pytest_statepersist.faults.installing import installed
 from pytest_statepersist.faults.locks import held_locks
 from pytest_statepersist.faults.report import FaultKind
 from pytest_statepersist.faults.strace_injection import StraceRun

@@ -29,7 +29,8 @@ from pytest_statepersist.faults.calls import (
     fitting,
     os_error,
 )
-from pytest_statepersist.faults.gate import current, fail_sync
+from pytest_statepersist.faults.gate import current
+from pytest_statepersist.faults.installing import fail_sync
 from pytest_statepersist.faults.leftovers import Leftover, Synced
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.callsite import CallSites
@@ -133,12 +134,13 @@ class Injection:
         self._lock = threading.Lock()
         self._inside = threading.local()
         self._synced: Synced | None = None
+        self._keeps = fault.leaves is Leftover.KEPT
         self._due: list[tuple[Call, bool]] = []
         """Calls that C code had not finished when they were answered, and whether they failed."""
 
     def __call__(self, call: Call, run: Callable[[], Any]) -> Any:
         """Make the call, or let it fail."""
-        if self.fault.leaves is Leftover.KEPT:
+        if self._keeps:
             return self._meet(call, run)
         if getattr(self._inside, "at_work", False):
             return run()  # our own call, that puts a content back

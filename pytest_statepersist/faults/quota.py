@@ -18,7 +18,8 @@ from typing import Any
 
 from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, UserError
 from pytest_statepersist.faults.calls import Call, Operation, os_error
-from pytest_statepersist.faults.gate import gated, installed
+from pytest_statepersist.faults.gate import gated
+from pytest_statepersist.faults.installing import installed
 from pytest_statepersist.recorders import real
 
 __all__ = ["Quota", "quota"]

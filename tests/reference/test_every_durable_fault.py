@@ -23,8 +23,9 @@ import pytest
 
 from pytest_statepersist.fault_injector import FaultInjector
 from pytest_statepersist.faults.calls import ERRORS, FaultSite
-from pytest_statepersist.faults.gate import gated, installed
+from pytest_statepersist.faults.gate import gated
 from pytest_statepersist.faults.inject import Counting, Fault, Injection
+from pytest_statepersist.faults.installing import installed
 from pytest_statepersist.faults.report import FaultReport
 from pytest_statepersist.faults.sqlite import sqlite_gate
 from pytest_statepersist.reference import conversation_json
