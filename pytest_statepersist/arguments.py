@@ -5,6 +5,7 @@ Belongs here: refusing what cannot be, with the way out, and giving each workloa
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.tree import Symlink
 from pytest_statepersist.errors import BlindSpot, UserError
+from pytest_statepersist.explorer.outcome import equal_values
 from pytest_statepersist.explorer.runner import call, is_skip
 from pytest_statepersist.explorer.workplace import workplace
 from pytest_statepersist.settings import Settings
@@ -51,7 +53,42 @@ def check_callables(workload: Any, recover: Any, setup: Any, invariant: Any) -> 
 def with_acknowledge(
     workload: Callable[..., Any],
 ) -> Callable[[Path, Callable[[Any], None]], Any]:
-    """Give every workload the same form: those that take one argument are not told."""
+    """Give every workload the same form: those that take one argument are not told.
+
+    What a workload acknowledges is kept `as_it_is_now`.
+    """
+    wants = _taking_both(workload)
+
+    def run(directory: Path, acknowledge: Callable[[Any], None]) -> Any:
+        def at_once(value: Any = None) -> None:
+            acknowledge(as_it_is_now(value))
+
+        return wants(directory, at_once)
+
+    return run
+
+
+def as_it_is_now(value: Any) -> Any:
+    """Return a value that later changes of the given one leave alone, where one can be made.
+
+    A list that is saved, acknowledged and then emptied for the next batch was saved full. What does
+    not equal its copy, or frees something when it goes away, stays the object that it is.
+    """
+    if type(value) in _NEVER_CHANGED or hasattr(type(value), "__del__"):
+        return value
+    try:
+        copied = copy.deepcopy(value)
+    except Exception:
+        return value
+    return copied if equal_values(copied, value) else value
+
+
+_NEVER_CHANGED = (str, bytes, int, float, bool, type(None))
+
+
+def _taking_both(
+    workload: Callable[..., Any],
+) -> Callable[[Path, Callable[[Any], None]], Any]:
     try:
         parameters = [
             p

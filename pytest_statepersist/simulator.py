@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_statepersist.arguments import (
     acknowledged_by,
+    as_it_is_now,
     check_callables,
     refuse_links_back,
     user_call,
@@ -100,6 +101,7 @@ class CrashSimulator:
         refuse_while_active("CrashSimulator.explore")
         settings = changed_settings(self.settings, changes)
         check_callables(workload, recover, setup, invariant)
+        before, after = as_it_is_now(before), as_it_is_now(after)
         started = time.perf_counter()
         instead = self.instead(
             recover=recover,
@@ -295,7 +297,7 @@ class Recording:
         """Say, inside the block, that the subject has acknowledged this value as saved."""
         if self._acknowledge is None or self.recorded is not None:
             raise UserError("acknowledge() belongs inside the recorded block, which has ended")
-        self._acknowledge(value)
+        self._acknowledge(as_it_is_now(value))
 
     @property
     def trace(self) -> op.Trace:

@@ -30,9 +30,7 @@ from pathlib import Path
 
 from pytest_statepersist.core.apply import apply
 from pytest_statepersist.core.operations import Trace
-from pytest_statepersist.core.tree import File
 from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, TraceError, UserError
-from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.builder import TraceBuilder
 from pytest_statepersist.recorders.scan import Keep, Scan, scan
 from pytest_statepersist.recorders.sqlite import is_shared_memory
@@ -56,14 +54,13 @@ from pytest_statepersist.recorders.strace_process import (
     was_too_much,
 )
 from pytest_statepersist.recorders.strace_tasks import Mapping, OpenFile
-from pytest_statepersist.recorders.strace_unseen import find_out
+from pytest_statepersist.recorders.strace_unseen import FinalContents, find_out
 
 __all__ = ["StraceRecorder", "Watched", "check_available"]
 
 _OLDEST = (5, 0)
 _LONGEST = 1 << 25  # strace makes buffers of five times this; what is longer is looked up later
 _PATIENCE = 20.0
-_LONGEST_MAP = 256 << 20
 
 
 def check_available() -> str:
@@ -161,6 +158,7 @@ class StraceRecorder:
             )
         self._folder = Path(tempfile.mkdtemp(prefix="statepersist-strace-", dir=self._scratch))
         self._token = secrets.token_hex(8)
+        self._owner = os.getpid()
         self._acknowledged = []
         self._base = self._scan()
         # Files get the time of the last tick, which may be a little earlier than the clock's.
@@ -188,6 +186,9 @@ class StraceRecorder:
         """Note that the subject said "saved" here."""
         if self._looks is not None:
             self._looks.look()
+        if os.getpid() != self._owner:
+            self._mark("saved-elsewhere")
+            return
         self._mark(f"saved/{len(self._acknowledged)}")
         self._acknowledged.append(text)
 
@@ -507,6 +508,12 @@ class StraceRecorder:
                 if kind == "saved":
                     builder.acknowledge(self._acknowledged[int(rest[0])])
                     model.saved()
+                elif kind == "saved-elsewhere":
+                    model.not_known(
+                        "acknowledge() was called in a child process, whose values stay there: "
+                        "have the child tell its parent, and acknowledge in the parent",
+                        "acknowledge",
+                    )
                 elif kind == "mark":
                     marked.setdefault(rest[0], len(builder))
                 elif kind == "look" and self._looks is not None:
@@ -536,7 +543,7 @@ class StraceRecorder:
         positions = builder.positions() if marked or model.map_events else []
         if model.map_events:
             lives = [replace(e, position=positions[e.position]) for e in model.map_events]
-            trace, self.earlier = settle(trace, lives, _Final(trace).content)
+            trace, self.earlier = settle(trace, lives, FinalContents(trace).content)
         self._must_explain(trace)
         self.marks = {name: positions[at] for name, at in marked.items()}
         return trace
@@ -555,31 +562,6 @@ class StraceRecorder:
                 "was there before the recording, or one on another machine)",
                 culprit=differences[0].split(" ")[0],
             )
-
-
-class _Final:
-    """The contents of files at the end of a recording, by their inode numbers in the trace."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._paths = {
-            inode: os.path.join(trace.directory, path)
-            for path, inode, node in apply(trace).walk()
-            if isinstance(node, File)
-        }
-
-    def content(self, inode: int) -> bytes | None:
-        """Return the content, ``None`` where the file has no name any more."""
-        path = self._paths.get(inode)
-        if path is None:
-            return None
-        if real.lstat(path).st_size > _LONGEST_MAP:
-            raise BlindSpot(
-                f"what happened on disk is not covered: {path!r} is mapped for writing and too "
-                "large to be compared: make it smaller for this test",
-                culprit=path,
-            )
-        with real.open(path, "rb", buffering=0) as file:
-            return bytes(file.readall())
 
 
 def _line(event: Event) -> int:

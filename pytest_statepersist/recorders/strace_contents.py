@@ -51,6 +51,18 @@ def _open(model: StraceModel, task: Task, call: Call) -> None:
         _opened(model, task, call, arguments[0], arguments[1], arguments[2], mode)
 
 
+def _open_by_handle(model: StraceModel, task: Task, call: Call) -> None:
+    """A handle names no path, so which file it opened shows only where something else is done."""
+    assert call.result is not None  # it succeeded
+    task.descriptors.set(call.result, None)
+    if "O_TRUNC" in flags(call.arguments[2]):
+        model.not_known(
+            f"{task.program} emptied a file that it opened by its handle (open_by_handle_at), and "
+            "which one that was is not shown; open it by its name in this test",
+            task.program,
+        )
+
+
 def _opened(
     model: StraceModel,
     task: Task,
@@ -158,6 +170,12 @@ def _read(model: StraceModel, task: Task, call: Call) -> None:
     file = task.descriptors.get(_plain_descriptor(call.arguments[0]))
     if file is not None and file.position is not None and call.result is not None:
         file.position += call.result
+
+
+def _read_at(model: StraceModel, task: Task, call: Call) -> None:
+    """An offset of -1 is the file's position, which then moves (preadv2(2))."""
+    if number(call.arguments[3]) in (-1, (1 << 64) - 1):
+        _read(model, task, call)
 
 
 def _lseek(model: StraceModel, task: Task, call: Call) -> None:
@@ -439,11 +457,13 @@ CONTENTS: dict[str, Handler] = {
     name: handler
     for names, handler in (
         ("open openat openat2 creat", _open),
+        ("open_by_handle_at", _open_by_handle),
         ("close", _close),
         ("close_range", _close_range),
         ("dup dup2 dup3", _dup),
         ("fcntl fcntl64", _fcntl),
         ("read readv", _read),
+        ("preadv2", _read_at),
         ("lseek", _lseek),
         ("write writev pwrite64 pwritev pwritev2", _write),
         ("sendfile sendfile64", _sendfile),

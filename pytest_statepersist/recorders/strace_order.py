@@ -55,10 +55,11 @@ _WRITES = names_in(
 )
 _SYNCS = frozenset(["fsync", "fdatasync", "sync", "syncfs", "msync"])
 _METADATA = names_in(
-    "open openat openat2 creat ftruncate ftruncate64 truncate truncate64 fallocate rename "
-    "renameat renameat2 link linkat unlink unlinkat rmdir mkdir mkdirat mknod mknodat symlink "
-    "symlinkat chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat utimensat utimes "
-    "futimesat utime setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"
+    "open openat openat2 open_by_handle_at creat ftruncate ftruncate64 truncate truncate64 "
+    "fallocate rename renameat renameat2 link linkat unlink unlinkat rmdir mkdir mkdirat mknod "
+    "mknodat symlink symlinkat chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat "
+    "utimensat utimes futimesat utime setxattr lsetxattr fsetxattr removexattr lremovexattr "
+    "fremovexattr"
 )
 _SYNC_KINDS = frozenset({Kind.FILE_SYNC, Kind.WIDE_SYNC})
 

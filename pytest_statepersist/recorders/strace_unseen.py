@@ -22,10 +22,11 @@ from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.strace_model import Findings, Known, Unknown
 
-__all__ = ["birth_time", "find_out"]
+__all__ = ["FinalContents", "birth_time", "find_out"]
 
 _AT_FDCWD = -100
 _STATX_BTIME = 0x800
+_LONGEST_MAP = 256 << 20
 
 
 def find_out(trace: op.Trace, findings: Findings, *, begun: float) -> Known:
@@ -137,6 +138,34 @@ class _Seeker:
             while len(found) < length and (piece := file.read(length - len(found))):
                 found += piece
             return bytes(found)
+
+
+class FinalContents:
+    """The contents of files at the end of a recording, by their inode numbers in the trace."""
+
+    def __init__(self, trace: op.Trace) -> None:
+        self._paths = {
+            inode: os.path.join(trace.directory, path)
+            for path, inode, node in apply(trace).walk()
+            if isinstance(node, File)
+        }
+
+    def content(self, inode: int) -> bytes | None:
+        """Return the content, ``None`` where the file has no name any more.
+
+        Raises `BlindSpot` for one that is too large to be compared.
+        """
+        path = self._paths.get(inode)
+        if path is None:
+            return None
+        if real.lstat(path).st_size > _LONGEST_MAP:
+            raise BlindSpot(
+                f"what happened on disk is not covered: {path!r} is mapped for writing and too "
+                "large to be compared: make it smaller for this test",
+                culprit=path,
+            )
+        with real.open(path, "rb", buffering=0) as file:
+            return bytes(file.readall())
 
 
 def birth_time(path: str) -> float | None:
