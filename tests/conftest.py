@@ -22,6 +22,8 @@ KEPT = Path(__file__).parent.parent / ".hypothesis"
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(KEPT))
 
 SOAK = (
+    # filelock takes the same lock, and lockf's goes the same way between processes.
+    "tests/test_concurrency.py::test_the_same_store_with_a_lock_passes[add_with_flock-True]",
     # Of the file store: the same crashes as in others, judged by another question.
     *(
         f"tests/conformance/test_reference_stores.py::TestFileStore::{name}"

@@ -31,6 +31,7 @@ LAYERS = (
         "exploring",
         "mixing",
         "programs",
+        "saver_time",
         "savers",
     ),
     ("concurrency", "kill", "fault_sweep"),

@@ -6,14 +6,17 @@ import asyncio
 import fcntl
 import json
 import mmap
+import multiprocessing
 import os
+import queue
+import socket
 import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -224,6 +227,192 @@ def test_the_same_store_with_a_lock_passes(saver: Callable[..., None], processes
     report = run(saver, processes=processes)
     assert report.ok is True, str(report)
     assert report.schedules > 8
+
+
+SEMAPHORE, CONDITION, FREE = threading.Semaphore(), threading.Condition(), [True]
+RLOCK, QUEUE, SIMPLE = threading.RLock(), queue.Queue[str](), queue.SimpleQueue[str]()
+OF_PROCESSES = multiprocessing.Lock()
+for each in (QUEUE, SIMPLE):
+    each.put("token")
+
+
+def limit(took: bool) -> None:
+    if not took:
+        raise TimeoutError
+
+
+@contextmanager
+def condition(limited: float) -> Iterator[None]:
+    with CONDITION:
+        limit(CONDITION.wait_for(lambda: FREE[0], timeout=limited))
+        FREE[0] = False
+    yield
+    with CONDITION:
+        FREE[0] = True
+        CONDITION.notify()
+
+
+@contextmanager
+def acquired(lock: Any, limited: float) -> Iterator[None]:
+    limit(lock.acquire(timeout=limited))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def token(tokens: Any, limited: float) -> Iterator[None]:
+    mine = tokens.get(timeout=limited)
+    try:
+        yield
+    finally:
+        tokens.put(mine)
+
+
+@contextmanager
+def polled(directory: Path, limited: float) -> Iterator[None]:
+    end = time.monotonic() + limited
+    with open(directory / "lock", "a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                limit(time.monotonic() < end)
+                time.sleep(limited / 3)
+        yield
+
+
+@contextmanager
+def five_tries(directory: Path, limited: float) -> Iterator[None]:
+    for _ in range(5):
+        with suppress(FileExistsError):
+            os.close(os.open(directory / "taken", os.O_CREAT | os.O_EXCL))
+            break
+        time.sleep(limited / 5)
+    else:
+        raise TimeoutError
+    yield
+    os.unlink(directory / "taken")
+
+
+@contextmanager
+def busy(directory: Path, limited: float) -> Iterator[None]:
+    with closing(
+        sqlite3.connect(directory / "s.db", timeout=limited, isolation_level=None)
+    ) as database:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+        database.execute("ROLLBACK")
+
+
+WAITS: dict[str, Callable[[Path, float], Any]] = {
+    "lock": lambda d, s: acquired(LOCK, s),
+    "reentrant lock": lambda d, s: acquired(RLOCK, s),
+    "semaphore": lambda d, s: acquired(SEMAPHORE, s),
+    "condition": lambda d, s: condition(s),
+    "queue": lambda d, s: token(QUEUE, s),
+    "simple queue": lambda d, s: token(SIMPLE, s),
+    "lock of processes": lambda d, s: acquired(OF_PROCESSES, s),
+    "filelock": lambda d, s: FileLock(d / "lock", timeout=s),
+    "flock": polled,
+    "tries": five_tries,
+    "SQLite": busy,
+}
+
+
+def add_within(directory: Path, *, item: str, way: str, limited: float) -> None:
+    with WAITS[way](directory, limited):
+        add(directory, item=item)
+
+
+@pytest.mark.parametrize("way", WAITS)
+def test_no_time_limit_is_over_while_the_other_can_go_on(way: str) -> None:
+    """Three milliseconds passed in real time while the other saver was being scheduled."""
+    saver = partial(add_within, way=way, limited=0.003)
+    report = run(saver, schedule="switch:0:6")
+    assert report.ok is True, str(report)
+
+
+@pytest.mark.parametrize(("way", "calls"), [("lock", 3), ("flock", 4), ("SQLite", 7)])
+def test_a_time_limit_is_over_where_the_other_is_late(way: str, calls: int) -> None:
+    """Whoever goes on without the lock, after 30 s that nobody waits, is caught."""
+
+    def goes_on(directory: Path, *, item: str) -> None:
+        with suppress(TimeoutError, sqlite3.OperationalError):
+            add_within(directory, item=item, way=way, limited=30)
+            return
+        add(directory, item=item)
+
+    began = time.monotonic()
+    gives_up = partial(add_within, way=way, limited=5)
+    assert run(gives_up, schedule=f"late:0:{calls}").ok is True
+    assert run(goes_on, schedule=f"switch:0:{calls}").ok is True
+    report = run(goes_on, schedule=f"late:0:{calls}")
+    assert [each.kind for each in report.findings] == ["lost update"], str(report)
+    assert time.monotonic() - began < 20
+
+
+def test_the_order_with_a_late_saver_is_tried_where_one_waits_with_a_limit() -> None:
+    def goes_on(directory: Path, *, item: str) -> None:
+        took = LOCK.acquire(timeout=30)
+        add(directory, item=item)
+        if took:
+            LOCK.release()
+
+    report = run(goes_on, runs=0)
+    (finding,) = report.findings
+    assert finding.schedule.startswith("late:0:")
+    assert run(goes_on, schedule=finding.schedule).findings == (finding,)
+
+
+def test_time_passes_where_nobody_can_make_a_call() -> None:
+    """Both hold one lock and want the other's: whose limit is over first lets go."""
+    locks = {"a": threading.Lock(), "b": threading.Lock()}
+
+    def crossed(directory: Path, *, item: str) -> None:
+        mine, other = (locks[name] for name in sorted(locks, key=lambda name: name != item))
+        while True:
+            with mine:
+                load(directory)
+                if other.acquire(timeout=5 if item == "a" else 60):
+                    add(directory, item=item)
+                    other.release()
+                    return
+            time.sleep(1)
+
+    report = run(crossed, schedule="switch:0:2")
+    assert report.ok is True, str(report)
+
+
+def test_a_day_of_sleep_takes_no_time() -> None:
+    async def saver(directory: Path, *, item: str) -> None:
+        await asyncio.sleep(86_400)
+        time.sleep(86_400)
+        with LOCK:
+            add(directory, item=item)
+
+    report = run(saver, schedule="switch:0:3")
+    assert report.ok is True, str(report)
+
+
+def test_a_wait_in_c_with_a_time_limit_is_not_covered() -> None:
+    mine, its = socket.socketpair()
+    its.settimeout(0.12)  # a limit that the socket's own C code keeps
+
+    def saver(directory: Path, *, item: str) -> None:
+        with suppress(TimeoutError):
+            its.recv(1)
+        with LOCK:
+            add(directory, item=item)
+
+    with mine, its:
+        report = run(saver, schedule="switch:0:1")
+    assert report.ok is None
+    assert report.not_covered == (
+        "a wait with a time limit in real time, which no order decides about: poll",
+    )
 
 
 def add_when_free(directory: Path, *, item: str) -> None:

@@ -22,7 +22,8 @@ import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,6 +62,7 @@ PROTOTYPES: dict[str, Any] = {
 
 SYNC = ctypes.CFUNCTYPE(_int, _pointer, _int, use_errno=True)
 """Signature of xSync: (file, flags)."""
+_SLEEP = ctypes.CFUNCTYPE(_int, _pointer, _int)
 _FILE_SIZE = ctypes.CFUNCTYPE(_int, _pointer, ctypes.POINTER(ctypes.c_int64))
 _X_CLOSE, _X_SYNC, _X_FILE_SIZE = 1, 5, 6  # places in sqlite3_io_methods, counted in pointers
 
@@ -78,7 +80,9 @@ class _Vfs(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("data", _pointer),
         ("open", ctypes.CFUNCTYPE(_int, _pointer, ctypes.c_char_p, _pointer, _int, _pointer)),
-        *((f"unused{number}", _pointer) for number in range(12)),
+        *((f"unused{number}", _pointer) for number in range(8)),
+        ("sleep", _pointer),
+        *((f"unused{number}", _pointer) for number in range(8, 11)),
         ("set_system_call", ctypes.CFUNCTYPE(_int, _pointer, ctypes.c_char_p, _pointer)),
         ("get_system_call", ctypes.CFUNCTYPE(_pointer, _pointer, ctypes.c_char_p)),
         ("next_system_call", _pointer),
@@ -104,6 +108,7 @@ class SQLiteLibrary:
                 f"SQLite {sqlite3.sqlite_version} is too old to be observed (its file layer has "
                 "no replaceable system calls): record with strace instead"
             )
+        self._thunks: list[Any] = []
         self._probed: int | None = None
         self._probing: int | None = None
         self._fstat = self.original("fstat")
@@ -135,6 +140,33 @@ class SQLiteLibrary:
         """
         found = _symbol_at(address)
         return found is not None and self._code is not None and found.base == self._code.base
+
+    # ---- sleeps
+
+    @contextmanager
+    def sleeping(self, sleep: Callable[[float, Callable[[], int]], int]) -> Iterator[None]:
+        """Let SQLite sleep by a function of the seconds and of what would sleep really.
+
+        It returns the microseconds slept (xSleep). SQLite sleeps where a lock is taken.
+        """
+        before = self._vfs.sleep
+        really = _SLEEP(before)
+
+        def slept(vfs: int, microseconds: int) -> int:
+            return sleep(microseconds / 1_000_000, lambda: int(really(vfs, microseconds)))
+
+        thunk = _SLEEP(slept)
+        self._thunks.append(thunk)  # for ever: a thread may still be inside of it
+        place = self._address + _Vfs.sleep.offset
+        self._set_pointer(place, ctypes.cast(thunk, _pointer).value)
+        try:
+            yield
+        finally:
+            self._set_pointer(place, before)
+
+    def _set_pointer(self, place: int, address: int | None) -> None:
+        with _Writable(place):
+            ctypes.c_void_p.from_address(place).value = address
 
     # ---- syncs
 
@@ -170,9 +202,7 @@ class SQLiteLibrary:
 
     def set_sync_method(self, table: int, address: int) -> None:
         """Replace the sync method in a table: open files, older ones included, use it at once."""
-        place = table + 8 * _X_SYNC
-        with _Writable(place):
-            ctypes.c_void_p.from_address(place).value = address
+        self._set_pointer(table + 8 * _X_SYNC, address)
 
     def descriptor(self, file: int) -> int | None:
         """Return the descriptor of an open file; call it with no other probe running."""
