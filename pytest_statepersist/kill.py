@@ -45,6 +45,8 @@ from pytest_statepersist.explorer.outcome import (
     Outcome,
     Raises,
     Unset,
+    describe,
+    fits,
 )
 from pytest_statepersist.explorer.runner import Recovery, call
 from pytest_statepersist.explorer.workplace import Workplace
@@ -240,6 +242,14 @@ class _Killer:
             )
         last = self.fresh.run(self.time_limit)
         self.expected = (_given(before, first), _given(after, last))
+        self.demands_after = not isinstance(after, Unset)
+        names = ("before", "after")
+        for name, found, wanted in zip(names, (first, last), self.expected, strict=True):
+            if not fits(found, wanted):
+                raise UserError(
+                    f"without a kill recovery {found} {name} the workload, where {name}= says "
+                    f"{describe(wanted)}; nothing was judged"
+                )
         self.values = whole.acknowledged
         kills = []
         for number, seconds in _moments(at, seed, runs, whole):
@@ -269,6 +279,7 @@ class _Killer:
             after=self.expected[1],
             acknowledged=[*done, *((_FAR + n, value) for n, value in enumerate(rest))],
             invariant=self.invariant,
+            demands_after=self.demands_after,
         )
         found = expectation.judge(recovered, [(end, end)], end - 1)
         return found[0] if found else None

@@ -337,6 +337,30 @@ def test_what_reverts_leaves_a_hole_behind_it(model: str, ok: bool) -> None:
     assert {finding.fault.leaves for finding in report.findings} <= {Leftover.REVERTED}
 
 
+@pytest.mark.parametrize("after", [2, 3])
+def test_after_counts_beside_an_invariant(after: int) -> None:
+    """A sync that fails is passed over, which this invariant allows; what was saved is gone."""
+
+    def save(directory: Path) -> None:
+        with suppress(OSError):
+            replace_durably(directory / "n", b"2")
+
+    def sweep() -> Any:
+        return FaultInjector(errors=["EIO"], operations=["fsync"]).sweep(
+            setup=lambda d: replace_durably(d / "n", b"1"),
+            workload=save,
+            recover=lambda d: int((d / "n").read_bytes()),
+            invariant=lambda found, done: found >= 1,
+            after=after,
+        )
+
+    if after == 3:
+        with pytest.raises(UserError, match="without any fault recovery returned 2"):
+            sweep()
+        return
+    assert {finding.kind for finding in sweep().findings} >= {FaultKind.SILENT}
+
+
 class Wal:
     """A database in WAL mode; closing it copies the log into it, syncs it, and removes the log.
 

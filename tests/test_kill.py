@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from pytest_statepersist import (
     raises,
 )
 from pytest_statepersist.core.models import get_model
+from pytest_statepersist.explorer.outcome import Kind
 from pytest_statepersist.faults.installing import installed
 from tests.zoo.steps import replace_durably
 
@@ -45,6 +47,59 @@ def careless(directory: Path) -> None:
         file.write("[2")
         file.flush()
         file.write("2]")
+
+
+def forgetful(directory: Path, acknowledge: Callable[[Any], None]) -> None:
+    """Save two things and say so, of which the second is not there."""
+    store(directory, 2)
+    acknowledge(2)
+    acknowledge(3)
+
+
+def never_less(found: Any, done: tuple[Any, ...]) -> bool:
+    return bool(found >= 1)
+
+
+@pytest.mark.parametrize("given", [{"after": 3}, {"before": 0}, {"before": 0, "after": 2}])
+def test_what_is_given_counts_beside_an_invariant(given: dict[str, Any]) -> None:
+    options: dict[str, Any] = {
+        "setup": lambda d: store(d, 1),
+        "recover": load,
+        "invariant": never_less,
+        "at": "every",
+    }
+    with pytest.raises(UserError, match="without a kill recovery returned"):
+        CrashSimulator().kill(forgetful, **given, **options)
+    assert CrashSimulator().kill(forgetful, before=1, after=2, **options).ok is True
+
+
+def test_a_save_that_had_ended_before_its_kill_is_held_against_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves and takes its time once, then it is quick and saves nothing."""
+    monkeypatch.setattr("pytest_statepersist.kill._SOONEST", 60)
+    ran = tmp_path / "ran"
+
+    def worse(directory: Path) -> None:
+        if ran.exists():
+            return
+        store(directory, 2)
+        ran.touch()
+        time.sleep(0.3)
+
+    report = CrashSimulator().kill(
+        worse,
+        setup=lambda d: store(d, 1),
+        recover=load,
+        invariant=never_less,
+        after=2,
+        seed=3,
+        check=False,
+    )
+    (run,) = report.kills
+    assert run.ended
+    assert run.problem is not None
+    assert run.problem.kind is Kind.DURABILITY
 
 
 def many(directory: Path) -> None:

@@ -66,6 +66,8 @@ class Reference:
     again: Expected | None = None
     """What recovery gives when the workload ran twice."""
     again_raises: bool = False
+    demands_after: bool = False
+    """Whether ``after`` was given: it counts beside an invariant as well."""
     left: frozenset[tuple[str, str]] = field(default_factory=frozenset)
     uses_sqlite: bool = False
 

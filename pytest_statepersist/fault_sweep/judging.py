@@ -231,7 +231,11 @@ class Cases:
         )
 
     def expect(
-        self, reported_success: bool, trace: op.Trace | None, values: list[tuple[int, Any]]
+        self,
+        reported_success: bool,
+        trace: op.Trace | None,
+        values: list[tuple[int, Any]],
+        after: Expected | None = None,
     ) -> Expectation:
         """What may be there: up to what was acknowledged, or further, but nothing in between."""
         reference = self.reference
@@ -243,9 +247,10 @@ class Cases:
         return Expectation(
             length=end if reported_success else 2 * FAR,
             before=reference.before,
-            after=reference.after,
+            after=reference.after if after is None else after,
             acknowledged=acknowledged,
             invariant=self.invariant,
+            demands_after=reference.demands_after,
         )
 
     def _told(self, ended: Outcome, values: list[tuple[int, Any]]) -> bool:
@@ -296,7 +301,13 @@ class Cases:
             known = [value for _, value in values] + again
             numbered = [(n + 1, value) for n, value in enumerate(known)]
             end = len(known) + 1
-            judged = self.expect(True, None, numbered).judge(found, [(end, end)], end - 1)
+            twice = None if started_over else reference.again  # it may have been saved already
+            for after in (reference.after, twice):
+                if after is not None:
+                    expectation = self.expect(True, None, numbered, after)
+                    judged = expectation.judge(found, [(end, end)], end - 1)
+                    if not judged:
+                        break
             right, expected = not judged, judged[0].expected if judged else ""
         else:
             allowed = [reference.after] if started_over else [reference.after, reference.again]
@@ -386,6 +397,7 @@ class Cases:
             after=self.reference.after,
             acknowledged=numbered,
             invariant=self.invariant,
+            demands_after=self.reference.demands_after,
         )
         return not expectation.judge(outcome, [(end, end)], end - 1)
 

@@ -185,14 +185,20 @@ class SweepRun:
             acknowledged=tuple(acknowledged),
             again=again,
             again_raises=not twice.ok,
+            demands_after=not isinstance(after, Unset),
             left=left,
             uses_sqlite=bool(self.stage.companions),
         )
-        if self.invariant is None and not fits(last, self.cases.reference.after):
-            raise UserError(
-                f"without any fault recovery gives {last} after the workload, where "
-                f"{describe(self.cases.reference.after)} was expected; nothing was judged"
-            )
+        reference = self.cases.reference
+        for name, found, wanted in (
+            ("before", first, reference.before),
+            ("after", last, reference.after),
+        ):
+            if not fits(found, wanted):
+                raise UserError(
+                    f"without any fault recovery {found} {name} the workload, where "
+                    f"{describe(wanted)} was expected; nothing was judged"
+                )
         if not blind and self.options.states:
             positions = [each.position for each in recorder.trace.acknowledgements]
             values = list(zip(positions, acknowledged, strict=True))
