@@ -22,6 +22,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.errors import (
     DamagedData,
     NotFound,
@@ -56,12 +57,14 @@ _LONGEST_STEM = 200  # bytes of the final name kept in the temporary's: NAME_MAX
 PathLike = str | os.PathLike[str]
 
 
+@checked
 def checked_path(path: PathLike) -> Path:
     """Return the path. Raises `ValidationError` for one that no file can have."""
     _check_path(os.fspath(path))
     return path if isinstance(path, Path) else Path(path)
 
 
+@checked
 def resolved_path(path: PathLike) -> Path:
     """Return the path with all links resolved; its end need not exist.
 
@@ -89,12 +92,14 @@ def _check_path(text: str) -> None:
         raise ValidationError("path", problem)
 
 
+@checked
 def check_size(data: bytes, limit: int, what: str) -> None:
     """Raise `ValidationError` for what could not be read back: a store must not save that."""
     if len(data) > limit:
         raise ValidationError(what, f"{len(data)} bytes to store; {limit} can be read back")
 
 
+@checked
 def write_atomic(path: PathLike, data: bytes, *, mode: int = FILE_MODE) -> None:
     """Replace the content of ``path`` by ``data``: atomic, and durable on return.
 
@@ -118,6 +123,7 @@ def write_atomic(path: PathLike, data: bytes, *, mode: int = FILE_MODE) -> None:
     fsync_directory(target.parent)
 
 
+@checked
 def create_temporary(target: PathLike, data: bytes, *, mode: int = FILE_MODE) -> Path:
     """Write ``data``, synced, to a new temporary beside ``target`` and return its path.
 
@@ -160,6 +166,7 @@ def _discard(temporary: Path) -> None:
         pass  # the error under way matters more; `remove_temporaries` will find this file
 
 
+@checked
 def fsync_directory(path: PathLike) -> None:
     """Make every name in the directory durable. Raises `StorageError`.
 
@@ -178,6 +185,7 @@ def fsync_directory(path: PathLike) -> None:
         raise StorageError(path, error) from error
 
 
+@checked
 def make_directory(path: PathLike, mode: int = PRIVATE_DIRECTORY_MODE) -> None:
     """Create a directory and its missing parents; each new name is durable on return.
 
@@ -219,6 +227,7 @@ def _sync_what_may_be_new(parent: Path) -> None:
             raise
 
 
+@checked
 def remove_durably(path: PathLike, *, missing_ok: bool = False) -> None:
     """Remove a file; on return it stays removed after any crash.
 
@@ -235,17 +244,21 @@ def remove_durably(path: PathLike, *, missing_ok: bool = False) -> None:
     fsync_directory(target.parent)
 
 
+@checked
 def temporary_name(name: str) -> str:
     """Return a fresh temporary's name for a file called ``name``."""
-    stem = name.encode("utf-8", "surrogateescape")[:_LONGEST_STEM].decode("utf-8", "ignore")
+    # What of a name no UTF-8 can be is left out, and so is a character that is cut in two.
+    stem = name.encode("utf-8", "ignore")[:_LONGEST_STEM].decode("utf-8", "ignore")
     return f".{stem}.{secrets.token_hex(8)}.tmp~"
 
 
+@checked
 def is_temporary(name: PathLike) -> bool:
     """Tell whether a file name (or the last part of a path) has a temporary's shape."""
     return _TEMPORARY.fullmatch(os.path.basename(os.fspath(name))) is not None
 
 
+@checked
 def remove_temporaries(directory: PathLike) -> tuple[Path, ...]:
     """Remove the temporaries of crashed writers in one directory; return what was removed.
 
@@ -273,6 +286,7 @@ def remove_temporaries(directory: PathLike) -> tuple[Path, ...]:
     return tuple(removed)
 
 
+@checked
 def read_bounded(path: PathLike, limit: int, *, follow_symlinks: bool = True) -> bytes:
     """Return the content of a regular file of at most ``limit`` bytes.
 

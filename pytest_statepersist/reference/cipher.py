@@ -33,6 +33,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.errors import (
     DamagedData,
     IntegrityError,
@@ -78,6 +79,7 @@ class _Keys:
         return cls(derive(b"encrypt"), derive(b"check")[:8])
 
 
+@checked
 class Cipher:
     """Encrypts and decrypts under one raw key or one passphrase; safe between threads.
 
@@ -181,4 +183,7 @@ _Source = tuple[int, int, int, int, bytes]
 
 
 def _bind(header: bytes, context: str) -> bytes:
-    return header + context.encode()
+    try:
+        return header + context.encode()
+    except UnicodeEncodeError as error:
+        raise ValidationError("context", "has a lone surrogate, which UTF-8 lacks") from error

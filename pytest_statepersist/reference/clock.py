@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.errors import ValidationError
 
 __all__ = [
@@ -62,6 +63,7 @@ class Scheduler(Protocol):
         """Call ``fn`` once, ``delay_s`` seconds from now."""
 
 
+@checked
 class SystemClock:
     """The machine's own clocks."""
 
@@ -78,6 +80,7 @@ class SystemClock:
         time.sleep(seconds)
 
 
+@checked
 class ManualClock:
     """A clock that stands still until it is told otherwise; safe between threads.
 
@@ -109,7 +112,10 @@ class ManualClock:
         if seconds < 0:
             raise ValidationError("seconds", "time cannot pass backwards; use set() for a jump")
         with self._lock:
-            self._now += timedelta(seconds=seconds)
+            try:
+                self._now += timedelta(seconds=seconds)
+            except OverflowError:
+                raise ValidationError("seconds", f"{seconds}: the calendar ends before") from None
             self._monotonic += seconds
 
     def set(self, now: datetime) -> None:
@@ -167,6 +173,7 @@ class _Agenda:
         return job
 
 
+@checked
 class ManualScheduler:
     """Runs jobs in virtual time, in the order in which they fall due, on the caller's thread.
 
@@ -205,6 +212,7 @@ class ManualScheduler:
         return self.advance((_aware(moment) - self.clock.now()).total_seconds())
 
 
+@checked
 class ThreadScheduler:
     """Runs jobs in real time, one after the other, on one background daemon thread.
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import pydantic
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     check_size,
     fsync_directory,
@@ -81,6 +82,7 @@ class ComponentRegistry(Protocol):
         """Add or replace all of these: all or nothing, durable on return."""
 
 
+@checked
 class DirectoryRegistry:
     """Opens, or creates, the registry in a directory; recovery is done on return.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.conversation_records import Message, SessionRecord
 from pytest_statepersist.reference.errors import DamagedData, NewerVersion, ValidationError
 from pytest_statepersist.reference.timestamps import text_of_moment
@@ -27,6 +28,7 @@ class ExportFormat(StrEnum):
     TXT = "txt"
 
 
+@checked
 def export_session(record: SessionRecord, form: ExportFormat | str) -> str:
     """Return a session as text. Raises `ValidationError` for an unknown format."""
     try:
@@ -39,6 +41,7 @@ def export_session(record: SessionRecord, form: ExportFormat | str) -> str:
     return _markdown(record) if wanted is ExportFormat.MARKDOWN else _plain(record)
 
 
+@checked
 def parse_session(text: str | bytes) -> SessionRecord:
     """Return the record of a JSON export.
 
@@ -47,6 +50,7 @@ def parse_session(text: str | bytes) -> SessionRecord:
     return SessionRecord.from_json(text, "the export")
 
 
+@checked
 def export_records(records: Iterable[SessionRecord]) -> str:
     """Return many sessions as one JSON document."""
     sessions = [from_json(record.to_json()) for record in records]
@@ -55,6 +59,7 @@ def export_records(records: Iterable[SessionRecord]) -> str:
     ) + ("\n")
 
 
+@checked
 def parse_records(text: str | bytes) -> tuple[SessionRecord, ...]:
     """Return the records of `export_records`. Raises what `parse_session` raises."""
     plain = from_json(text)

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     check_size,
     fsync_directory,
@@ -82,6 +83,7 @@ class _Entry:
     problem: str = ""
 
 
+@checked
 class JsonConversations:
     """A `ConversationStorage` in the directory ``path``, created when opened.
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.errors import (
     DamagedData,
     IntegrityError,
@@ -87,6 +88,7 @@ class SessionInfo(_Camel):
     size_bytes: Count
 
 
+@checked
 class SessionRecord(_Camel):
     """A session as it is saved. ``metadata_at`` is when anything but the messages changed."""
 
@@ -142,7 +144,7 @@ class SessionRecord(_Camel):
 
     def info(self, size_bytes: int) -> SessionInfo:
         """Return what a list shows of this session."""
-        return SessionInfo(
+        return SessionInfo.build(
             id=self.id,
             user_id=self.user_id,
             title=self.title,
@@ -207,6 +209,7 @@ class SessionRecord(_Camel):
         return any(revision_id == other.revision_id for _, revision_id in self.ancestors)
 
 
+@checked
 def check_session_id(value: object) -> str:
     """Return a session id that can be a file name in each backend. Raises `InvalidId`."""
     checked = check_id(value, "session id")

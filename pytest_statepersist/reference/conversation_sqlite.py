@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.conversation_records import (
     Message,
     SessionInfo,
@@ -73,6 +74,7 @@ _MIGRATIONS = (
 _MESSAGE = "id, role, content, timestamp"
 
 
+@checked
 class SqliteConversations:
     """A `ConversationStorage` in the SQLite file ``path``, created or migrated when opened."""
 

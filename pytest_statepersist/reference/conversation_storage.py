@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.conversation_records import (
     Message,
     SessionInfo,
@@ -42,6 +43,7 @@ class Change:
     expected: frozenset[str | None] | None
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which sessions to list; None is any."""
@@ -94,6 +96,7 @@ class ConversationStorage(Protocol):
         """Let go of files and connections."""
 
 
+@checked
 def check_expected(change: Change, stored: str | None) -> None:
     """Raise `ConflictError` if the stored revision is not one that the change expects."""
     if change.expected is not None and stored not in change.expected:
@@ -105,6 +108,7 @@ def check_expected(change: Change, stored: str | None) -> None:
         )
 
 
+@checked
 def check_unchanged(session_id: str, stored: str, expected: Mapping[str, str] | None) -> None:
     """Raise `ConflictError` if a session to delete is not the revision that was looked at."""
     if expected is not None and expected.get(session_id, stored) != stored:
@@ -114,6 +118,7 @@ def check_unchanged(session_id: str, stored: str, expected: Mapping[str, str] | 
         )
 
 
+@checked
 def missing(session_id: str) -> NotFound:
     """Return the error for a session that is not stored."""
     return NotFound(
@@ -121,6 +126,7 @@ def missing(session_id: str) -> NotFound:
     )
 
 
+@checked
 def newest_page(messages: Sequence[Message], limit: int | None, offset: int) -> tuple[Message, ...]:
     """Return ``limit`` messages that end ``offset`` before the newest one, in their order."""
     check_page(limit, offset)

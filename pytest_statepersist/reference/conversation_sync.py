@@ -21,6 +21,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.conversation_records import (
     KEPT_ANCESTORS,
     Message,
@@ -64,6 +65,7 @@ class SyncReport:
     unreadable: tuple[str, ...]
 
 
+@checked
 def sync(first: ConversationStorage, second: ConversationStorage) -> SyncReport:
     """Make two stores equal; durable on return.
 
@@ -106,6 +108,7 @@ def sync(first: ConversationStorage, second: ConversationStorage) -> SyncReport:
     )
 
 
+@checked
 def merge(one: SessionRecord, other: SessionRecord) -> tuple[SessionRecord, Conflict | None]:
     """Return the record that holds what both hold, and the conflict if there was one.
 

@@ -17,6 +17,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.clock import Clock, SystemClock
 from pytest_statepersist.reference.conversation_export import (
     ExportFormat,
@@ -64,6 +65,7 @@ class RecommendedLimitWarning(UserWarning):
     """A session has outgrown what loads and saves quickly; it still works."""
 
 
+@checked
 class Session:
     """A conversation in memory. Get one from `Conversations`, not from here."""
 
@@ -218,6 +220,7 @@ class Session:
             )
 
 
+@checked
 class Conversations:
     """All sessions of one storage. ``clock`` gives the times, ``user_id`` the default owner."""
 
@@ -392,6 +395,7 @@ class Conversations:
         self.close()
 
 
+@checked
 def export_all_data(conversations: Conversations, vault: Vault) -> dict[str, Any]:
     """Return everything that is known about the user, the vault's entries in the clear."""
     return {
@@ -400,6 +404,7 @@ def export_all_data(conversations: Conversations, vault: Vault) -> dict[str, Any
     }
 
 
+@checked
 def delete_all_data(conversations: Conversations, vault: Vault) -> None:
     """Delete every conversation and every vault entry: two steps, each atomic and durable."""
     conversations.delete_all()

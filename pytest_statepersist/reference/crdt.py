@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pytest_statepersist.reference import cbor
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.errors import DamagedData
 
 __all__ = ["Add", "LastWriterWinsMap", "ObservedRemoveSet", "Remove", "Set", "Stamp", "Stamper"]
@@ -57,6 +58,7 @@ class Remove:
     tags: frozenset[str]
 
 
+@checked
 class Stamper:
     """Makes stamps later than all it has seen, and tags that nobody else makes."""
 
@@ -78,6 +80,7 @@ class Stamper:
         return secrets.token_hex(8)
 
 
+@checked
 @dataclass(slots=True, eq=True)
 class LastWriterWinsMap:
     """A map in which, for each key, the value with the greatest stamp counts."""
@@ -136,6 +139,7 @@ class LastWriterWinsMap:
         return made
 
 
+@checked
 @dataclass(slots=True, eq=True)
 class ObservedRemoveSet:
     """A set in which an insertion that the remover had not seen survives the removal."""

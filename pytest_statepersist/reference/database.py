@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.clock import Clock, SystemClock
 from pytest_statepersist.reference.database_rows import (
     AnalyticsEvent,
@@ -56,6 +57,7 @@ class Usage:
     cost: float
 
 
+@checked
 class Database:
     """The app database at ``path``, created or migrated when opened.
 

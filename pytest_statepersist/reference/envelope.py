@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.cipher import KdfCost
 from pytest_statepersist.reference.errors import (
     DamagedData,
@@ -74,6 +75,7 @@ class _Keys:
     check: bytes
 
 
+@checked
 class EnvelopeKey:
     """Seals and opens envelopes under one password or one raw key; safe between threads.
 

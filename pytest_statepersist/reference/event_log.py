@@ -25,6 +25,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import checked_path, make_directory, write_atomic
 from pytest_statepersist.reference.envelope import EnvelopeKey
 from pytest_statepersist.reference.errors import (
@@ -72,6 +73,7 @@ class Recovered:
     torn_bytes: int
 
 
+@checked
 class EventLog:
     """An open event log; use it in ``with``, or `close` it in the thread that opened it.
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import checked_path
 from pytest_statepersist.reference.cipher import Cipher
 from pytest_statepersist.reference.clock import Clock, Scheduler, SystemClock
@@ -87,6 +88,7 @@ __all__ = ["FileStore", "LoadReport", "SaveReport"]
 T = TypeVar("T", bound=Item)
 
 
+@checked
 class FileStore:
     """Opens, or creates, the store in a directory; recovery is done on return.
 

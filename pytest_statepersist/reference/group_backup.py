@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_statepersist.reference import cbor
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     check_size,
     checked_path,
@@ -64,6 +65,7 @@ _VERSION = 1
 _LARGEST = 1 << 30
 
 
+@checked
 def export_state(
     messenger: Messenger,
     path: str | os.PathLike[str],
@@ -83,6 +85,7 @@ def export_state(
     _logger.info("exported %d group(s) to %s", len(contents.slots.keys() - {CLIENT}), path)
 
 
+@checked
 def import_state(
     root: str | os.PathLike[str],
     path: str | os.PathLike[str],

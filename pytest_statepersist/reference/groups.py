@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_statepersist.reference import cbor
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.clock import Clock
 from pytest_statepersist.reference.errors import (
     ConflictError,
@@ -92,6 +93,7 @@ class Joining:
     counters: MessageCounters
 
 
+@checked
 class Groups:
     """All groups of one identity; safe between threads.
 
@@ -285,6 +287,8 @@ class Groups:
 
     def prepare_joining(self, guest: GroupSession, fetched: int) -> Joining:
         """Return the commit by which a guest becomes a member; nothing is stored yet."""
+        if fetched < 0:
+            raise ValidationError("fetched", f"{fetched}: positions are counted from 0")
         own = new_leaf()
         me = self._self_at(own)
         before = {m.leaf for m in guest.state.members if m.user_id == me.user_id}

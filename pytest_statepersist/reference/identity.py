@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import read_bounded, write_atomic
 from pytest_statepersist.reference.clock import Clock
 from pytest_statepersist.reference.errors import (
@@ -37,6 +38,7 @@ _LARGEST = 64 << 10
 _LONGEST_NAME = 100
 
 
+@checked
 class Identity(BaseModel):
     """A user: UUID, display name, and the fingerprint of the public key (hexadecimal)."""
 
@@ -92,11 +94,13 @@ class Identity(BaseModel):
         return json.dumps(content, sort_keys=True).encode()
 
 
+@checked
 def save_identity(path: str | os.PathLike[str], identity: Identity) -> None:
     """Store an identity: atomic, durable on return, mode 0600. Raises `StorageError`."""
     write_atomic(path, identity.encode())
 
 
+@checked
 def load_identity(path: str | os.PathLike[str]) -> Identity:
     """Return the stored identity.
 
@@ -106,6 +110,7 @@ def load_identity(path: str | os.PathLike[str]) -> Identity:
     return parse_identity(read_bounded(path, _LARGEST, follow_symlinks=False))
 
 
+@checked
 def parse_identity(data: bytes) -> Identity:
     """Return the identity in a file's content. Raises like `load_identity`."""
     try:

@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any
 
 from pytest_statepersist.reference import cbor
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     check_size,
     checked_path,
@@ -79,6 +80,7 @@ class InviteTicket:
         return InviteKey(invite_id=self.invite_id, public_key=x25519_public(self.private_key))
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Invite:
     """A ticket, and the group as it was when the ticket became valid.
@@ -166,6 +168,7 @@ class SavedInvite:
         return Invite.decode(self.code)
 
 
+@checked
 class InviteBook:
     """The saved invitations of one user: one encrypted file in a directory of its own.
 
@@ -231,6 +234,7 @@ class InviteBook:
         return {saved.invite.ticket.invite_id: saved for saved in found}
 
 
+@checked
 def encode_book(saved: tuple[SavedInvite, ...], key: EnvelopeKey) -> bytes:
     """Return the content of a book's file."""
     rows = [[item.code, item.origin.value, text_of_moment(item.saved_at)] for item in saved]

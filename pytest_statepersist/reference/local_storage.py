@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     checked_path,
     fsync_directory,
@@ -78,6 +79,7 @@ class _Content:
     missing: int = 0
 
 
+@checked
 class LocalStorage:
     """The store in the file ``path``; names get ``prefix`` and a dot in front.
 
@@ -220,8 +222,6 @@ class LocalStorage:
 
         Names without our prefix belong to others and are skipped. Raises what `set` raises.
         """
-        if not isinstance(data, Mapping) or not all(isinstance(full, str) for full in data):
-            raise ValidationError("export", "is no object with names")
         start = self.prefix + "."
         changes: dict[str, str | None] = {
             full: self._text(full[len(start) :], value)

@@ -17,12 +17,13 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import filelock
 
-from pytest_statepersist.reference.errors import LockTimeout, StorageError
+from pytest_statepersist.reference.arguments import checked
+from pytest_statepersist.reference.atomic import checked_path
+from pytest_statepersist.reference.errors import LockTimeout, StorageError, ValidationError
 
 __all__ = ["StoreLock"]
 
@@ -39,6 +40,7 @@ _refused: dict[str, list[filelock.BaseFileLock]] = {}
 _refused_guard = threading.Lock()
 
 
+@checked
 class StoreLock:
     """An exclusive lock on ``path``, for use in ``with``; reentrant in one thread.
 
@@ -50,11 +52,12 @@ class StoreLock:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
-        self.path = Path(path)
-        self.timeout = timeout
+        self.path = checked_path(path)
+        self.timeout = min(timeout, threading.TIMEOUT_MAX)  # infinite: as long as it can be
         self._between_threads = threading.RLock()
         self._between_processes = self._new_lock()
         self._depth = 0
+        self._holder: int | None = None
 
     def _new_lock(self) -> filelock.BaseFileLock:
         return filelock.FileLock(str(self.path), mode=0o600, thread_local=False, **_OPTIONS)
@@ -76,6 +79,7 @@ class StoreLock:
                     timeout=max(0.0, deadline - time.monotonic()), poll_interval=0.01
                 )
             self._depth += 1
+            self._holder = threading.get_ident()
         except filelock.Timeout:
             self._between_threads.release()
             raise self._timed_out("another process or store object") from None
@@ -87,10 +91,16 @@ class StoreLock:
             raise
 
     def release(self) -> None:
-        """Give back one `acquire`; the last one lets others in."""
+        """Give back one `acquire`; the last one lets others in.
+
+        Raises `ValidationError`, with nothing given back, in a thread that does not hold it.
+        """
+        if self._holder != threading.get_ident():
+            raise ValidationError("lock", f"{self.path} is not held by the thread that releases it")
         try:
             self._depth -= 1
             if self._depth == 0:
+                self._holder = None
                 self._let_others_in()
         finally:
             self._between_threads.release()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import checked_path
 from pytest_statepersist.reference.envelope import EnvelopeKey
 from pytest_statepersist.reference.errors import DamagedData
@@ -36,6 +37,7 @@ class Inspection:
     problems: tuple[str, ...]
 
 
+@checked
 def inspect_log(root: str | os.PathLike[str], *, key: EnvelopeKey | None = None) -> Inspection:
     """Read what a damaged log still holds, on both sides of the damage, changing nothing.
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from pytest_statepersist.reference.arguments import checked
+
 __all__ = ["HEAD_SIZE", "LogMark"]
 
 HEAD_SIZE = 32
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class LogMark:
     """Record ``sequence`` (0: before the first) and the ``head`` of the chain up to it."""

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.clock import Clock, SystemClock
 from pytest_statepersist.reference.errors import ConflictError, NotFound
 from pytest_statepersist.reference.items import (
@@ -39,6 +40,7 @@ class Manager(Protocol[T]):
         """Hold exactly these items from now on."""
 
 
+@checked
 class InMemoryManager(Generic[T]):
     """Items by id, safe between threads; the base of the three managers below."""
 
@@ -87,6 +89,7 @@ class InMemoryManager(Generic[T]):
             return self.put(item)
 
 
+@checked
 class SessionManager(InMemoryManager[Session]):
     """The app's sessions."""
 
@@ -104,6 +107,7 @@ class SessionManager(InMemoryManager[Session]):
             return self.put(Session.model_validate({**dict(old), **update}))
 
 
+@checked
 class MemoryManager(InMemoryManager[Conversation]):
     """The app's conversations."""
 
@@ -123,6 +127,7 @@ class MemoryManager(InMemoryManager[Conversation]):
             return self.put(old.model_copy(update=update))
 
 
+@checked
 class FocusManager(InMemoryManager[FocusChain]):
     """The app's focus chains."""
 

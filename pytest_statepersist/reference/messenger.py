@@ -32,6 +32,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import check_size, checked_path, make_directory
 from pytest_statepersist.reference.clock import Clock, SystemClock
 from pytest_statepersist.reference.crdt import Add, Remove, Set
@@ -127,6 +128,7 @@ class SyncReport:
     removed: bool
 
 
+@checked
 class Messenger:
     """An open messenger; use it in ``with``, or `close` it in the thread that opened it.
 
@@ -562,6 +564,7 @@ def _batches(records: Sequence[bytes]) -> Iterator[list[bytes]]:
     yield batch
 
 
+@checked
 @contextmanager
 def settled_root(root: Path, *, lock_timeout: float = 10.0) -> Iterator[None]:
     """Hold the root's lock, with an interrupted import finished or cleared away.
@@ -575,6 +578,7 @@ def settled_root(root: Path, *, lock_timeout: float = 10.0) -> Iterator[None]:
         yield
 
 
+@checked
 def has_identity(root: Path) -> bool:
     """Tell whether a user was set up there. Raises `DamagedData`, `StorageError`."""
     try:

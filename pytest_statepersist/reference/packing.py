@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping
 from enum import Enum
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.errors import DamagedData, DecompressionBomb
 
 if sys.version_info >= (3, 14):
@@ -34,6 +35,7 @@ class Packing(Enum):
     ZSTD = b"\x28\xb5\x2f\xfd"
 
 
+@checked
 def pack(data: bytes, packing: Packing, *, level: int | None = None) -> bytes:
     """Compress ``data``: gzip without a time stamp, or one zstd frame with its checksum on."""
     if packing is Packing.GZIP:
@@ -47,6 +49,7 @@ def pack(data: bytes, packing: Packing, *, level: int | None = None) -> bytes:
     return data
 
 
+@checked
 def packing_of(data: bytes) -> Packing:
     """Tell by its first bytes how ``data`` is packed."""
     for packing in (Packing.GZIP, Packing.ZSTD):
@@ -55,6 +58,7 @@ def packing_of(data: bytes) -> Packing:
     return Packing.NONE
 
 
+@checked
 def unpack(data: bytes, *, limit: int) -> bytes:
     """Return the content of packed data, or ``data`` itself where it is not packed.
 

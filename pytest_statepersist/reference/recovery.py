@@ -21,6 +21,7 @@ from typing import Self
 
 from pydantic import Field
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.clock import Clock, Handle, Scheduler, SystemClock
 from pytest_statepersist.reference.database import Database
 from pytest_statepersist.reference.database_rows import AppMessage, AppSession
@@ -86,6 +87,7 @@ class StartState:
     problems: tuple[str, ...]
 
 
+@checked
 class StateRecovery:
     """Puts together the state to start with, from storage, database and balance source.
 
@@ -205,6 +207,7 @@ class StateRecovery:
             return None
 
 
+@checked
 class AutoSave:
     """Keeps the crash record fresh: each 30 s, 5 s after the last change, and at `close`.
 
@@ -263,7 +266,7 @@ class AutoSave:
         record is half as old as it may become. Raises `QuotaExceeded`, `StorageError`.
         """
         with self._lock:
-            state = self._state()
+            state = self._current()
             text = to_json(state.model_dump(mode="json", by_alias=True))
             now = self.clock.now()
             if self._written is not None:
@@ -295,9 +298,15 @@ class AutoSave:
         again.
         """
         with self._lock:
-            _keep(self._state(), self.database, self.storage)
+            _keep(self._current(), self.database, self.storage)
             self.storage.remove(CRASH_RECORD)
             self._end()
+
+    def _current(self) -> LiveState:
+        state: object = self._state()  # a plug-in: what it gives is not ours
+        if not isinstance(state, LiveState):
+            raise ValidationError("state", f"gave a {type(state).__name__}, not a LiveState")
+        return state
 
     def __enter__(self) -> Self:
         self.start()

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     is_temporary,
     make_directory,
@@ -57,6 +58,7 @@ ATOMIC_UPLOADS = frozenset(
 """Protocols whose uploads become visible only as a whole."""
 
 
+@checked
 class RemoteStore:
     """Documents below an fsspec URL, such as ``s3://bucket/backups`` or ``file:///mnt/b``.
 

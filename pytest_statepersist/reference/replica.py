@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from pytest_statepersist.reference import cbor
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.crdt import (
     Add,
     LastWriterWinsMap,
@@ -35,6 +36,7 @@ __all__ = ["ChannelDocument", "Delivered", "Message", "Replica", "Update"]
 _META, _BODIES = "meta", "bodies"
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message in a channel's history; ``order`` is greater than that of all its author saw."""
@@ -68,6 +70,7 @@ class Message:
         raise DamagedData(f"message {message_id!r}: its body cannot be read")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Update:
     """Operations that belong together, as one member made them; ``update_id`` is unique.
@@ -108,6 +111,7 @@ class Delivered:
     update_ids: tuple[str, ...]
 
 
+@checked
 @dataclass(slots=True)
 class ChannelDocument:
     """The replicated content of one channel."""
@@ -136,6 +140,7 @@ class ChannelDocument:
         return tuple(sorted(found, key=lambda m: (m.order, m.sent_at, m.message_id)))
 
 
+@checked
 class Replica:
     """All channels of one user. ``actor`` names this user among the writers."""
 

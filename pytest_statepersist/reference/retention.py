@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.clock import Handle, Scheduler
 from pytest_statepersist.reference.database import Database
 from pytest_statepersist.reference.errors import ValidationError
@@ -43,6 +44,7 @@ class RetentionReport:
     analytics: tuple[int, ...]
 
 
+@checked
 class Retention:
     """Deletes what is too old, by the database's own clock."""
 
@@ -90,6 +92,7 @@ class Retention:
         return [row[0] for row in rows]
 
 
+@checked
 class NightlyRetention:
     """Runs a `Retention` each night at ``hour`` o'clock UTC, on the given scheduler.
 

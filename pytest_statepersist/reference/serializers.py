@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from pytest_statepersist.reference import cbor, strict_json
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.cbor import MOST_VALUES
 from pytest_statepersist.reference.errors import DamagedData
 from pytest_statepersist.reference.packing import Packing, pack, packing_of, unpack
@@ -69,6 +70,7 @@ class Serializer(Protocol):
         """Return the value of the bytes. Raises `DamagedData`."""
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class JsonSerializer:
     """JSON for people: sorted keys, two spaces, one final newline, so that it diffs well."""
@@ -84,6 +86,7 @@ class JsonSerializer:
         return strict_json.load(data)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class CompactJsonSerializer:
     """JSON without a byte to spare: sorted keys, no white space."""
@@ -99,6 +102,7 @@ class CompactJsonSerializer:
         return strict_json.load(data)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class GzipJsonSerializer:
     """Compact JSON in gzip, readable with any tool; no time stamp, so equal values stay equal.
@@ -119,6 +123,7 @@ class GzipJsonSerializer:
         return strict_json.load(_unpack(data, Packing.GZIP, self.limit))
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class ZstdJsonSerializer:
     """Compact JSON in a Zstandard frame with its checksum on: smaller and faster than gzip.
@@ -139,6 +144,7 @@ class ZstdJsonSerializer:
         return strict_json.load(_unpack(data, Packing.ZSTD, self.limit))
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class BinarySerializer:
     """CBOR: the fastest to parse safely where values hold bytes, and open to other languages."""
@@ -154,6 +160,7 @@ class BinarySerializer:
         return cbor.decode(data)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class AdaptiveSerializer:
     """Small values as JSON that people can read, large ones compressed: the stores' default.
@@ -180,6 +187,7 @@ class AdaptiveSerializer:
         return load_any(data)[0]
 
 
+@checked
 def serializer_for(form: Format, *, limit: int = DEFAULT_LIMIT) -> Serializer:
     """Return the built-in serializer that writes ``form``."""
     if form is Format.GZIP_JSON:
@@ -191,6 +199,7 @@ def serializer_for(form: Format, *, limit: int = DEFAULT_LIMIT) -> Serializer:
     return JsonSerializer() if form is Format.JSON else CompactJsonSerializer()
 
 
+@checked
 def detect_format(data: bytes, *, limit: int = DEFAULT_LIMIT) -> Format:
     """Tell the format of ``data`` by its content: its first bytes, then a complete parse.
 
@@ -200,12 +209,14 @@ def detect_format(data: bytes, *, limit: int = DEFAULT_LIMIT) -> Format:
     return load_any(data, limit=limit)[1]
 
 
+@checked
 def load_any(data: bytes, *, limit: int = DEFAULT_LIMIT) -> tuple[Any, Format]:
     """Return the value of ``data`` and the format it was in. Raises as `detect_format`."""
     form = sniff(data)
     return serializer_for(form, limit=limit).loads(data), form
 
 
+@checked
 def sniff(data: bytes) -> Format:
     """Name the only format that ``data`` could be in, by its first bytes: no parse, no promise."""
     packing = packing_of(data)

@@ -19,6 +19,7 @@ from typing import Generic, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticError
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.errors import DamagedData, InvalidId, ValidationError
 from pytest_statepersist.reference.timestamps import Moment
 
@@ -163,6 +164,7 @@ T = TypeVar("T", bound=BaseModel)
 T_co = TypeVar("T_co", bound=BaseModel, covariant=True)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Slot(Generic[T_co]):
     """A named place for values of one model; several values are told apart by a key."""
@@ -204,6 +206,7 @@ SLOTS: tuple[Slot[BaseModel], ...] = (
 )
 
 
+@checked
 class Changes:
     """Changes of any slots of any groups, to be made in one step. Nothing is touched yet."""
 
@@ -271,6 +274,7 @@ class StorageProvider(Protocol):
         """Make all changes in one step: all or none after a crash, durable on return."""
 
 
+@checked
 def check_group_id(group_id: bytes) -> bytes:
     """Return ``group_id`` if it has 1 to 64 bytes; else raise `InvalidId`."""
     if not isinstance(group_id, bytes) or not 1 <= len(group_id) <= _LONGEST_GROUP_ID:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.serializers import CompactJsonSerializer
 from pytest_statepersist.reference.state_snapshot import StateSnapshot
 
@@ -59,6 +60,7 @@ class SnapshotDiff:
         return bool(self.added or self.removed or self.changed or self.header)
 
 
+@checked
 def diff(before: StateSnapshot, after: StateSnapshot) -> SnapshotDiff:
     """Return what one has to change in ``before`` to get ``after``; all sorted by name."""
     old, new = _by_id(before), _by_id(after)
@@ -75,6 +77,7 @@ def diff(before: StateSnapshot, after: StateSnapshot) -> SnapshotDiff:
     )
 
 
+@checked
 def same_json(left: object, right: object) -> bool:
     """Tell whether two JSON values (or `ABSENT`) are written alike."""
     if left is ABSENT or right is ABSENT:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.snapshot_diff import ABSENT, same_json
 from pytest_statepersist.reference.state_snapshot import (
     Component,
@@ -47,6 +48,7 @@ class MergeResult:
     conflicts: tuple[Conflict, ...]
 
 
+@checked
 def merge(base: StateSnapshot, ours: StateSnapshot, theirs: StateSnapshot) -> MergeResult:
     """Merge two snapshots that both come from ``base``.
 

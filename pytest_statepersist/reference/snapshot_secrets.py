@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.cipher import Cipher, KdfCost
 from pytest_statepersist.reference.errors import DamagedData, ValidationError
 from pytest_statepersist.reference.serializers import CompactJsonSerializer
@@ -17,6 +18,7 @@ from pytest_statepersist.reference.serializers import CompactJsonSerializer
 __all__ = ["SecretsSealer"]
 
 
+@checked
 class SecretsSealer:
     """Seals and opens the secrets of components under one passphrase.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.errors import IntegrityError, ValidationError
 from pytest_statepersist.reference.state_snapshot import Signature, StateSnapshot
 
@@ -21,6 +22,7 @@ __all__ = ["sign", "verify_signature"]
 _DOMAIN = b"reference state snapshot v1\0"
 
 
+@checked
 def sign(snapshot: StateSnapshot, key: Ed25519PrivateKey) -> StateSnapshot:
     """Return the snapshot with a signature, in the place of one it may have had.
 
@@ -34,6 +36,7 @@ def sign(snapshot: StateSnapshot, key: Ed25519PrivateKey) -> StateSnapshot:
     return snapshot.model_copy(update={"signature": signature})
 
 
+@checked
 def verify_signature(
     snapshot: StateSnapshot, trusted: Iterable[Ed25519PublicKey]
 ) -> Ed25519PublicKey:

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from pytest_statepersist.reference import cbor
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     check_size,
     checked_path,
@@ -88,6 +89,7 @@ class GroupSnapshot:
     slots: SlotValues
 
 
+@checked
 class SnapshotStore:
     """The `StorageProvider` on files; use it in ``with``, or `close` it in the opening thread.
 
@@ -411,6 +413,7 @@ class SnapshotStore:
         )
 
 
+@checked
 def render_store(
     contents: Mapping[bytes, SlotValues],
     removed: Mapping[bytes, int],

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.cipher import KdfCost
 from pytest_statepersist.reference.clock import Clock, SystemClock
 from pytest_statepersist.reference.component_registry import ComponentRecord, ComponentRegistry
@@ -74,6 +75,7 @@ class ImportOptions:
     trusted: Collection[Ed25519PublicKey] | None = None
 
 
+@checked
 def export_state(
     registry: ComponentRegistry,
     options: ExportOptions | None = None,
@@ -123,6 +125,7 @@ def _exported(
     )
 
 
+@checked
 def import_state(
     registry: ComponentRegistry,
     snapshot: StateSnapshot,

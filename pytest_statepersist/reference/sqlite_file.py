@@ -37,6 +37,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     FILE_MODE,
     fsync_directory,
@@ -77,6 +78,7 @@ _distrusted: set[Path] = set()
 """Databases whose log a failed sync may have left other than it looks."""
 
 
+@checked
 class SqliteFile:
     """A migrated database file with durable transactions; safe between threads and processes.
 
@@ -95,6 +97,8 @@ class SqliteFile:
     ) -> None:
         # Resolved as SQLite does, so that the directory that we sync is the one that has the file.
         self.path = resolved_path(path)
+        if not migrations:
+            raise ValidationError("migrations", "there is none, so that no schema is known")
         self._migrations = tuple(migrations)
         self._timeout = timeout
         self._secure_delete = secure_delete
@@ -150,8 +154,11 @@ class SqliteFile:
     def create_function(self, name: str, arguments: int, function: Callable[..., SqlValue]) -> None:
         """Make a pure Python function available to SQL, on later connections too."""
         with self._threads, self._errors():
+            try:
+                self._open().create_function(name, arguments, function, deterministic=True)
+            except (ValueError, OverflowError) as error:
+                raise ValidationError("name", f"SQL can have no such function: {error}") from error
             self._functions.append((name, arguments, function))
-            self._open().create_function(name, arguments, function, deterministic=True)
 
     # -- housekeeping --------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import read_bounded, write_atomic
 from pytest_statepersist.reference.errors import (
     DamagedData,
@@ -115,6 +116,7 @@ class Signature(_Value):
     signature: str
 
 
+@checked
 class StateSnapshot(_Value):
     """A snapshot of version 1; ``created_at`` is in seconds since 1970, UTC."""
 

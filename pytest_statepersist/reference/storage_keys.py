@@ -15,7 +15,8 @@ import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
 
-from pytest_statepersist.reference.errors import NewerVersion
+from pytest_statepersist.reference.arguments import checked
+from pytest_statepersist.reference.errors import NewerVersion, ValidationError
 from pytest_statepersist.reference.values import Text, Value, first_problem
 
 __all__ = [
@@ -79,6 +80,7 @@ class UiState(_Stored):
     panel_sizes: dict[Text, float] = Field(default_factory=dict)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Key(Generic[T]):
     """A known name: its type, how to make its default, and whether exports may hold it."""
@@ -108,8 +110,11 @@ class Key(Generic[T]):
         return self.check(plain)
 
     def dump(self, value: T) -> Any:
-        """Return the plain JSON of a typed value."""
-        return self.adapter.dump_python(value, mode="json", by_alias=True)
+        """Return the plain JSON of a typed value. Raises `ValidationError`."""
+        try:
+            return self.adapter.dump_python(value, mode="json", by_alias=True)
+        except ValueError as error:
+            raise ValidationError(self.name, str(error)) from error
 
 
 SETTINGS = Key("settings", TypeAdapter(Settings), Settings, newest=SETTINGS_VERSION)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.clock import Handle, Scheduler, ThreadScheduler
 from pytest_statepersist.reference.errors import ValidationError
 
 __all__ = ["AutoSaver"]
 
 
+@checked
 class AutoSaver:
     """Calls ``save`` at an interval; ``on_error`` gets what it raises."""
 

@@ -27,6 +27,7 @@ from typing import Any
 import pydantic
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     checked_path,
     fsync_directory,
@@ -50,6 +51,7 @@ from pytest_statepersist.reference.errors import (
 from pytest_statepersist.reference.locking import StoreLock
 from pytest_statepersist.reference.presence import is_present
 from pytest_statepersist.reference.serializers import CompactJsonSerializer, JsonSerializer
+from pytest_statepersist.reference.values import first_problem
 
 __all__ = [
     "BackupContent",
@@ -116,6 +118,7 @@ class BackupContent:
     files: Mapping[str, bytes]
 
 
+@checked
 def make_content(
     files: Mapping[str, bytes], *, created_at: datetime, schema_version: int
 ) -> BackupContent:
@@ -124,17 +127,21 @@ def make_content(
         place: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data), stored=True)
         for place, data in files.items()
     }
-    manifest = Manifest(
-        version=_VERSION,
-        id=secrets.token_hex(16),
-        created_at=created_at,
-        schema_version=schema_version,
-        base=None,
-        files=entries,
-    )
+    try:
+        manifest = Manifest(
+            version=_VERSION,
+            id=secrets.token_hex(16),
+            created_at=created_at,
+            schema_version=schema_version,
+            base=None,
+            files=entries,
+        )
+    except pydantic.ValidationError as error:
+        raise first_problem(error, "backup") from error
     return BackupContent(manifest, files)
 
 
+@checked
 def create_backup(dest: Path, content: BackupContent, *, base: Path | None = None) -> Path:
     """Write a backup to the new directory ``dest`` and return it: atomic, durable on return.
 
@@ -157,6 +164,7 @@ def create_backup(dest: Path, content: BackupContent, *, base: Path | None = Non
     return dest
 
 
+@checked
 def outside(root: Path, path: str | os.PathLike[str]) -> Path:
     """Return where backups of the store at ``root`` go. Raises `BackupError` for inside of it."""
     home = resolved_path(path)
@@ -241,6 +249,7 @@ def _remove_leftovers(dest: Path) -> None:
             shutil.rmtree(dest.parent / name, ignore_errors=True)
 
 
+@checked
 def read_manifest(src: Path) -> Manifest:
     """Return what a backup says about itself.
 
@@ -266,12 +275,14 @@ def _load_manifest(src: Path) -> tuple[Manifest, str]:
         raise type(error)(f"{path}: {error}") from error
 
 
+@checked
 def seal_manifest(manifest: Manifest) -> dict[str, Any]:
     """Return a manifest as JSON together with its checksum."""
     body = manifest.model_dump(mode="json")
     return {"manifest": body, "sha256": _digest(body)}
 
 
+@checked
 def unseal_manifest(sealed: object) -> tuple[Manifest, str]:
     """Return the manifest in what `seal_manifest` made, and its checksum.
 
@@ -299,6 +310,7 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(CompactJsonSerializer().dumps(body)).hexdigest()
 
 
+@checked
 def read_backup(src: Path, base: Path | None = None) -> BackupContent:
     """Read a whole backup, its base included, and verify every checksum.
 
@@ -343,6 +355,7 @@ def _read_file(home: Path, place: str, entry: FileEntry) -> bytes:
     return verified(str(path), data, entry)
 
 
+@checked
 def verified(name: str, data: object, entry: FileEntry) -> bytes:
     """Return ``data`` if it is what the manifest says. Raises `IntegrityError`."""
     if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() == entry.sha256:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.serializers import Format
 
 __all__ = ["ErrorInfo", "EventHub", "LoadInfo", "SaveInfo"]
@@ -58,6 +59,7 @@ class ErrorInfo:
 Event = SaveInfo | LoadInfo | ErrorInfo
 
 
+@checked
 class EventHub:
     """The listeners of one store."""
 

@@ -8,6 +8,7 @@ A packed backup is a zstd frame around CBOR of ``{"manifest", "sha256", "files"}
 
 from __future__ import annotations
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.errors import DamagedData
 from pytest_statepersist.reference.file_store import FileStore
 from pytest_statepersist.reference.packing import Packing, pack, packing_of, unpack
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 
+@checked
 def backup_to_remote(store: FileStore, remote: RemoteStore, name: str) -> int:
     """Upload the whole store, as of one moment, as the document ``name``; return its bytes.
 
@@ -42,6 +44,7 @@ def backup_to_remote(store: FileStore, remote: RemoteStore, name: str) -> int:
     return len(data)
 
 
+@checked
 def restore_from_remote(
     store: FileStore, remote: RemoteStore, name: str, *, limit: int = DEFAULT_LIMIT
 ) -> int:
@@ -54,12 +57,14 @@ def restore_from_remote(
     return store.restore_content(unpack_backup(remote.load(name, limit=limit), limit=limit))
 
 
+@checked
 def pack_backup(content: BackupContent) -> bytes:
     """Return a backup as one byte string."""
     document = seal_manifest(content.manifest) | {"files": dict(content.files)}
     return pack(BinarySerializer().dumps(document), Packing.ZSTD)
 
 
+@checked
 def unpack_backup(data: bytes, *, limit: int = DEFAULT_LIMIT) -> BackupContent:
     """Return the verified backup in a byte string.
 
@@ -79,6 +84,7 @@ def unpack_backup(data: bytes, *, limit: int = DEFAULT_LIMIT) -> BackupContent:
     )
 
 
+@checked
 def save_snapshot(
     snapshot: StateSnapshot, remote: RemoteStore, name: str, *, packing: Packing = Packing.NONE
 ) -> None:
@@ -86,6 +92,7 @@ def save_snapshot(
     remote.save(name, snapshot.to_bytes(packing))
 
 
+@checked
 def load_snapshot(
     remote: RemoteStore, name: str, *, verify: bool = True, limit: int = DEFAULT_LIMIT
 ) -> StateSnapshot:

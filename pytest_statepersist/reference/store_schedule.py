@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     fsync_directory,
     is_temporary,
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"\d{8}T\d{6}Z(-\d+)?-(full|diff)")
 
 
+@checked
 class BackupSchedule:
     """Dated backups of ``store`` in ``directory``, which belongs to this store alone.
 

@@ -29,6 +29,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     checked_path,
     create_temporary,
@@ -56,6 +57,7 @@ _JOURNAL_LIMIT = 256 << 20
 _VERSION = 1
 
 
+@checked
 class Transaction:
     """Collects changes below ``root`` and makes them in one step.
 
@@ -139,6 +141,7 @@ class _Steps:
         return sorted(root / name for name in {os.path.dirname(target) for target in targets})
 
 
+@checked
 def recover(root: str | os.PathLike[str], directories: Iterable[str] = (".",)) -> bool:
     """Finish a committed transaction, clear away an uncommitted one; durable on return.
 
@@ -254,6 +257,8 @@ def _checked(path: str) -> str:
     inside = all(part not in ("", ".", "..") and "\0" not in part for part in parts)
     if not inside or "\\" in path or PurePosixPath(path).is_absolute():
         raise ValidationError("path", f"{path!r} does not lie inside the store")
+    if path != path.encode("utf-8", "ignore").decode():
+        raise ValidationError("path", f"{path!r} has a lone surrogate, which UTF-8 cannot express")
     if path == JOURNAL_NAME or is_temporary(parts[-1]):
         raise ValidationError("path", f"{path!r} is a name that the transaction itself uses")
     return path

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     check_size,
     checked_path,
@@ -59,6 +60,7 @@ class Transport(Protocol):
         """Return all frames behind position ``after``, in order. Raises `TransportError`."""
 
 
+@checked
 class MemoryTransport:
     """All members in one process; safe between threads."""
 
@@ -87,6 +89,7 @@ class MemoryTransport:
             return tuple(enumerate(frames[after:], start=after + 1))
 
 
+@checked
 class DirectoryTransport:
     """A mailbox below a directory, shared by processes: one durable file a frame."""
 
@@ -151,6 +154,7 @@ class DirectoryTransport:
         return {int(m[1]): (m[0], None if m[2] is None else int(m[2])) for m in found}
 
 
+@checked
 def check_frame(frame: bytes) -> None:
     """Raise `ValidationError` for a frame that the other members would not accept."""
     check_size(frame, LARGEST_FRAME, "frame")

@@ -35,6 +35,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.atomic import (
     check_size,
     fsync_directory,
@@ -129,6 +130,7 @@ class _Entry(_Metadata):
     value: Any
 
 
+@checked
 class Vault:
     """The vault in the directory ``path``, opened by ``password`` or by an exported ``key``.
 
@@ -190,8 +192,6 @@ class Vault:
         """
         if not key:
             raise ValidationError("key", "is empty")
-        if isinstance(tags, str):
-            raise ValidationError("tags", "is one string; pass a list of them")
         with self._changing() as index:
             old = index.entries.get(key)
             now = self.clock.now()
@@ -469,7 +469,8 @@ class Vault:
 
     def _write_entry(self, entry: _Entry) -> str:
         file = secrets.token_hex(16) + _SUFFIX
-        plain = to_json({**entry.model_dump(mode="json"), "value": entry.value}).encode()
+        metadata = entry.model_dump(mode="json", exclude={"value"})
+        plain = to_json({**metadata, "value": entry.value}).encode()
         data = self._cipher.encrypt(plain, self._context(file))
         check_size(data, _LARGEST_FILE, "value")
         write_atomic(self.path / file, data)

@@ -40,6 +40,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
+from pytest_statepersist.reference.arguments import checked
 from pytest_statepersist.reference.cipher import KdfCost
 from pytest_statepersist.reference.errors import (
     DamagedData,
@@ -78,6 +79,7 @@ class Pbkdf2Cost:
 Cost = KdfCost | Pbkdf2Cost
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class VaultHeader:
     """The header as a value. `create` and `unlock` do the expensive derivation."""
@@ -158,12 +160,16 @@ class VaultHeader:
         return header
 
 
+@checked
 def encode_key(vault_id: str, data_key: bytes) -> str:
     """Return a data key as text that can be printed, with a checksum against typing errors."""
+    if not vault_id.isascii():
+        raise ValidationError("vault_id", "is no id of a vault: those are hexadecimal")
     body = f"{_KEY_PREFIX}-{vault_id}-{data_key.hex()}"
     return f"{body}-{hashlib.sha256(body.encode()).hexdigest()[:8]}"
 
 
+@checked
 def decode_key(text: str) -> tuple[str, bytes]:
     """Return vault id and data key of an exported key. Raises `WrongPassword`."""
     body, _, checksum = text.strip().lower().rpartition("-")

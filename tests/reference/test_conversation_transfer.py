@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from pytest_statepersist.reference.clock import ManualClock
 from pytest_statepersist.reference.conversation_json import JsonConversations
 from pytest_statepersist.reference.conversation_records import KEPT_ANCESTORS, SessionRecord
 from pytest_statepersist.reference.conversation_sqlite import SqliteConversations
-from pytest_statepersist.reference.conversation_storage import Change
+from pytest_statepersist.reference.conversation_storage import Change, ConversationStorage
 from pytest_statepersist.reference.conversation_sync import merge
 from pytest_statepersist.reference.conversations import Conversations, Session
 from pytest_statepersist.reference.errors import (
@@ -422,15 +422,15 @@ def test_what_a_merge_says_does_not_depend_on_the_order(
     clock = ManualClock(START)
     kept: dict[str, SessionRecord] = {}
 
-    class Memory:
-        def save(self, changes: list[Change]) -> None:
+    class Memory(ConversationStorage):
+        def save(self, changes: Sequence[Change]) -> None:
             for change in changes:
                 kept[change.record.id] = change.record
 
         def load(self, session_id: str) -> SessionRecord:
             return base
 
-    store = Conversations(Memory(), clock=clock)  # type: ignore[arg-type]
+    store = Conversations(Memory(), clock=clock)  # type: ignore[abstract]
     store.create_session("t", session_id="s").save()
     base = kept["s"]
     copies: list[SessionRecord] = []

@@ -449,7 +449,7 @@ def test_bad_values_are_refused_with_their_field(open_store: Open) -> None:
         session.send("\ud800")
     with pytest.raises(ValidationError, match=r"Message\.role"):
         session.send("x", role="")
-    with pytest.raises(ValidationError, match=r"SessionRecord\.title"):
+    with pytest.raises(ValidationError, match="title"):
         store.create_session(7)  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="max_context"):
         store.create_session("t", max_context_messages=-1)

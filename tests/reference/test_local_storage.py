@@ -380,7 +380,7 @@ def test_an_import_is_all_or_nothing(tmp_path: Path) -> None:
         assert storage.names() == ("a",)
     assert storage.import_all({}) == 0
     for no_export in ([], None, "x", {5: 1}):
-        with pytest.raises(ValidationError, match="export"):
+        with pytest.raises(ValidationError, match="data"):
             storage.import_all(no_export)  # type: ignore[arg-type]
 
 

@@ -28,6 +28,7 @@ from pytest_statepersist.reference.errors import (
     ValidationError,
     WrongPassword,
 )
+from pytest_statepersist.reference.log_mark import LogMark
 from pytest_statepersist.reference.slots import (
     CLIENT,
     EPOCH_SECRETS,
@@ -143,9 +144,11 @@ def test_a_slot_takes_only_its_own_model_and_owner() -> None:
         Changes().write(GROUP_STATE, GROUP, PreSharedKey(secret=b"s"))  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="CLIENT"):
         Changes().write(SIGNATURE_KEYS, GROUP, SignatureKey(public_key=b"", private_key=b""))
-    for bad in (b"", b"x" * 65, "text"):
+    for bad in (b"", b"x" * 65):
         with pytest.raises(InvalidId):
-            Changes().delete(GROUP_STATE, bad)  # type: ignore[arg-type]
+            Changes().delete(GROUP_STATE, bad)
+    with pytest.raises(ValidationError, match="owner"):
+        Changes().delete(GROUP_STATE, "text")  # type: ignore[arg-type]
 
 
 def test_a_change_makes_a_snapshot_and_old_ones_are_pruned(ram_path: Path) -> None:
@@ -312,7 +315,9 @@ def test_a_store_can_be_rendered(ram_path: Path) -> None:
     with opened(ram_path / "a") as store:
         store.commit(at_epoch(7).remove_group(OTHER))
         contents, removed = store.dump()
-    files = render_store(contents, removed, key=key(), clock=ManualClock(NOON))
+    files = render_store(
+        contents, removed, log=LogMark(), key=key(), clock=ManualClock(NOON)
+    )
     (ram_path / "b").mkdir()
     for name, data in files.items():
         (ram_path / "b" / name).write_bytes(data)

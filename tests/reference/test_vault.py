@@ -666,13 +666,16 @@ def test_a_session_saved_while_it_moves_is_not_lost(vault: Vault, tmp_path: Path
     session.send("one")
     session.save()
 
-    class Interfering:
+    class Interfering(Vault):
+        def __init__(self) -> None:
+            """Open nothing."""
+
         def store(self, *args: Any, **options: Any) -> None:
             session.send("two")
             session.save()
 
     with pytest.raises(ConflictError, match="while it was being deleted"):
-        store.to_vault(session.id, Interfering())  # type: ignore[arg-type]
+        store.to_vault(session.id, Interfering())
     assert len(store.load_session(session.id).messages) == 2
 
 
