@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pytest_statepersist.adapter import Capabilities, Value
 from pytest_statepersist.machines.reference_stores import ReferenceAdapter
@@ -68,10 +68,9 @@ class AutoSavedAdapter(ReferenceAdapter):
         messages = record["state"]["messages"] if record is not None else []
         values = {message["id"]: message["content"] for message in messages}
         live = lambda: LiveState(messages=tuple(map(_message, values.items())))  # noqa: E731
-        # Nothing here stops cleanly, which alone would need the database.
-        auto = AutoSave(
-            storage, cast(Database, None), live, scheduler=ManualScheduler(_CLOCK), clock=_CLOCK
-        )
+        # Nothing here stops cleanly, which alone would need a database: this one is not open.
+        never = Database.__new__(Database)
+        auto = AutoSave(storage, never, live, scheduler=ManualScheduler(_CLOCK), clock=_CLOCK)
         auto.start()
         return auto, values
 

@@ -17,6 +17,7 @@ from tests.reference.durable_case import Case
 CASES: list[Case] = [*durable_cases_abc.CASES, *durable_cases_de.CASES, *durable_cases_f.CASES]
 
 MODULES_IN_MEMORY = {
+    "arguments": "checks of arguments",
     "cbor": "an encoding",
     "cipher": "ciphers of bytes",
     "clock": "clocks and timers",
@@ -35,6 +36,7 @@ MODULES_IN_MEMORY = {
     "locking": "a lock file that holds no data",
     "log_frames": "an encoding",
     "log_inspection": "reads",
+    "log_mark": "a value",
     "managers": "collections in memory",
     "message_protection": "ciphers of bytes",
     "packing": "compression of bytes",
@@ -70,6 +72,7 @@ HARMLESS = {
     "Transport": "an interface",
     "MemoryTransport": MEMORY,
     "LiveState": "a value",
+    "Found": "a value",
     "Identity": "a value",
     "Invite": "a value",
     "encode_book": "an encoding",
@@ -96,6 +99,7 @@ HARMLESS = {
     "merge": "computes from values",
     "InviteTicket": "a value",
     "SavedInvite": "a value",
+    "Snapshot": "a value",
     "Component": "a value",
     "Manifest": "a value",
     "create_temporary": PART + "write_atomic",
@@ -156,10 +160,10 @@ METHODS = {
         MEMORY: "create_session close",
     },
     "Vault": {READS: "retrieve list search export_key"},
-    "EventLog": {READS: "last_sequence", MEMORY: "close"},
+    "EventLog": {READS: "last_sequence mark", MEMORY: "close"},
     "SnapshotStore": {
-        READS: "read keys groups was_removed epochs commit_number history dump",
-        MEMORY: "close",
+        READS: "read keys groups was_removed epochs commit_number log_mark history dump",
+        MEMORY: "note_log close",
     },
     "Groups": {
         READS: "list ids get was_removed fetched pending_commit current",
