@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_statepersist.reference.errors import LockTimeout, StorageError
+from pytest_statepersist.reference.errors import LockTimeout, StorageError, ValidationError
 from pytest_statepersist.reference.locking import StoreLock
 
 
@@ -23,6 +23,33 @@ def test_is_reentrant_and_releases_at_the_last_exit(tmp_path: Path) -> None:
             StoreLock(tmp_path / ".lock", timeout=0).acquire()
     assert not lock.held
     with StoreLock(tmp_path / ".lock", timeout=0):
+        pass
+
+
+def test_only_the_thread_that_holds_it_gives_it_back(tmp_path: Path) -> None:
+    """Another thread, or one too many, changes nothing: the lock stays with whoever has it."""
+    lock, other = (StoreLock(tmp_path / ".lock", timeout=0) for _ in range(2))
+    said: list[str] = []
+
+    def release() -> None:
+        try:
+            lock.release()
+        except ValidationError as error:
+            said.append(str(error))
+
+    lock.acquire()
+    thread = threading.Thread(target=release)
+    thread.start()
+    thread.join()
+    assert lock.held
+    with pytest.raises(LockTimeout):
+        other.acquire()
+    lock.release()
+    release()
+    assert len(said) == 2
+    with other, pytest.raises(LockTimeout):
+        lock.acquire()
+    with lock:
         pass
 
 
