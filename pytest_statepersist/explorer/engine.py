@@ -28,6 +28,7 @@ from pytest_statepersist.core.window import Choice
 from pytest_statepersist.errors import BlindSpot, UserError
 from pytest_statepersist.explorer.fresh import FreshProcess
 from pytest_statepersist.explorer.materialise import Materialiser
+from pytest_statepersist.explorer.native_calls import calls_native_code
 from pytest_statepersist.explorer.observe import Observation, Observer, Read
 from pytest_statepersist.explorer.outcome import Ended, Kind, Outcome, same, same_items
 from pytest_statepersist.explorer.questions import (
@@ -87,7 +88,8 @@ class Engine:
         self.deviations = deviations
         self.runs = 0
         self.isolated = False
-        self.native = False
+        self.native = calls_native_code(recover)
+        """Whether every run counts as having asked for every name, size and attribute."""
         self.searching = False
         """Set once states are being judged by what earlier runs asked."""
         self.warnings: list[str] = []

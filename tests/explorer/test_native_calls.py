@@ -1,0 +1,142 @@
+"""Recoveries that ask for names in native code, of which no event tells."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_statepersist import CrashSimulator
+from pytest_statepersist.explorer.native_calls import calls_native_code
+
+libc = ctypes.CDLL(None)
+
+
+def there_natively(path: Path) -> bool:
+    return bool(libc.access(os.fsencode(path), os.F_OK) == 0)
+
+
+def save(directory: Path, number: int) -> None:
+    with open(directory / "value.tmp", "w") as file:
+        file.write(str(number))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(directory / "value.tmp", directory / "value")
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_name_that_only_native_code_asks_for(sound: bool) -> None:
+    """A lock that is left locks everybody out; seen by `access` in C, it was found in no state."""
+
+    def workload(directory: Path) -> None:
+        for number in range(1, 6):
+            save(directory, number)
+            if number == 3 and not sound:
+                (directory / "lock").mkdir()
+                (directory / "lock").rmdir()
+
+    def recover(directory: Path) -> int:
+        if there_natively(directory / "lock"):
+            raise RuntimeError("locked by somebody")
+        return int((directory / "value").read_text())
+
+    report = CrashSimulator().explore(
+        setup=lambda d: save(d, 0),
+        workload=workload,
+        recover=recover,
+        invariant=lambda found, acknowledged: found in range(6),
+        model="kill",
+    )
+    assert report.verdict("kill").atomic is sound
+
+
+class Store:
+    library = libc
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> bool:
+        return bool(self.library.access(os.fsencode(self.path), 0))
+
+
+class Inherits(Store):
+    pass
+
+
+class Keeps:
+    def __init__(self) -> None:
+        self.call = libc.access
+
+
+class Refuses:
+    """Asking such an object anything runs its own code."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+    def load(self, path: Path) -> str:
+        return path.read_text()
+
+
+def imports_inside(path: Path) -> object:
+    import ctypes
+
+    return ctypes.CDLL(None)
+
+
+def calls_another(path: Path) -> bool:
+    return there_natively(path)
+
+
+@functools.lru_cache
+def cached(path: Path) -> bool:
+    return calls_another(path)
+
+
+def in_python(path: Path) -> Any:
+    return json.loads(path.read_text()) if os.path.exists(path) else Refuses().load(path)
+
+
+keeps, refuses = Keeps(), Refuses()
+
+
+@pytest.mark.parametrize(
+    "recover",
+    [
+        calls_another,
+        imports_inside,
+        cached,
+        lambda path: Store(path).load(),
+        Inherits(Path()).load,
+        functools.partial(there_natively),
+        lambda path: [each for each in "ab" if there_natively(path / each)],
+        lambda path: keeps.call(path),
+        lambda path: sqlite3.connect(path),
+    ],
+)
+def test_code_that_reaches_native_code(recover: Callable[..., Any]) -> None:
+    assert calls_native_code(recover)
+
+
+@pytest.mark.parametrize(
+    "recover",
+    [
+        in_python,
+        lambda path: refuses.load(path),
+        refuses.load,
+        functools.partial(in_python),
+        lambda path: sorted(path.iterdir()),
+        len,
+    ],
+)
+def test_code_that_does_not(recover: Callable[..., Any]) -> None:
+    assert not calls_native_code(recover)
+    assert not calls_native_code(recover)
