@@ -178,6 +178,7 @@ class Exploration:
     def _expectation(self, disk: Disk) -> Expectation:
         """Find out what recovery gives before and after, in a way that no cache can disturb."""
         start, end = in_order_states(self.trace, disk)
+        self.engine.check_inode_numbers(disk, end)
         first = self.engine.outcome(disk, start).outcome
         refuse_what_is_read_later(first)
         last = self.engine.outcome(disk, end).outcome

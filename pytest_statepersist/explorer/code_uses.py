@@ -1,4 +1,4 @@
-"""Whether a recovery calls native code that could look at the disk where nobody sees it.
+"""What the code of a recovery uses that no run of it shows: native code, and inode numbers.
 
 Belongs here: a search of what the user's code refers to. Rules:
 
@@ -15,15 +15,17 @@ import os
 import sys
 import sysconfig
 import types
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
-__all__ = ["calls_native_code"]
+__all__ = ["Uses", "uses_of"]
 
 _NATIVE = frozenset(
     {"_cffi_backend", "_ctypes", "_dbm", "_gdbm", "_sqlite3", "apsw", "cffi", "ctypes", "dbm"}
     | {"sqlite3"}
 )
+_NUMBERS = frozenset({"st_ino", "inode"})
 _PLAIN = (str, bytes, int, float, bool, type(None), os.PathLike, types.ModuleType)
 _HELD = ("__func__", "__self__", "__wrapped__", "fget", "func", "args")
 """What bound methods, static ones, properties and partial functions stand for."""
@@ -34,26 +36,38 @@ _searched: WeakSet[types.FunctionType] = WeakSet()
 """Functions of which all that they refer to was searched, and nothing found."""
 
 
-def calls_native_code(recover: Any) -> bool:
-    """Say whether a recovery, or code that it refers to, uses `ctypes`, `cffi` or SQLite.
+@dataclass(slots=True)
+class Uses:
+    """Whether code, or code that it refers to, uses `ctypes`, `cffi` or SQLite; or inode numbers.
 
     Code that is too much to be searched counts as doing so.
     """
+
+    native: bool = False
+    inode_numbers: bool = False
+
+
+def uses_of(recover: Any) -> Uses:
+    """Return what a recovery uses."""
     search = _Search()
     search.add(recover)
     looks = 0
-    while search.pending:
+    while search.pending and not (search.uses.native and search.uses.inode_numbers):
         looks += 1
-        if looks > _MOST or search.is_native(search.pending.pop()):
-            return True
-    _searched.update(search.functions)
-    return False
+        if looks > _MOST:
+            return Uses(native=True, inode_numbers=True)
+        if search.is_native(search.pending.pop()):
+            search.uses.native = True
+    if search.uses == Uses():
+        _searched.update(search.functions)
+    return search.uses
 
 
 class _Search:
     def __init__(self) -> None:
         self.pending: list[Any] = []
         self.functions: list[types.FunctionType] = []
+        self.uses = Uses()
         self._seen: dict[int, Any] = {}
 
     def add(self, value: Any) -> None:
@@ -105,6 +119,8 @@ class _Search:
             except ValueError:  # nothing is bound to it yet
                 continue
         names = _names(code)
+        if not _NUMBERS.isdisjoint(names):
+            self.uses.inode_numbers = True
         if not _NATIVE.isdisjoint(names):
             return True
         known = function.__globals__

@@ -1,4 +1,4 @@
-"""Recoveries that ask for names in native code, of which no event tells."""
+"""Recoveries that ask for names in native code, or for inode numbers: no run of them tells."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pytest_statepersist import CrashSimulator
-from pytest_statepersist.explorer.native_calls import calls_native_code
+from pytest_statepersist import BlindSpot, CrashSimulator
+from pytest_statepersist.explorer.code_uses import Uses, uses_of
 
 libc = ctypes.CDLL(None)
 
@@ -123,7 +123,7 @@ keeps, refuses = Keeps(), Refuses()
     ],
 )
 def test_code_that_reaches_native_code(recover: Callable[..., Any]) -> None:
-    assert calls_native_code(recover)
+    assert uses_of(recover) == Uses(native=True)
 
 
 @pytest.mark.parametrize(
@@ -138,5 +138,54 @@ def test_code_that_reaches_native_code(recover: Callable[..., Any]) -> None:
     ],
 )
 def test_code_that_does_not(recover: Callable[..., Any]) -> None:
-    assert not calls_native_code(recover)
-    assert not calls_native_code(recover)
+    assert uses_of(recover) == Uses()
+    assert uses_of(recover) == Uses()
+
+
+def by_stat(path: Path) -> int:
+    return os.stat(path).st_ino
+
+
+def by_descriptor(path: Path) -> int:
+    with open(path) as file:
+        return os.fstat(file.fileno()).st_ino
+
+
+def by_listing(path: Path) -> int:
+    with os.scandir(path.parent) as entries:
+        return next(entry.inode() for entry in entries if entry.name == path.name)
+
+
+@pytest.mark.parametrize("number_of", [by_stat, by_descriptor, by_listing])
+def test_a_file_that_is_found_again_by_its_saved_number(number_of: Callable[[Path], int]) -> None:
+    """A reader of logs keeps the number of the file that it was at; no crash state has that one."""
+
+    def read_to_the_end(directory: Path) -> None:
+        (directory / "place").write_text(f"{number_of(directory / 'log')} 3")
+
+    def recover(directory: Path) -> int:
+        number, _, at = (directory / "place").read_text().partition(" ")
+        return int(at) if int(number) == number_of(directory / "log") else 0
+
+    def setup(directory: Path) -> None:
+        (directory / "log").write_text("one")
+        (directory / "place").write_text("0 0")
+
+    with pytest.raises(BlindSpot, match=r"returned 3 .* returned 0 .*st_ino"):
+        CrashSimulator().explore(
+            setup=setup, workload=read_to_the_end, recover=recover, before=0, after=3
+        )
+
+
+def test_two_looks_at_the_same_number() -> None:
+    """Whether a name still leads to the open file: both numbers are those of the crash state."""
+
+    def recover(directory: Path) -> str:
+        with open(directory / "value") as file:
+            assert os.fstat(file.fileno()).st_ino == os.stat(directory / "value").st_ino
+            return file.read()
+
+    report = CrashSimulator().explore(
+        setup=lambda d: save(d, 0), workload=lambda d: save(d, 1), recover=recover, model="kill"
+    )
+    assert report.safe
