@@ -514,9 +514,11 @@ def trouble(
 def test_a_wrong_argument_is_an_error_of_the_tree(
     ram_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ram_path)
+    here = ram_path / "one" / "two"  # a path of ".." stays inside the test's own directory
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
     with ExitStack() as closing:
-        found = list(troubles(Makers(ram_path, closing)))
+        found = list(troubles(Makers(here, closing)))
     assert not found, "\n".join(found)
 
 
