@@ -169,8 +169,9 @@ class CrashSimulator:
 
         ``at`` is how many changing calls it may make, several such numbers, or "every"; with
         ``seed`` it is killed ``runs`` times at random moments. Recovery runs on what is there.
-        Raises `CrashConsistencyError` where it is wrong, and `NotCovered` where no kill could show
-        anything, unless ``check`` is False.
+        ``before`` and ``after`` count beside an ``invariant`` as well. Raises `UserError` where a
+        run without a kill does not give them, `CrashConsistencyError` where it is wrong, and
+        `NotCovered` where no kill could show anything, unless ``check`` is False.
         """
         from pytest_statepersist.kill import kill
 

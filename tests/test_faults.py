@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.errors import CrashConsistencyError, NotCovered, UserError
@@ -359,6 +360,39 @@ def test_after_counts_beside_an_invariant(after: int) -> None:
             sweep()
         return
     assert {finding.kind for finding in sweep().findings} >= {FaultKind.SILENT}
+
+
+def append_locked(directory: Path, entry: int) -> None:
+    """Rename without a sync of the directory: the last entry can always be lost."""
+    with FileLock(directory / "lock"):
+        with suppress(FileNotFoundError):
+            shutil.copy(directory / "log", directory / "new")
+        with open(directory / "new", "ab") as log:
+            log.write(bytes([entry]))
+            log.flush()
+            os.fsync(log.fileno())
+        os.replace(directory / "new", directory / "log")
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_fault_in_a_library_is_at_the_line_that_called_it(persistent: bool) -> None:
+    """And an entry that is there twice, since a lock was not given back, may be lost once."""
+    report = FaultInjector(errors=["ENOLCK"], persistent=[persistent]).sweep(
+        setup=lambda d: append_locked(d, 1),
+        workload=lambda d: append_locked(d, 2),
+        recover=lambda d: (d / "log").read_bytes(),
+    )
+    assert "durability already" in str(report)
+    if not persistent:
+        assert not report.findings, str(report)
+        return
+    (finding,) = report.findings
+    assert finding.kind is FaultKind.LOCKED
+    assert finding.site.site is not None
+    assert finding.site.through is not None
+    line = append_locked.__code__.co_firstlineno + 2
+    assert str(finding.site.site) == f"{__file__}:{line}"
+    assert "filelock" in finding.site.through.file
 
 
 class Wal:

@@ -412,7 +412,8 @@ class SweepRun:
         for fault, result in zip(faults, results, strict=True):
             for problem in result.problems:
                 site = sites[fault.phase][fault.index]
-                key = (problem.kind, fault.phase, site.operation, site.site or site.index)
+                line = (site.through, site.site) if site.site else site.index
+                key = (problem.kind, fault.phase, site.operation, line)
                 groups.setdefault(key, []).append((fault, problem))
         found = []
         confirmed = True if self.stage.server.available or self.programs else None

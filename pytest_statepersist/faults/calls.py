@@ -134,9 +134,12 @@ class FaultSite:
     """Whether it is a sync of contents that revert on some file systems, which is not tried."""
     nth: int = 0
     """The how-manieth call of its name in its process, where strace is to make it fail."""
+    through: Site | None = None
+    """The line of an installed library that made the call for the line that is blamed."""
 
     def __str__(self) -> str:
         where = f" at {self.site}" if self.site else ""
+        where += f", through {self.through}" if self.through else ""
         return f"{self.function}({self.path!r}){where}"
 
 

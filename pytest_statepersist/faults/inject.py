@@ -78,6 +78,9 @@ class Counting:
 
     def __call__(self, call: Call, run: Callable[[], Any]) -> Any:
         """Note the call and make it."""
+        site, through = call.site, None
+        if site is None:
+            site, through = self._callsites.own()
         with self._lock:
             self.sites.append(
                 FaultSite(
@@ -85,10 +88,11 @@ class Counting:
                     call.operation,
                     call.path,
                     call.function,
-                    call.site or self._callsites.site(),
+                    site,
                     fitting(call),
                     *_what_may_be_left(call),
                     call.nth,
+                    through,
                 )
             )
         return run()

@@ -34,7 +34,12 @@ def is_internal(filename: str) -> bool:
         return True
     if filename.startswith(_PACKAGE):
         return not filename.startswith(_SUBJECT)
-    return filename.startswith(_STDLIB) and not any(part in filename for part in _INSTALLED)
+    return filename.startswith(_STDLIB) and not is_installed(filename)
+
+
+def is_installed(filename: str) -> bool:
+    """Say whether code of this file is that of an installed library."""
+    return any(part in filename for part in _INSTALLED)
 
 
 class CallSites:
@@ -87,6 +92,26 @@ class CallSites:
             if back is None:
                 return None
             frame = back
+        return self._at(frame)
+
+    def own(self) -> tuple[Site | None, Site | None]:
+        """Return the line of the subject's own code and that of an installed library below it.
+
+        Where all of the subject is installed, that is its own code.
+        """
+        site = self.site(_getframe(1))
+        if site is None or not is_installed(site.file):
+            return site, None
+        frame: FrameType | None = _getframe(1)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if not is_internal(name) and not is_installed(name):
+                return self._at(frame), site
+            frame = frame.f_back
+        return site, None
+
+    def _at(self, frame: FrameType) -> Site:
+        code = frame.f_code
         key = (id(code), frame.f_lasti)
         known = self.sites.get(key)
         if known is None:
