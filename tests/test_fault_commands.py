@@ -107,6 +107,40 @@ def test_a_program_that_believes_a_second_sync_is_caught() -> None:
 
 
 @needs_supervision
+def test_a_failed_sync_of_everything_puts_every_file_back() -> None:
+    """On btrfs the new file is empty again, and the old one what it was."""
+    options: dict[str, Any] = {"errors": ["EIO"], "operations": ["fsync"], "model": "btrfs"}
+    options["states"] = 0
+    whole = SOUND.replace("sync {dir}/note.tmp", "sync -f {dir}/note.tmp")
+    again = whole.replace("sync -f {dir}/note.tmp", "(sync -f {dir}/note.tmp || sync -f {dir})")
+    (finding,) = sweep(again, **options).findings
+    assert finding.kind is FaultKind.SILENT
+    assert finding.site.function == "syncfs"
+    assert sweep(whole, **{**options, "states": 100}).ok is True
+    two = "printf more > {dir}/other; " + whole
+    report = sweep(two, **options)
+    assert report.ok is None
+    assert "all files, not some of them alone" in str(report)
+
+
+@needs_supervision
+def test_a_sync_of_everything_that_succeeded_made_all_durable() -> None:
+    """What a later sync of one file cannot write is what came after it."""
+    save = (
+        "printf one > {dir}/note && sync -f {dir} && printf two >> {dir}/note"
+        " && (sync {dir}/note || true)"
+    )
+    report = sweep(
+        save,
+        errors=["EIO"],
+        operations=["fsync"],
+        model="btrfs",
+        states=0,
+    )
+    assert "returned exit code 0, output 'one'" in str(report), str(report)
+
+
+@needs_supervision
 def test_a_recovery_that_takes_an_error_for_nothing_saved_is_caught() -> None:
     options: dict[str, Any] = {"errors": ["EIO"], "operations": ["open", "read"], "states": 0}
     wrong = sweep(SOUND, "cat {dir}/note 2>&- || echo nothing", recovery=True, **options)

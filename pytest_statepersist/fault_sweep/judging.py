@@ -85,6 +85,10 @@ class Cases:
             expected = "the workload to end with an error or with success"
             problem = Problem(FaultKind.HANG, f"the workload: {ended}", expected)
             return Result(True, (problem,), tuple(notes), hung=True)
+        if injection.reverted > 1:
+            notes.append(
+                "what reverts after a failed sync of everything: all files, not some of them alone"
+            )
         problems = [*self.stage.left_locked(run.locks - locks - reference.left)]
         self.stage.changes.begin()
         recovered = self.stage.recovered()

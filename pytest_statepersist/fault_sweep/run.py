@@ -116,8 +116,8 @@ class SweepRun:
         only = [each for each in self.options.models if leftovers([each]) == (Leftover.REVERTED,)]
         if only and any(sites[fault.phase][fault.index].only_keeps for fault in faults):
             not_covered.append(
-                f"what reverts after a failed sync ({only[0]}): it is tried for syncs of one file, "
-                "not for syncfs, nor for an SQLite that writes in ways of its own"
+                f"what reverts after a failed sync ({only[0]}) of an SQLite that writes in ways of "
+                "its own"
             )
         results = self._run_all(faults)
         missed = sum(not result.met for result in results) - self.skipped

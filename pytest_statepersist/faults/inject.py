@@ -31,7 +31,7 @@ from pytest_statepersist.faults.calls import (
 )
 from pytest_statepersist.faults.gate import current
 from pytest_statepersist.faults.installing import fail_sync
-from pytest_statepersist.faults.leftovers import Leftover, Synced
+from pytest_statepersist.faults.leftovers import OF_EVERYTHING, Leftover, Synced
 from pytest_statepersist.recorders import real
 from pytest_statepersist.recorders.callsite import CallSites
 
@@ -130,6 +130,8 @@ class Injection:
         """What ``position`` gave when the fault came first: the length of a recording."""
         self.failed_syncs = 0
         """How many syncs of contents failed; that of a directory leaves nothing to differ in."""
+        self.reverted = 0
+        """How many files one failed sync has put back at most."""
         self.calls: list[Any] | None = None
         """What was called and written, where a list is given for it."""
         self.position: Callable[[], int] | None = None
@@ -245,7 +247,7 @@ class Injection:
             return
         self._inside.at_work = True
         try:
-            self._synced.put_back(call)
+            self.reverted = max(self.reverted, self._synced.put_back(call))
         finally:
             self._inside.at_work = False
 
@@ -262,17 +264,13 @@ def _what_may_be_left(call: Call) -> tuple[bool, bool]:
     """Return whether contents may revert where this call fails, and whether that is not tried."""
     if call.operation is not Operation.FSYNC or not _is_of_contents(call):
         return False, False
-    whole = call.function in _OF_EVERYTHING
-    reverts = not whole and (not call.native or call.foreign or call.rewrite is not None)
+    reverts = not call.native or call.foreign or call.rewrite is not None
     return reverts, not reverts
-
-
-_OF_EVERYTHING = frozenset({"syncfs"})
 
 
 def _is_of_contents(call: Call) -> bool:
     """Say whether a sync is one of contents, not of a directory."""
-    if call.function in _OF_EVERYTHING:
+    if call.function in OF_EVERYTHING:
         return True
     try:
         if call.descriptor is not None:

@@ -7,7 +7,9 @@ Rules:
 1. What was there when the run began counts as synced; so does what was written to a file that was
    opened for synchronous writes.
 2. A file is put back by calls that the recorder sees: the trace holds what reads then gave.
-3. A sync that C code makes is recorded as failed once it has returned, and a call of another
+3. A sync of everything that fails puts back every file. That some of them are put back and others
+   are not, which is as possible, is not tried.
+4. A sync that C code makes is recorded as failed once it has returned, and a call of another
    program happens then; so what is due after them is done before the next call (`Injection`).
 
 Facts: Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020: on ext4 and
@@ -25,7 +27,11 @@ from pytest_statepersist.core.models import FailedSync, Model
 from pytest_statepersist.faults.calls import Call, Operation
 from pytest_statepersist.recorders import real
 
-__all__ = ["Leftover", "Synced", "leftovers"]
+__all__ = ["OF_EVERYTHING", "Leftover", "Synced", "leftovers"]
+
+
+OF_EVERYTHING = frozenset({"syncfs"})
+"""Functions that sync all files."""
 
 
 class Leftover(enum.Enum):
@@ -63,7 +69,9 @@ class Synced:
 
     def after(self, call: Call) -> None:
         """Note what a call that succeeded has made durable."""
-        if call.operation is Operation.FSYNC:
+        if call.function in OF_EVERYTHING:
+            self._contents.clear()  # what comes next is looked at before it changes
+        elif call.operation is Operation.FSYNC:
             self._look(call, again=True)
         elif call.operation is Operation.OPEN and call.synchronous:
             with suppress(OSError):
@@ -73,12 +81,20 @@ class Synced:
                 if real.stat(self._path(call)).st_ino in self._synchronous:
                     self._look(call, again=True)
 
-    def put_back(self, call: Call) -> None:
-        """Give the file that a failed sync was about the content of its last sync again."""
+    def put_back(self, call: Call) -> int:
+        """Give what a failed sync was about, a file or all, the content of its last sync again.
+
+        Return how many files that were.
+        """
+        if call.function in OF_EVERYTHING:
+            changed = [*self._changed()]
+            for path in changed:
+                self.put_back(Call(Operation.FSYNC, path, "fsync"))
+            return len(changed)
         try:
             fd, own = self._opened(call, os.O_WRONLY)
         except OSError:
-            return
+            return 0
         try:
             content = self._contents.get(real.fstat(fd).st_ino)
             if content is not None and call.rewrite is not None:
@@ -88,9 +104,22 @@ class Synced:
                 written = 0
                 while written < len(content):
                     written += os.pwrite(fd, content[written:], written)
+            return 1
         finally:
             if own:
                 os.close(fd)
+
+    def _changed(self) -> Iterable[str]:
+        """Return the files that do not hold what they held when they were synced."""
+        seen: set[int] = set()
+        for directory, _, names in os.walk(self._directory):
+            for path in (os.path.join(directory, name) for name in names):
+                with suppress(OSError), real.open(path, "rb") as file:
+                    inode = real.fstat(file.fileno()).st_ino
+                    synced = self._contents.get(inode)
+                    if inode not in seen and synced is not None and file.read() != synced:
+                        seen.add(inode)
+                        yield os.path.relpath(path, self._directory)
 
     def _look(self, call: Call, *, again: bool) -> None:
         try:
