@@ -25,6 +25,7 @@ from pytest_statepersist.core.operations import Trace
 from pytest_statepersist.core.states import disk_of
 from pytest_statepersist.core.tree import Tree
 from pytest_statepersist.errors import BlindSpot, RecorderUnavailable, TraceError, UserError
+from pytest_statepersist.explorer.code_uses import uses_of
 from pytest_statepersist.explorer.materialise import Materialiser, remove
 from pytest_statepersist.explorer.outcome import Outcome
 from pytest_statepersist.explorer.runner import call, is_skip
@@ -37,8 +38,10 @@ __all__ = ["Recorded", "RecordingSession", "record_workload"]
 
 Acknowledge = Callable[[Any], None]
 RecordRecovery = Callable[[Tree, Callable[[], Outcome]], "tuple[Trace, Outcome] | BlindSpot"]
+_CALLS = "the workload calls C code (ctypes, cffi), whose syncs only strace sees"
 _PROGRAMS = "the workload ran another program, whose syncs only strace sees"
-_MAY_BE_WRONG = f"{_PROGRAMS}, so a finding may be wrong; give recorder='strace'"
+_WRONG = "a finding may be wrong; give recorder='strace'"
+_MAY_BE_WRONG = f"{_PROGRAMS}, so {_WRONG}"
 _SAME_FILE_SYSTEM = (
     "if your directory is on one file system with what is moved or linked into it, give a "
     "workspace= there"
@@ -214,6 +217,11 @@ def record_workload(
     """
     if recorder == "strace":
         return _under_strace(directory, workload, recorder)
+    calls = uses_of(workload).calls
+    if calls and recorder == "auto" and not _strace_is_missing():
+        recorded = _under_strace(directory, workload, recorder)
+        recorded.warnings = (f"recorded under strace: {_CALLS}", *recorded.warnings)
+        return recorded
     try:
         recorded = _in_python(directory, workload, recorder)
     except BlindSpot as blind:
@@ -223,6 +231,8 @@ def record_workload(
     if recorded.ran_programs and recorder == "auto" and not _strace_is_missing():
         unseen = BlindSpot(_PROGRAMS, recorder="strace")
         return _again_under_strace(directory, workload, setup, unseen)
+    if calls:
+        recorded.warnings = (*recorded.warnings, f"{_CALLS}, so {_WRONG}")
     return recorded
 
 

@@ -1,4 +1,4 @@
-"""What the code of a recovery uses that no run of it shows: native code, and inode numbers.
+"""What the code of a user uses that no run of it shows: native code, and inode numbers.
 
 Belongs here: a search of what the user's code refers to. Rules:
 
@@ -11,26 +11,27 @@ Belongs here: a search of what the user's code refers to. Rules:
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import sysconfig
 import types
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 __all__ = ["Uses", "uses_of"]
 
-_NATIVE = frozenset(
-    {"_cffi_backend", "_ctypes", "_dbm", "_gdbm", "_sqlite3", "apsw", "cffi", "ctypes", "dbm"}
-    | {"sqlite3"}
-)
+_CALLS = frozenset({"_cffi_backend", "_ctypes", "cffi", "ctypes"})
+_NATIVE = _CALLS | {"_dbm", "_gdbm", "_sqlite3", "apsw", "dbm", "sqlite3"}
 _NUMBERS = frozenset({"st_ino", "inode"})
 _PLAIN = (str, bytes, int, float, bool, type(None), os.PathLike, types.ModuleType)
 _HELD = ("__func__", "__self__", "__wrapped__", "fget", "func", "args")
 """What bound methods, static ones, properties and partial functions stand for."""
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_STDLIB = (_OWN, "<frozen ", os.path.normpath(sysconfig.get_path("stdlib")) + os.sep)
+_STDLIB = ("<frozen ", os.path.normpath(sysconfig.get_path("stdlib")) + os.sep)
+_TESTING = ("_pytest/", "pytest/", "pluggy/", "hypothesis/")
 _MOST = 3_000
 _searched: WeakSet[types.FunctionType] = WeakSet()
 """Functions of which all that they refer to was searched, and nothing found."""
@@ -38,34 +39,39 @@ _searched: WeakSet[types.FunctionType] = WeakSet()
 
 @dataclass(slots=True)
 class Uses:
-    """Whether code, or code that it refers to, uses `ctypes`, `cffi` or SQLite; or inode numbers.
+    """What code, or code that it refers to, uses.
 
-    Code that is too much to be searched counts as doing so.
+    ``native`` are SQLite, `ctypes` and `cffi`, ``calls`` the latter two. Code that is too much to
+    be searched counts as using native code and inode numbers.
     """
 
     native: bool = False
+    calls: bool = False
     inode_numbers: bool = False
 
 
-def uses_of(recover: Any) -> Uses:
-    """Return what a recovery uses."""
+def uses_of(function: Any) -> Uses:
+    """Return what a function of the user uses."""
     search = _Search()
-    search.add(recover)
+    uses = search.uses
+    search.add(function)
     looks = 0
-    while search.pending and not (search.uses.native and search.uses.inode_numbers):
+    while search.pending and uses != _ALL:
         looks += 1
         if looks > _MOST:
-            return Uses(native=True, inode_numbers=True)
-        if search.is_native(search.pending.pop()):
-            search.uses.native = True
-    if search.uses == Uses():
+            return Uses(native=True, calls=uses.calls, inode_numbers=True)
+        search.look_at(search.pending.popleft())
+    if uses == Uses():
         _searched.update(search.functions)
-    return search.uses
+    return uses
+
+
+_ALL = Uses(native=True, calls=True, inode_numbers=True)
 
 
 class _Search:
     def __init__(self) -> None:
-        self.pending: list[Any] = []
+        self.pending: deque[Any] = deque()
         self.functions: list[types.FunctionType] = []
         self.uses = Uses()
         self._seen: dict[int, Any] = {}
@@ -75,18 +81,19 @@ class _Search:
             self._seen[id(value)] = value  # kept, so that no other gets its number
             self.pending.append(value)
 
-    def is_native(self, value: Any) -> bool:
-        """Say whether a value is native itself, and queue what it refers to."""
+    def look_at(self, value: Any) -> None:
+        """Note what a value is, and queue what it refers to."""
         kind = type(value)
         if kind is types.FunctionType:
-            return value not in _searched and self._function(value)
-        if kind is types.BuiltinFunctionType:
-            return _package(value.__module__) in _NATIVE
-        if issubclass(kind, type):
-            return self._class(value)
-        if any(_package(base.__module__) in _NATIVE for base in kind.__mro__):
-            return True
-        if kind is tuple:
+            if value not in _searched:
+                self._function(value)
+        elif kind is types.BuiltinFunctionType:
+            self._note(_package(value.__module__))
+        elif issubclass(kind, type):
+            self._class(value)
+        elif self._note(*(_package(base.__module__) for base in kind.__mro__)):
+            pass
+        elif kind is tuple:
             for each in value:
                 self.add(each)
         elif _package(kind.__module__) in sys.stdlib_module_names:
@@ -96,21 +103,21 @@ class _Search:
             self.add(kind)
             for each in list((_attribute(value, "__dict__") or {}).values()):
                 self.add(each)
-        return False
 
-    def _class(self, kind: type) -> bool:
+    def _note(self, *names: str) -> bool:
+        """Say whether one of the names of packages and attributes is of native code."""
+        native = not _NATIVE.isdisjoint(names)
+        self.uses.native = self.uses.native or native
+        self.uses.calls = self.uses.calls or not _CALLS.isdisjoint(names)
+        return native
+
+    def _class(self, kind: type) -> None:
         for base in kind.__mro__:
-            if _package(base.__module__) in _NATIVE:
-                return True
-            if not _is_of_the_system(base):
+            if not self._note(_package(base.__module__)) and not _is_of_the_system(base):
                 for each in list(vars(base).values()):
                     self.add(each)
-        return False
 
-    def _function(self, function: types.FunctionType) -> bool:
-        code = function.__code__
-        if _is_known(code.co_filename):
-            return False
+    def _function(self, function: types.FunctionType) -> None:
         self.functions.append(function)
         self.add(vars(function).get("__wrapped__"))
         for cell in function.__closure__ or ():
@@ -118,22 +125,21 @@ class _Search:
                 self.add(cell.cell_contents)
             except ValueError:  # nothing is bound to it yet
                 continue
+        code = function.__code__
+        if _is_known(code.co_filename):
+            return
         names = _names(code)
+        self._note(*names)
         if not _NUMBERS.isdisjoint(names):
             self.uses.inode_numbers = True
-        if not _NATIVE.isdisjoint(names):
-            return True
         known = function.__globals__
         for name in names & known.keys():
             value = known[name]
             if not isinstance(value, types.ModuleType):
                 self.add(value)
-            elif _package(value.__name__) in _NATIVE:
-                return True
-            else:
+            elif not self._note(_package(value.__name__)):
                 for each in names & vars(value).keys():
                     self.add(vars(value)[each])
-        return False
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -164,5 +170,10 @@ def _is_of_the_system(kind: type) -> bool:
     return module is None or type(file) is not str or _is_known(file)
 
 
+@functools.cache
 def _is_known(file: str) -> bool:
-    return file.startswith(_STDLIB) and "-packages" not in file
+    """Say whether a file is of the standard library, of this package, or of what runs tests."""
+    if file.startswith(_OWN):
+        return True
+    _, installed, package = file.replace(os.sep, "/").partition("-packages/")
+    return package.startswith(_TESTING) if installed else file.startswith(_STDLIB)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,16 @@ def cached(path: Path) -> bool:
     return calls_another(path)
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[bool]:
+    yield there_natively(path)
+
+
+def with_it(path: Path) -> bool:
+    with opened(path) as found:
+        return found
+
+
 def in_python(path: Path) -> Any:
     return json.loads(path.read_text()) if os.path.exists(path) else Refuses().load(path)
 
@@ -114,16 +125,20 @@ keeps, refuses = Keeps(), Refuses()
         calls_another,
         imports_inside,
         cached,
+        with_it,
         lambda path: Store(path).load(),
         Inherits(Path()).load,
         functools.partial(there_natively),
         lambda path: [each for each in "ab" if there_natively(path / each)],
         lambda path: keeps.call(path),
-        lambda path: sqlite3.connect(path),
     ],
 )
 def test_code_that_reaches_native_code(recover: Callable[..., Any]) -> None:
-    assert uses_of(recover) == Uses(native=True)
+    assert uses_of(recover) == Uses(native=True, calls=True)
+
+
+def test_sqlite_is_native_code_that_is_recorded() -> None:
+    assert uses_of(lambda path: sqlite3.connect(path)) == Uses(native=True)
 
 
 @pytest.mark.parametrize(
@@ -189,3 +204,37 @@ def test_two_looks_at_the_same_number() -> None:
         setup=lambda d: save(d, 0), workload=lambda d: save(d, 1), recover=recover, model="kill"
     )
     assert report.safe
+
+
+def sync_natively(descriptor: int) -> None:
+    assert libc.fsync(descriptor) == 0
+
+
+def sync_in_python(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+@pytest.mark.parametrize("sync", [sync_natively, sync_in_python])
+def test_a_workload_that_syncs_in_native_code(sync: Callable[[int], None]) -> None:
+    """Such a sync leaves no mark: the sound store was accused of losing what it had saved."""
+
+    def workload(directory: Path) -> None:
+        with open(directory / "value.tmp", "w") as file:
+            file.write("new")
+            file.flush()
+            sync(file.fileno())
+        os.replace(directory / "value.tmp", directory / "value")
+        descriptor = os.open(directory, os.O_RDONLY)
+        sync(descriptor)
+        os.close(descriptor)
+
+    report = CrashSimulator().explore(
+        setup=lambda d: (d / "value").write_text("old"),
+        workload=workload,
+        recover=lambda d: (d / "value").read_text(),
+    )
+    if sync is sync_in_python or report.recorder.startswith("strace"):
+        assert report.safe
+    else:
+        assert any("a finding may be wrong" in warning for warning in report.warnings)
+    assert any("C code" in warning for warning in report.warnings) is (sync is sync_natively)
