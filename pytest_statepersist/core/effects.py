@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.models import MetadataOrder, Model
+from pytest_statepersist.core.moves import lost_moves
 from pytest_statepersist.core.tree import BLOCK, Directory, File, size_of
 from pytest_statepersist.errors import TraceError
 
@@ -210,6 +211,9 @@ class _Splitter:
         self.directories: set[int] = {op.OUTSIDE}
         self.emptied: set[int] = set()
         self.owed: list[int] = []
+        # Where names keep their order a later name brings each earlier rename along.
+        journalled = model.metadata_order is MetadataOrder.JOURNAL or model.page_cache_survives
+        self.lost_moves = frozenset() if journalled else lost_moves(trace)
         self.made_by: dict[int, int] = {}
         for number, node in trace.base.nodes.items():
             if isinstance(node, File):
@@ -304,6 +308,12 @@ class _Splitter:
             extra = set()
             if before is not None and self.model.allocate_on_replace:
                 extra = self._raises_since_set_size(operation.inode)
+            if self.now in self.lost_moves:
+                back = self._set_entries([(*old, None)])
+                there = self._set_entries([(*new, operation.inode)], needs={back, *extra})
+                if self.model.waives_order:
+                    self.out.twins[back] = there
+                return
             if atomic:
                 self._set_entries([(*new, operation.inode), (*old, None)], needs=extra)
                 return
