@@ -7,7 +7,8 @@ the name is new. Where the first file was there at the start, or was synced, it 
 
 Measured on btrfs, Linux 6.18: create t, rename t→n, create t, fsync(t): ``n`` is gone, ``t`` is the
 second file; the same with directories, of which the second is only the parent of what is synced;
-after another rename instead of the second create; and over an existing ``n``. ext4 and XFS keep the order of names, and never showed it.
+after another rename instead of the second create; and over an existing ``n``. ext4 and XFS keep the
+order of names, and never showed it.
 """
 
 from __future__ import annotations
