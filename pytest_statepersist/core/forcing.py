@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.effects import CONTENT, Cell, Effects, Kind, Part
@@ -74,6 +74,8 @@ class _Forcer:
         self.log_closed: set[int] = set()
         self.in_log: list[int] = []
         self.everything_done = 0
+        self.taken_along: dict[int, int] = defaultdict(int)
+        """Directory → the first effect that no log took along with a file that lost a name."""
         self.directories = {op.ROOT}
         self.names_now: dict[int, set[Cell]] = defaultdict(set)
         self.holder: dict[Cell, int] = {}
@@ -229,7 +231,8 @@ class _Forcer:
     def _fsync(self, sync: int, call: op.Fsync) -> None:
         if self.model.waives_order:
             inside = self.entries_of[call.inode] = self._newest(self.entries_of[call.inode])
-            self._log(sync, self._contents(call), self._names_of(call.inode), inside, call.failed)
+            names = self._names_of(call.inode)
+            self._log(sync, call.inode, self._contents(call), names, inside, call.failed)
         elif call.failed:
             return
         elif call.inode in self.directories:
@@ -299,7 +302,7 @@ class _Forcer:
         if full:
             wanted += [i for i in self.soft[call.inode] if effects[i].kind is Kind.ATTRIBUTES]
         if self.model.waives_order:
-            self._log(sync, wanted, self._names_of(call.inode))
+            self._log(sync, call.inode, wanted, self._names_of(call.inode))
             return
         if full and self.model.fsync_file is FsyncFile.EARLIER_METADATA:
             wanted += self._eager_up_to(self.last_change.get(call.inode, -1))
@@ -315,7 +318,7 @@ class _Forcer:
             and self.effects.effects[index].unit in touched
         ]
         if self.model.waives_order:
-            self._log(sync, wanted)
+            self._log(sync, call.inode, wanted)
         else:
             self._force(wanted, sync)
 
@@ -347,9 +350,49 @@ class _Forcer:
         self.names_of[inode] = self._newest(self.names_of[inode])
         return self.names_of[inode]
 
+    def _beside(self, sync: int, inode: int) -> set[int]:
+        """Return what a log takes along with a file, though nobody relies on that.
+
+        With one that lost a name go its directories, with all that happened in them; with each,
+        what later calls did with names that it had, since no name may belong to two files.
+        """
+        found: set[int] = set()
+        end = self.effects.of_operation[sync].stop
+        inodes, seen = [inode], {inode}
+        while inodes:
+            for later in self._beside_one(inodes.pop(), end):
+                if later not in found:
+                    found.add(later)
+                    new = self.effects.effects[later].renamed - seen
+                    seen |= new
+                    inodes += sorted(new)
+        return found
+
+    def _beside_one(self, inode: int, end: int) -> Iterator[int]:
+        lost = False
+        parents: set[int] = set()
+        for index in self.names_of[inode]:
+            for cell, named in self.effects.effects[index].entries:
+                parents.add(cell.inode)
+                lost = lost or named != inode
+                chain = self.effects.chains[cell]
+                for place in range(bisect_left(chain, end) - 1, -1, -1):
+                    later = chain[place]
+                    if later <= index or later in self.log_closed or self.for_good[later]:
+                        break
+                    yield later
+        for parent in parents if lost else ():
+            begin, self.taken_along[parent] = self.taken_along[parent], end
+            for index in reversed(self.entries_of[parent]):
+                if index < begin:
+                    break
+                if index not in self.log_closed and not self.for_good[index]:
+                    yield index
+
     def _log(
         self,
         sync: int,
+        inode: int,
         contents: list[int],
         names: Iterable[int] = (),
         inside: Iterable[int] = (),
@@ -359,9 +402,10 @@ class _Forcer:
 
         Entries inside a directory stay: no log was seen to forget one that it took up with it.
         """
+        beside = self._beside(sync, inode)
         names = [index for index in names if not self.for_good[index]]
         inside = [index for index in inside if not self.for_good[index]]
-        for index in (*self._needed_by([*contents, *names, *inside]), *self.in_log):
+        for index in (*self._needed_by([*contents, *names, *inside, *beside]), *self.in_log):
             if self.out.exempt.setdefault(index, sync) == sync:
                 self.out.loosened[sync].add(index)
         self.in_log.clear()

@@ -569,6 +569,48 @@ CASES = [
         (),
         (POSIX, *NAMED),
     ),
+    # what took over a name that a synced file had goes into the log with it
+    Case(
+        "a rename that took the synced file's old name overtakes what came before",
+        base(d_x=O4, s=O4, g=M4).unlink("d/x").rename("s", "t").rename("g", "s").fsync("t"),
+        lambda d: d == {"d": "/", "d/x": "O4096", "s": "M4096", "t": "O4096"},
+        END,
+        (POSIX, BTRFS),
+        JOURNALLED,
+    ),
+    Case(
+        "so does a new file there, under the name that it has by then",
+        base(d_x=O4, s=O4).unlink("d/x").rename("s", "t").create("s").rename("s", "n").fsync("t"),
+        lambda d: d == {"d": "/", "d/x": "O4096", "n": "", "t": "O4096"},
+        END,
+        (POSIX, BTRFS),
+        JOURNALLED,
+    ),
+    Case(
+        "one by one: what took over the name of that file as well",
+        base(d_x=O4, s=O4, g=M4, f=N4).unlink("d/x").rename("s", "t").rename("g", "s")
+        .rename("f", "g").fsync("t"),
+        lambda d: d == {"d": "/", "d/x": "O4096", "g": "N4096", "s": "M4096", "t": "O4096"},
+        END,
+        (POSIX, BTRFS),
+        JOURNALLED,
+    ),
+    Case(
+        "what happened in the directory of a renamed file goes into the log with it",
+        base(d_x=O4, s=O4, g=M4).unlink("d/x").rename("s", "t").rename("g", "h").fsync("t"),
+        lambda d: d == {"d": "/", "d/x": "O4096", "h": "M4096", "t": "O4096"},
+        END,
+        (POSIX, BTRFS),
+        JOURNALLED,
+    ),
+    Case(
+        "nothing goes with a file that lost no name",
+        base(d_x=O4, s=O4, g=M4).unlink("d/x").rename("g", "h").write("s", 0, N4).fsync("s"),
+        lambda d: d == {"d": "/", "d/x": "O4096", "h": "M4096", "s": "N4096"},
+        END,
+        (POSIX,),
+        NAMED,
+    ),
     Case(
         "a directory stays while what is durable in it needs it",
         base(g=O4).mkdir("d").create("d/x").fsync("d/x").rename("d", "e").create("g2").fsync("g2"),
