@@ -356,38 +356,34 @@ class _Forcer:
         With one that lost a name go its directories, with all that happened in them; with each,
         what later calls did with names that it had, since no name may belong to two files.
         """
-        found: set[int] = set()
+        found = set(self._directories_of(sync, inode))
         end = self.effects.of_operation[sync].stop
         inodes, seen = [inode], {inode}
         while inodes:
-            for later in self._beside_one(inodes.pop(), end):
-                if later not in found:
-                    found.add(later)
-                    new = self.effects.effects[later].renamed - seen
-                    seen |= new
-                    inodes += sorted(new)
+            for later in self._took_over(inodes.pop(), end):
+                found.add(later)
+                new = self.effects.effects[later].renamed - seen
+                seen |= new
+                inodes += sorted(new)
         return found
 
-    def _beside_one(self, inode: int, end: int) -> Iterator[int]:
-        lost = False
-        parents: set[int] = set()
+    def _took_over(self, inode: int, end: int) -> Iterator[int]:
         for index in self.names_of[inode]:
-            for cell, named in self.effects.effects[index].entries:
-                parents.add(cell.inode)
-                lost = lost or named != inode
+            for cell, _ in self.effects.effects[index].entries:
                 chain = self.effects.chains[cell]
-                for place in range(bisect_left(chain, end) - 1, -1, -1):
-                    later = chain[place]
-                    if later <= index or later in self.log_closed or self.for_good[later]:
-                        break
-                    yield later
-        for parent in parents if lost else ():
-            begin, self.taken_along[parent] = self.taken_along[parent], end
+                yield from chain[bisect_left(chain, index) + 1 : bisect_left(chain, end)]
+
+    def _directories_of(self, sync: int, inode: int) -> Iterator[int]:
+        entries = [each for i in self.names_of[inode] for each in self.effects.effects[i].entries]
+        if all(named == inode for _, named in entries):
+            return  # it lost no name
+        for parent in {cell.inode for cell, _ in entries}:
+            begin = self.taken_along[parent]
+            self.taken_along[parent] = self.effects.of_operation[sync].stop
             for index in reversed(self.entries_of[parent]):
                 if index < begin:
                     break
-                if index not in self.log_closed and not self.for_good[index]:
-                    yield index
+                yield index
 
     def _log(
         self,

@@ -19,6 +19,7 @@ from pytest_statepersist.core.models import (
     Model,
     SyncCall,
 )
+from pytest_statepersist.core.moves import lost_moves
 from pytest_statepersist.core.operations import SetAttributes
 from pytest_statepersist.core.tree import (
     BLOCK,
@@ -89,6 +90,9 @@ class Oracle:
         self.emptied: set[int] = set()
         self.owed: set[int] = set()
         self.names_at_sync: list[tuple[int, Name, int]] = []
+        ordered = model.metadata_order is MetadataOrder.JOURNAL or model.page_cache_survives
+        # Taken as given here: `test_model_rules` has a workload for each side of the rule.
+        self.lost_moves = frozenset() if ordered else lost_moves(trace)
         for number, operation in enumerate(trace.operations):
             self._split(number, operation)
             if _logs(operation):
@@ -211,6 +215,13 @@ class Oracle:
         if before is not None and self.model.allocate_on_replace:
             # "a rename over an existing name needs the raises of the source"
             extra = self._raises(operation.inode)
+        if number in self.lost_moves:
+            back = self._entry(number, {old: None})
+            there = self._entry(number, {new: operation.inode})
+            there.hard |= {back.id, *extra}
+            if self.model.waives_order:
+                back.order.add(there.id)
+            return
         if not across:
             e = self._entry(number, {new: operation.inode, old: None})
             e.hard |= extra
@@ -487,11 +498,28 @@ class Oracle:
         for sync, operation in enumerate(self.trace.operations[: point + 1]):
             if not _logs(operation):
                 continue
-            found |= self.forced_by(sync)
+            found |= self._closure(self.forced_by(sync) | self._taken_along(sync, operation.inode))
             for e in self.effects:
                 known = (e.touched | e.parents) & self.logged_before(e.op)
                 if known and e.kind == "entry" and e.op < sync:
                     found.add(e.id)
+        return found
+
+    def _taken_along(self, sync: int, inode: int) -> set[int]:
+        """What a log takes up with a file: who took its names over, and the directories it left."""
+        before = [e for e in self.effects if e.op < sync and e.kind == "entry"]
+        found: set[int] = set()
+        files, more = {inode}, {inode}
+        while more:
+            had = [(e.id, cell) for e in before if e.touched & more for cell in e.cells]
+            over = [e for e in before if any(e.id > i and cell in e.cells for i, cell in had)]
+            found |= {e.id for e in over}
+            more = {i for e in over for i in e.touched} - files
+            files |= more
+        own = [e for e in before if inode in e.touched]
+        if any(named != inode for e in own for named in e.cells.values()):
+            left = {parent for e in own for parent in e.parents}
+            found |= {e.id for e in before if e.parents & left}
         return found
 
     # -- states -------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -31,7 +31,7 @@ from pytest_statepersist.core.states import (
 from pytest_statepersist.core.tree import ROOT, Directory, File, Node, Tree, read_content
 from pytest_statepersist.core.window import Choice
 from tests.core.oracle import Oracle, TooMany
-from tests.core.traces import NAMES, traces
+from tests.core.traces import NAMES, Workload, traces
 
 POSIX = MODELS["posix"]
 GHOSTLY = [
@@ -382,3 +382,25 @@ def test_the_count_is_that_of_the_rules(model: Model) -> None:
         assert count_states(trace, model) == len(listed)
 
     run()
+
+
+N, K = b"N" * 4096, b"K" * 4096
+LOST = {
+    "new name": lambda: Workload({}).create("t", N).rename("t", "n").create("t", K).fsync("t"),
+    "replaced twice": lambda: Workload({"f": K})
+    .create("t").rename("t", "f").create("t").rename("t", "a").create("t").fsync("t").fsync("f"),
+    "other directory": lambda: Workload({"d/x": K})
+    .create("t").rename("t", "d/n").create("u").rename("u", "t").fsync("t").rename("t", "q"),
+    "directories": lambda: Workload({})
+    .mkdir("x").create("x/f").rename("x", "y").mkdir("x").create("x/f").fsync("x/f"),
+    "taken along": lambda: Workload({"s": K, "g": N})
+    .unlink("g").rename("s", "t").create("s").rename("s", "n").fsync("t").rename("t", "s")
+    .fsync("n"),
+}  # fmt: skip
+"""Workloads that random ones seldom are: names that are taken over before a sync."""
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=str)
+@pytest.mark.parametrize("workload", LOST.values(), ids=list(LOST))
+def test_names_that_were_taken_over(workload: Callable[[], Workload], model: Model) -> None:
+    check(workload().trace, model)
