@@ -353,10 +353,11 @@ class _Forcer:
     def _beside(self, sync: int, inode: int) -> set[int]:
         """Return what a log takes along with a file, though nobody relies on that.
 
-        With one that lost a name go its directories, with all that happened in them; with each,
-        what later calls did with names that it had, since no name may belong to two files.
+        All of a file may go along where only a range of it is synced. With one that lost a name go
+        its directories, with all that happened in them; with each, what later calls did with names
+        that it had, since no name may belong to two files.
         """
-        found = set(self._directories_of(sync, inode))
+        found = {*self._pending(inode), *self.soft[inode], *self._directories_of(sync, inode)}
         end = self.effects.of_operation[sync].stop
         inodes, seen = [inode], {inode}
         while inodes:

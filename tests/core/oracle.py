@@ -508,7 +508,8 @@ class Oracle:
     def _taken_along(self, sync: int, inode: int) -> set[int]:
         """What a log takes up with a file: who took its names over, and the directories it left."""
         before = [e for e in self.effects if e.op < sync and e.kind == "entry"]
-        found: set[int] = set()
+        # A sync of a range may take all of the file.
+        found = {e.id for e in self.effects if e.op < sync and e.inode == inode and e not in before}
         files, more = {inode}, {inode}
         while more:
             had = [(e.id, cell) for e in before if e.touched & more for cell in e.cells]

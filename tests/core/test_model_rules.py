@@ -612,6 +612,15 @@ CASES = [
         NAMED,
     ),
     Case(
+        "a write that is synced takes all of its file along, before what was done earlier",
+        base(d_x=O4, f=O8).unlink("d/x").truncate("f", 0).write("f", 0, M8)
+        .write("f", 0, b"N" * 700, DATA),
+        lambda d: d == {"d": "/", "d/x": "O4096", "f": "N700M7492"},
+        3,
+        (POSIX, BTRFS),
+        (EXT4, NOAUTO, XFS),
+    ),
+    Case(
         "a directory stays while what is durable in it needs it",
         base(g=O4).mkdir("d").create("d/x").fsync("d/x").rename("d", "e").create("g2").fsync("g2"),
         lambda d: "d/x" not in d and "e/x" not in d,
