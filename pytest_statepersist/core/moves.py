@@ -81,6 +81,7 @@ class _Finder:
         self.entries[place] = inode
         if inode in self.unsynced:
             self.made_in.setdefault(place[0], []).append(inode)
+        if inode in self.unsynced or inode in self.above:
             self.above[inode] = place[0]
         before = self.left.pop(place, None)
         if before is not None and before[1] != inode:

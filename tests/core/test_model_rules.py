@@ -13,6 +13,7 @@ import pytest
 
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.models import MODELS, Model, SyncCall
+from pytest_statepersist.core.moves import lost_moves
 from pytest_statepersist.core.states import crash_states, disk_of
 from tests.core.showing import Shown, letters, show
 from tests.core.traces import Workload
@@ -739,3 +740,9 @@ def test_a_tail_is_torn_by_sectors() -> None:
     assert may(workload, POSIX.with_options(tear=512), torn)
     assert not may(workload, POSIX, torn)
     assert not may(workload, BTRFS.with_options(tear=512), torn)
+
+
+def test_directories_that_change_places_are_walked_up_to_the_root() -> None:
+    """One that was synced moves out of its parent, which then moves into it."""
+    workload = base().mkdir("p").mkdir("p/a").fsync("p/a").rename("p/a", "a").rename("p", "a/p")
+    assert lost_moves(workload.fsync("a/p").trace) == frozenset()
