@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
 from dataclasses import replace
 from io import StringIO
@@ -15,29 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_statepersist import MODELS, RecorderUnavailable, Trace
+from pytest_statepersist import MODELS, Trace
 from pytest_statepersist.cli import COMMANDS, main
 from pytest_statepersist.commands.progress import Progress
 from pytest_statepersist.core.apply import apply
 from pytest_statepersist.core.models import get_model
 from pytest_statepersist.core.tree import File, Tree, read_content, size_of
 from pytest_statepersist.recorders import strace
-
-
-def _missing() -> str:
-    """Say why strace cannot be used here: tried, not guessed."""
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            recorder = strace.StraceRecorder(directory)
-            recorder.start()
-            recorder.stop()
-    except RecorderUnavailable as error:
-        return str(error)
-    return ""
-
-
-_reason = _missing()
-needs_strace = pytest.mark.skipif(bool(_reason), reason=_reason or "-")
+from tests.needs import needs_strace
 
 
 def needs(program: str) -> pytest.MarkDecorator:

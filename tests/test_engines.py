@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from types import ModuleType
 
 import pytest
 
 from examples import engines
-from pytest_statepersist import BlindSpot, RecorderUnavailable
-from pytest_statepersist.recorders import strace
+from pytest_statepersist import BlindSpot
+from tests.needs import needs_strace
 
-
-def _missing() -> str:
-    """Say why strace cannot be used here: tried, not guessed."""
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            recorder = strace.StraceRecorder(directory)
-            recorder.start()
-            recorder.stop()
-    except RecorderUnavailable as error:
-        return str(error)
-    return ""
-
-
-_reason = _missing()
-pytestmark = pytest.mark.skipif(bool(_reason), reason=_reason or "-")
+pytestmark = needs_strace
 
 
 SLOW = {"diskcache_set", "duckdb_update", "parquet_write", "rocksdb_put"}

@@ -6,7 +6,6 @@ import mmap
 import os
 import sqlite3
 import subprocess
-import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -14,22 +13,8 @@ import pytest
 
 from pytest_statepersist import BlindSpot, CrashSimulator, Kind, RecorderUnavailable
 from pytest_statepersist.recorders import strace
+from tests.needs import needs_strace
 
-
-def _missing() -> str:
-    """Say why strace cannot be used here: tried, not guessed."""
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            recorder = strace.StraceRecorder(directory)
-            recorder.start()
-            recorder.stop()
-    except RecorderUnavailable as error:
-        return str(error)
-    return ""
-
-
-_reason = _missing()
-needs_strace = pytest.mark.skipif(bool(_reason), reason=_reason or "-")
 WITHOUT = "strace is not installed: it comes from the system's package manager"
 
 

@@ -23,27 +23,12 @@ from pytest_statepersist import CrashSimulator
 from pytest_statepersist.core import operations as op
 from pytest_statepersist.core.apply import apply
 from pytest_statepersist.core.tree import BLOCK, Directory, File, Tree
-from pytest_statepersist.errors import BlindSpot, RecorderUnavailable
+from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.findings import Report
 from pytest_statepersist.recorders.python import PythonRecorder
 from pytest_statepersist.recorders.strace import StraceRecorder
 from pytest_statepersist.recorders.strace_maps import Look, MapEvent, MapKind, blocks_of, settle
-
-
-def _missing() -> str:
-    """Say why strace cannot be used here: tried, not guessed."""
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            recorder = StraceRecorder(directory)
-            recorder.start()
-            recorder.stop()
-    except RecorderUnavailable as error:
-        return str(error)
-    return ""
-
-
-_reason = _missing()
-needs_strace = pytest.mark.skipif(bool(_reason), reason=_reason or "-")
+from tests.needs import needs_strace
 
 # -- the rules -------------------------------------------------------------------------------------
 

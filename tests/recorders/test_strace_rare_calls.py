@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from pytest_statepersist.core import operations as op
-from pytest_statepersist.errors import BlindSpot, RecorderUnavailable
+from pytest_statepersist.errors import BlindSpot
 from pytest_statepersist.recorders.strace import StraceRecorder
+from tests.needs import needs_strace
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _missing() -> str:
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            recorder = StraceRecorder(directory)
-            recorder.start()
-            recorder.stop()
-    except RecorderUnavailable as error:
-        return str(error)
-    return ""
-
-
-_reason = _missing()
-pytestmark = pytest.mark.skipif(bool(_reason), reason=_reason or "-")
+pytestmark = needs_strace
 
 
 class _Handle(ctypes.Structure):

@@ -12,7 +12,6 @@ import sqlite3
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -29,26 +28,9 @@ from pytest_statepersist.recorders.sqlite import SqliteRecorder
 from pytest_statepersist.recorders.strace import StraceRecorder, check_available
 from pytest_statepersist.recorders.strace_sites import lend_sites
 from pytest_statepersist.recorders.strace_unseen import birth_time
+from tests.needs import needs_strace
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "strace"
-
-
-def _missing() -> str:
-    """Say why strace cannot be used here: tried, not guessed."""
-    try:
-        check_available()
-        with tempfile.TemporaryDirectory() as directory:
-            StraceRecorder(directory).run([sys.executable, "-c", ""])
-            recorder = StraceRecorder(directory)
-            recorder.start()
-            recorder.stop()
-    except RecorderUnavailable as error:
-        return str(error)
-    return ""
-
-
-_reason = _missing()
-needs_strace = pytest.mark.skipif(bool(_reason), reason=_reason or "-")
 
 
 @pytest.fixture
@@ -653,7 +635,6 @@ def test_an_strace_that_writes_without_end_is_ended(state: Path) -> None:
     recorder.start()
     (state / "after").write_bytes(b"new")
     assert len(recorder.stop()) > 0
-
 
 
 @linux
